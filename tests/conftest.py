@@ -1,0 +1,38 @@
+"""Eight logical CPU devices for every test process, so that the replica tests always run."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    """Gives each test Keras' defaults, and fails none because of the one before."""
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_floatx("float32")
+    keras.backend.clear_session(free_memory=False)
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator seeded by the test's own name, so that no two tests share their numbers."""
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def mirrored():
+    """Makes a MirroredStrategy over the first n logical CPU devices."""
+    return lambda replicas: tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)]
+    )
