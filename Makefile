@@ -1,0 +1,43 @@
+# Every target does all of its own set-up: a virtual environment in the checkout, with the
+# versions of constraints.txt. A second call finds it ready and starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint bench test-wheel clean
+
+demo: $(READY)
+	$(BIN)/python -m tfnorm.compare
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.layers
+
+# The wheel in a clean environment, away from the checkout.
+test-wheel: $(READY)
+	PYTHON=$(PYTHON) bash tests/wheel.sh
+
+clean:
+	rm -rf $(VENV) dist runs *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
+
+# The mark is taken away first and set again last: an environment without it was interrupted half
+# way and is made anew, one that has it only lacks what changed.
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  2>/dev/null || { echo "tfnorm needs Python 3.11 to 3.13 with venv and pip, which" \
+	  "'$(PYTHON)' is not: install one (Debian, Ubuntu: apt-get install python3-venv) or name" \
+	  "it: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up $(VENV), once (1-3 minutes) ..."
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $@
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	@touch $@

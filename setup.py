@@ -1,0 +1,58 @@
+"""Packaging of tfnorm. Supported versions are stated here; known-good ones are in constraints.txt."""
+
+import pathlib
+import runpy
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+setup(
+    name="tfnorm",
+    version=runpy.run_path(str(HERE / "tfnorm" / "version.py"))["__version__"],
+    description="Normalization layers for TensorFlow that train at any batch size, fold and serve",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tfnorm", "tfnorm.*"]),
+    package_data={"tfnorm": ["py.typed"]},
+    # Not "build": on file systems that ignore case, that is the file BUILD.
+    options={"build": {"build_base": "dist/build"}},
+    install_requires=[
+        "absl-py>=2.0",
+        "keras>=3.12,<3.16",
+        "numpy>=2.0",
+        "scikit-learn>=1.5",  # ships the digits of the default data set
+        "tensorflow>=2.20,<2.22",
+        "tensorflow-datasets>=4.9.8",
+    ],
+    extras_require={
+        "report": ["matplotlib>=3.9"],
+        "test": [
+            "hypothesis>=6.100",
+            "matplotlib>=3.9",
+            "pytest>=8.2",
+            "pytest-cov>=6.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "setuptools>=70.1",
+        ],
+        # What TensorFlow's resolver needs to find a Cloud TPU by its name. On a TPU VM itself,
+        # tensorflow-tpu takes the place of tensorflow.
+        "tpu": ["google-api-python-client", "oauth2client"],
+        "litert": ["ai-edge-litert"],
+        "onnx": ["onnxruntime", "tf2onnx"],
+    },
+    entry_points={
+        "console_scripts": [
+            "tfnorm-train = tfnorm.train:main",
+            "tfnorm-compare = tfnorm.compare:main",
+            "tfnorm-export = tfnorm.export.__main__:main",
+        ]
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
