@@ -1,4 +1,4 @@
-"""Packaging of tfnorm. Supported versions are stated here; known-good ones are in constraints.txt."""
+"""Packaging of tfnorm: what it supports. Known-good versions are in constraints.txt."""
 
 import pathlib
 import runpy
