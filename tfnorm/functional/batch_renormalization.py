@@ -1,0 +1,88 @@
+"""Batch renormalization (Ioffe 2017)."""
+
+import tensorflow as tf
+
+from tfnorm.functional import channelwise
+from tfnorm.functional.channelwise import Moments
+
+
+def batch_renormalization(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    moving_mean: tf.Tensor,
+    moving_variance: tf.Tensor,
+    r_max: tf.Tensor | float,
+    d_max: tf.Tensor | float,
+    *,
+    epsilon: float = 1e-3,
+    axis: int = -1,
+    mask: tf.Tensor | None = None,
+    groups: int = 1,
+) -> tuple[tf.Tensor, Moments]:
+    """Normalizes by batch statistics, corrected towards the moving ones (Algorithm 1).
+
+    y = γ·(r·(x − μ_B)/σ_B + d) + β with σ_B = sqrt(σ²_B + ε), σ = sqrt(moving_variance + ε),
+    r = clip(σ_B/σ, 1/r_max, r_max) and d = clip((μ_B − moving_mean)/σ, −d_max, d_max), both
+    constants of the backward pass: ∂L/∂x is that of BN with the scale γ·r (the paper's closed
+    form, page 4), ∂L/∂γ = Σ ∂L/∂y·(r·x̂ + d), ∂L/∂β = Σ ∂L/∂y.
+
+    Args:
+        x: any rank from 2, channels on `axis`.
+        gamma: scale [C], 1 if None.
+        beta: offset [C], 0 if None.
+        moving_mean: [C], from before this step.
+        moving_variance: [C], from before this step.
+        r_max: largest r, at least 1; its inverse is the smallest.
+        d_max: largest |d|, at least 0.
+        epsilon: added to the variances, inside the root.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, True where valid.
+        groups: the number of virtual replicas, consecutive parts of the batch.
+
+    Returns:
+        y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
+        through them).
+
+    Raises:
+        ValueError: `groups` does not divide the batch.
+    """
+    view = channelwise.View(x, axis, groups)
+    valid = view.flatten_mask(mask)
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
+        own = channelwise.moments(x, epsilon, valid)
+        r, d = _correction(own, moving_mean, moving_variance, r_max, d_max, epsilon)
+        y = channelwise.normalize(
+            x, own.mean, own.variance, gamma * r, gamma * d + beta, epsilon
+        )
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dx, dy_x_sum, dy_sum = channelwise.batch_normalize_gradient(
+                dy, x, own, gamma * r, epsilon, valid
+            )
+            dgamma = r * dy_x_sum + d * dy_sum
+            return dx, tf.reduce_sum(dgamma, 0, True), tf.reduce_sum(dy_sum, 0, True)
+
+        return (y, own.count, own.mean, own.variance), gradient
+
+    x = view.flatten(x)
+    y, count, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), Moments(count, mean, variance)
+
+
+def _correction(
+    own: Moments,
+    moving_mean: tf.Tensor,
+    moving_variance: tf.Tensor,
+    r_max: tf.Tensor | float,
+    d_max: tf.Tensor | float,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    dtype = own.mean.dtype
+    r_max, d_max = tf.cast(r_max, dtype), tf.cast(d_max, dtype)
+    sigma = tf.sqrt(moving_variance + epsilon)
+    r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
+    d = tf.clip_by_value((own.mean - moving_mean) / sigma, -d_max, d_max)
+    return r, d

@@ -1,0 +1,221 @@
+"""What all normalizers share: arguments, four weights, masks, inference, moving averages."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnorm import functional
+from tfnorm.layers import replicas
+
+
+class ChannelNormalization(keras.layers.Layer):
+    """A layer that normalizes channels: trains by its own method, infers by the one formula.
+
+    Inference: y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β. A subclass adds its state
+    in `build_state` and writes `normalize_batch`, the training pass.
+
+    Args:
+        axis: the channel axis.
+        momentum: decay α of the moving statistics, moving ← α·moving + (1 − α)·new.
+        epsilon: added to the variance, inside the root.
+        center: whether there is a β.
+        scale: whether there is a γ.
+        beta_initializer: of β.
+        gamma_initializer: of γ.
+        moving_mean_initializer: of the moving mean.
+        moving_variance_initializer: of the moving variance.
+        beta_regularizer: of β.
+        gamma_regularizer: of γ.
+        beta_constraint: of β.
+        gamma_constraint: of γ.
+        virtual_replicas: G, into how many consecutive parts a training batch is split that are
+            normalized as if each stood on a replica of its own. The batch must be a multiple.
+        **kwargs: those of `keras.layers.Layer`: name, dtype, trainable.
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        virtual_replicas: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(axis, (list, tuple)) and len(axis) == 1:
+            axis = axis[0]
+        self.axis = int(axis)
+        self.momentum = float(momentum)
+        self.epsilon = float(epsilon)
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.virtual_replicas = int(virtual_replicas)
+        if self.virtual_replicas < 1:
+            raise ValueError(
+                f"virtual_replicas must be at least 1. Received: {virtual_replicas}. "
+                "Give the number of parts that a training batch is split into."
+            )
+        self.supports_masking = True
+        self.gamma = None
+        self.beta = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates γ and β, the moving statistics, then the state of the method."""
+        rank = len(input_shape)
+        if not -rank <= self.axis < rank:
+            raise ValueError(
+                f"axis={self.axis} is not an axis of an input of shape {tuple(input_shape)}. "
+                f"Choose the axis of the channels, from {-rank} to {rank - 1}."
+            )
+        channels = input_shape[self.axis]
+        if channels is None:
+            raise ValueError(
+                f"the channel axis {self.axis} of the input must have a known size. Received an "
+                f"input of shape {tuple(input_shape)}. Give its size in keras.Input."
+            )
+        self.channels = channels
+        if self.scale:
+            self.gamma = self.add_weight(
+                name="gamma",
+                shape=(channels,),
+                initializer=self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+                autocast=False,
+            )
+        if self.center:
+            self.beta = self.add_weight(
+                name="beta",
+                shape=(channels,),
+                initializer=self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+                autocast=False,
+            )
+        self.moving_mean = self.add_state("moving_mean", (), self.moving_mean_initializer)
+        self.moving_variance = self.add_state(
+            "moving_variance", (), self.moving_variance_initializer
+        )
+        self.build_state()
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis: channels})
+
+    def add_state(
+        self, name: str, leading: tuple[int, ...] = (), initializer: Any = "zeros"
+    ) -> keras.Variable:
+        """A per-replica statistic of shape leading + [C], float32 (float64 in float64 layers)."""
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+        return replicas.state_variable(initializer, (*leading, self.channels), dtype, name)
+
+    def build_state(self) -> None:
+        """Creates what the method keeps beside the four weights; nothing by default."""
+
+    def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """The training pass: normalizes a batch and updates the state."""
+        raise NotImplementedError
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Normalizes `inputs`; `mask` has their shape less the channel axis, True where valid."""
+        if training and self.trainable:
+            self.check_mask(inputs, mask)
+            return self.normalize_batch(inputs, mask)
+        return self.normalize_for_inference(inputs)
+
+    def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β."""
+        return functional.normalize_by_moving_statistics(
+            inputs,
+            self.gamma,
+            self.beta,
+            self.moving_mean,
+            self.moving_variance,
+            epsilon=self.epsilon,
+            axis=self.axis,
+        )
+
+    def check_mask(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> None:
+        """Raises a ValueError unless the mask has one dimension less than the inputs."""
+        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
+            raise ValueError(
+                "the mask must have one dimension less than the inputs: their shape without the "
+                f"channel axis. Received: mask.shape={tuple(mask.shape)}, "
+                f"inputs.shape={tuple(inputs.shape)}."
+            )
+
+    def update_moving(self, variable: keras.Variable, new: tf.Tensor, count: tf.Tensor) -> None:
+        """Moving ← α·moving + (1 − α)·new [G, C], the mean over groups.
+
+        A group without a valid position (count [G, 1] of 0) keeps the old value.
+        """
+        old = tf.convert_to_tensor(variable)[None]
+        updated = self.momentum * old + (1 - self.momentum) * new
+        variable.assign(tf.reduce_mean(tf.where(count > 0, updated, old), axis=0))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The input's."""
+        return input_shape
+
+    def inference_scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, offset), float64 [C]: at inference y = scale·x + offset in each channel."""
+        mean, variance = (
+            keras.ops.convert_to_numpy(v).astype(np.float64)
+            for v in (self.moving_mean, self.moving_variance)
+        )
+        gamma, beta = (
+            default if v is None else keras.ops.convert_to_numpy(v).astype(np.float64)
+            for v, default in ((self.gamma, np.ones_like(mean)), (self.beta, np.zeros_like(mean)))
+        )
+        scale = gamma / np.sqrt(variance + self.epsilon)
+        return scale, beta - scale * mean
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments of the constructor."""
+        serialize = {
+            "initializer": keras.initializers.serialize,
+            "regularizer": keras.regularizers.serialize,
+            "constraint": keras.constraints.serialize,
+        }
+        names = (
+            "beta_initializer",
+            "gamma_initializer",
+            "moving_mean_initializer",
+            "moving_variance_initializer",
+            "beta_regularizer",
+            "gamma_regularizer",
+            "beta_constraint",
+            "gamma_constraint",
+        )
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            **{name: serialize[name.rsplit("_", 1)[1]](getattr(self, name)) for name in names},
+            "virtual_replicas": self.virtual_replicas,
+        }

@@ -1,0 +1,151 @@
+"""The one registry of normalizers, and the one place where a convolution meets its normalizer."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from tfnorm.errors import UserError
+from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_normalization import BatchNormalization
+from tfnorm.layers.batch_renormalization import BatchRenormalization
+
+Attach = Callable[[keras.layers.Layer, Any, Any, Mapping[str, Any]], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """A named way to follow a convolution (or dense layer) by a normalization.
+
+    Calling it applies both: `y, state = normalizer(layer, x, state)`, where `layer` is an unbuilt
+    layer without bias and `state` is what the previous normalizer of the network's main path
+    returned, None at the start. Only bkn has a state; all others hand on None.
+
+    Attributes:
+        name: the name in flags and tables.
+        description: one line for a table.
+        foldable: whether it is linear at inference, so that it folds into the layer before it.
+        layer_class: the layer that normalizes, None for `none`.
+        defaults: arguments of that layer which make the name what it is.
+        options: the user's arguments of that layer.
+    """
+
+    name: str
+    description: str
+    foldable: bool
+    layer_class: type[keras.layers.Layer] | None
+    attach: Attach = field(repr=False)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """Applies `layer` to x and normalizes its output; returns (y, state)."""
+        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+        return self.attach(layer, x, state, {"axis": axis, **self.defaults, **self.options})
+
+
+def get(name: str, **options: Any) -> Normalizer:
+    """The normalizer called `name`, its layer to be made with `options`.
+
+    Raises:
+        UserError: there is no such normalizer, or its layer does not take one of the options.
+    """
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(str(name), NAMES, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"unknown norm {name!r}; the known ones are {', '.join(NAMES)}.{hint}")
+    norm = _REGISTRY[name]
+    accepted = _arguments(norm.layer_class)
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise UserError(
+            f"norm {name!r} does not take {', '.join(unknown)}; "
+            f"it takes {', '.join(accepted) or 'no options'}."
+        )
+    return Normalizer(**{**vars(norm), "options": options})
+
+
+def concatenate_states(states: Sequence[Any]) -> Any:
+    """The state of concatenated branches, from the states of the branches in the same order."""
+    return None if all(state is None for state in states) else NotImplemented
+
+
+def _arguments(layer_class: type | None) -> list[str]:
+    names = []
+    for cls in inspect.getmro(layer_class) if layer_class else ():
+        if cls is keras.layers.Layer:
+            break
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind in kinds and p.name not in names]
+    return sorted(set(names) - {"self", "layer", "axis"})
+
+
+def _after(layer_class: type[keras.layers.Layer]) -> Attach:
+    """The normalizer stands after the layer."""
+
+    def attach(
+        layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        del state
+        return layer_class(**arguments)(layer(x)), None
+
+    return attach
+
+
+def _group_normalization(channels_per_group: Callable[[int], int]) -> Attach:
+    def attach(
+        layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        del state
+        y = layer(x)
+        channels = y.shape[arguments["axis"]]
+        groups = channels // channels_per_group(channels)
+        return keras.layers.GroupNormalization(**{"groups": groups, **arguments})(y), None
+
+    return attach
+
+
+def _size_of_at_most_32_groups(channels: int) -> int:
+    # Wu & He (2018) take 32 groups; narrow networks take fewer, of no less than 4 channels.
+    return channels // math.gcd(channels, min(32, max(channels // 4, 1)))
+
+
+def _bias(
+    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    del state, arguments
+    return type(layer).from_config({**layer.get_config(), "use_bias": True})(x), None
+
+
+def _batch_like(
+    name: str, description: str, layer_class: type[ChannelNormalization], **defaults: Any
+) -> Normalizer:
+    return Normalizer(name, description, True, layer_class, _after(layer_class), defaults)
+
+
+def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
+    attach = _group_normalization(channels_per_group)
+    return Normalizer(name, description, False, keras.layers.GroupNormalization, attach)
+
+
+_REGISTRY = {
+    norm.name: norm
+    for norm in (
+        _batch_like("bn", "batch normalization", BatchNormalization),
+        _batch_like(
+            "syncbn", "BN over all replicas", BatchNormalization, synchronized=True
+        ),
+        _batch_like("brn", "batch renormalization", BatchRenormalization),
+        _group_like("gn", "group normalization", _size_of_at_most_32_groups),
+        _group_like("ln", "layer normalization (one group)", lambda channels: channels),
+        _group_like("in", "instance normalization (one channel a group)", lambda channels: 1),
+        Normalizer("none", "no normalization, a bias instead", True, None, _bias),
+    )
+}
+
+NAMES = tuple(_REGISTRY)

@@ -1,0 +1,88 @@
+"""All of tf.distribute that the layers use: per-replica state, and two collectives."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+
+def state_variable(
+    initializer: keras.initializers.Initializer | Callable | str,
+    shape: tuple[int, ...],
+    dtype: str,
+    name: str,
+) -> keras.Variable:
+    """A statistic of which every replica has its own copy, read from outside as their mean.
+
+    A replica writes and reads its copy without a word to the others, so that a training step
+    communicates nothing; a checkpoint holds the mean.
+    """
+    return _on_read(initializer, shape, dtype, name, "mean")
+
+
+def step_counter(name: str = "step") -> keras.Variable:
+    """A count of training calls, the same on every replica; a checkpoint holds the first's."""
+    return _on_read("zeros", (), "int32", name, "only_first_replica")
+
+
+def _on_read(
+    initializer: keras.initializers.Initializer | Callable | str,
+    shape: tuple[int, ...],
+    dtype: str,
+    name: str,
+    aggregation: str,
+) -> keras.Variable:
+    # Layer.add_weight has no `synchronization`; a variable set as an attribute is tracked as well.
+    return keras.Variable(
+        keras.initializers.get(initializer),
+        shape=shape,
+        dtype=dtype,
+        trainable=False,
+        autocast=False,
+        synchronization="on_read",
+        aggregation=aggregation,
+        name=name,
+    )
+
+
+def gather(vector: tf.Tensor) -> tf.Tensor:
+    """[n] of each replica as [replicas, n] on all of them.
+
+    It is one all-reduce in which each replica fills its own row: `ReplicaContext.all_gather` takes
+    two collectives under MultiWorkerMirroredStrategy, the first for the shapes.
+    """
+    context = _replica_context()
+    if context is None:
+        return vector[None]
+    rows = tf.range(context.num_replicas_in_sync)
+    own = tf.equal(rows, context.replica_id_in_sync_group)[:, None]
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(own, vector[None], 0))
+
+
+def reduce_sum(vector: tf.Tensor) -> tf.Tensor:
+    """[n] of each replica summed over all of them."""
+    context = _replica_context()
+    if context is None:
+        return vector
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
+
+
+def _replica_context() -> tf.distribute.ReplicaContext | None:
+    context = tf.distribute.get_replica_context()
+    return context if context is not None and context.num_replicas_in_sync > 1 else None
+
+
+def synchronize_statistics(model: keras.Model | keras.layers.Layer) -> None:
+    """Gives every replica the mean of all replicas' statistics.
+
+    Call it before an evaluation, a checkpoint or an export, outside `strategy.run`; without a
+    strategy it does nothing. Inside a replica a statistic is the replica's own, so that an
+    evaluation would otherwise differ from replica to replica.
+    """
+    for variable in model.non_trainable_variables:
+        value = variable.value
+        strategy = getattr(value, "distribute_strategy", None)
+        on_read = tf.VariableSynchronization.ON_READ
+        if strategy is not None and value.synchronization == on_read:
+            with strategy.scope():
+                value.assign(value.read_value())

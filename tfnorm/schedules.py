@@ -1,0 +1,56 @@
+"""Values that change with a layer's own step counter."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="tfnorm")
+class LinearRamp:
+    """start_value until start_step, end_value from end_step on, a straight line between them.
+
+    It has no state: a layer calls it with its own counter, which checkpoints keep.
+
+    Args:
+        start_value: value up to and at `start_step`.
+        end_value: value at and after `end_step`.
+        start_step: last step of the start value, in training calls of the layer.
+        end_step: first step of the end value.
+
+    Raises:
+        ValueError: `end_step` comes before `start_step`.
+    """
+
+    def __init__(
+        self, start_value: float, end_value: float, start_step: int, end_step: int
+    ) -> None:
+        if end_step < start_step:
+            raise ValueError(
+                "LinearRamp needs end_step at or after start_step. "
+                f"Received start_step={start_step}, end_step={end_step}. Exchange them?"
+            )
+        self.start_value = float(start_value)
+        self.end_value = float(end_value)
+        self.start_step = int(start_step)
+        self.end_step = int(end_step)
+
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        """The value [] at `step`, float32."""
+        # The difference is taken in integers: float32 has no odd numbers above 2²⁴.
+        passed = tf.cast(tf.cast(step, tf.int64) - self.start_step, tf.float32)
+        length = max(self.end_step - self.start_step, 1)
+        fraction = tf.clip_by_value(passed / float(length), 0.0, 1.0)
+        return self.start_value + (self.end_value - self.start_value) * fraction
+
+    def get_config(self) -> dict:
+        """The four arguments."""
+        return {
+            "start_value": self.start_value,
+            "end_value": self.end_value,
+            "start_step": self.start_step,
+            "end_step": self.end_step,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LinearRamp":
+        """The schedule of a configuration."""
+        return cls(**config)
