@@ -1,0 +1,179 @@
+"""From a name and a directory to a prepared TFDS data set; the network is the last resort."""
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfnorm.data.sklearn_digits import SklearnDigits
+from tfnorm.errors import RunError, UserError
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_READ_BATCH = 1024
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Opens a data set, preparing it first where that has not been done.
+
+    A data set that lies prepared in the directory is read from its files: neither the code that
+    made it nor the network is needed.
+
+    Args:
+        name: A TFDS name, such as "cifar10", "emnist/letters" or "mnist:3.0.1".
+        data_dir: Directory of prepared data sets; None is TFDS' own default.
+
+    Returns:
+        A builder whose data set is prepared.
+
+    Raises:
+        UserError: Unknown name, or the directory cannot be written.
+        RunError: The download failed.
+    """
+    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    directory = _prepared_directory(name, root)
+    if directory is not None:
+        return tfds.builder_from_directory(directory)
+    if not re.fullmatch(r"[a-z0-9_]+(/[\w.\-]+)?(:[\w.]+)?", name):
+        raise _unknown(name, root)
+    try:
+        builder = tfds.builder(name, data_dir=root, try_gcs=False)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError):
+        raise _unknown(name, root) from None
+    _prepare(builder, root)
+    return builder
+
+
+def prepared_names(root: pathlib.Path) -> list[str]:
+    """Names of the data sets that lie prepared in a directory."""
+    found = {
+        info.parent.parent.relative_to(root).as_posix()
+        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+        for info in root.glob(pattern)
+        if _VERSION.fullmatch(info.parent.name)
+    }
+    return sorted(found)
+
+
+def evaluation_split(builder: tfds.core.DatasetBuilder) -> str:
+    """The split to evaluate on: test, or validation where there is no test."""
+    for split in ("test", "validation"):
+        if split in builder.info.splits:
+            return split
+    raise UserError(
+        f"data set '{builder.name}' has neither a test nor a validation split, only "
+        f"{', '.join(builder.info.splits)}; choose another --dataset"
+    )
+
+
+def check_classification(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises UserError unless a data set has uint8 images of one size and a class label."""
+    features = builder.info.features
+    features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise UserError(
+            f"data set '{builder.name}' is not for image classification: needed are the features "
+            f"image and label, it has {', '.join(features) or 'none'}; choose another --dataset"
+        )
+    if None in image.shape or image.np_dtype != np.uint8:
+        raise UserError(
+            f"data set '{builder.name}' has images of shape {tuple(image.shape)} and type "
+            f"{np.dtype(image.np_dtype).name}; needed are uint8 images of one size; "
+            "choose another --dataset"
+        )
+    if "train" not in builder.info.splits:
+        raise UserError(
+            f"data set '{builder.name}' has no train split, only "
+            f"{', '.join(builder.info.splits)}; choose another --dataset"
+        )
+
+
+def read(
+    builder: tfds.core.DatasetBuilder, split: str, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one split into memory, in the order of its files.
+
+    Args:
+        builder: A prepared data set.
+        split: Name of the split.
+        limit: Read only so many examples, the first ones.
+
+    Returns:
+        Images [n, height, width, channels] uint8, labels [n] int32.
+    """
+    total = builder.info.splits[split].num_examples
+    total = total if limit is None else min(limit, total)
+    images = np.empty((total, *builder.info.features["image"].shape), np.uint8)
+    labels = np.empty(total, np.int32)
+    examples = builder.as_dataset(split=f"{split}[:{total}]", shuffle_files=False)
+    position = 0
+    for batch in examples.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
+        end = position + len(batch["label"])
+        images[position:end], labels[position:end] = batch["image"], batch["label"]
+        position = end
+    return images, labels
+
+
+def _prepared_directory(name: str, root: pathlib.Path) -> pathlib.Path | None:
+    """Where the newest (or the asked for) version of a data set lies prepared, if it does."""
+    name, _, version = name.partition(":")
+    versions = [path for path in _version_directories(root / name) if version in ("", path.name)]
+    return max(versions, key=_version_number, default=None)
+
+
+def _version_number(directory: pathlib.Path) -> list[int]:
+    return [int(part) for part in directory.name.split(".")]
+
+
+def _version_directories(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    for info in directory.glob("*/dataset_info.json"):
+        if _VERSION.fullmatch(info.parent.name):
+            yield info.parent
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, root: pathlib.Path) -> None:
+    """Prepares a data set: TFDS writes it aside and renames it, so none is ever half there."""
+    embedded = isinstance(builder, SklearnDigits)
+    try:
+        os.makedirs(root, exist_ok=True)
+        with _silence() if embedded else contextlib.nullcontext():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+    except Exception as error:
+        if _prepared_directory(builder.name, root) is not None:
+            return  # Another process was faster.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if embedded or (isinstance(error, OSError) and not os.access(root, os.W_OK)):
+            raise UserError(
+                f"cannot prepare data set '{builder.name}' in {root} ({reason}); "
+                "choose a writable --data_dir"
+            ) from error
+        raise RunError(
+            f"cannot download data set '{builder.name}' ({reason}); "
+            f"prepared in {root}: {', '.join(prepared_names(root)) or 'none'}; "
+            "sklearn_digits needs no download"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """For half a second of work without a download, TFDS' talk of downloading would mislead."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _unknown(name: str, root: pathlib.Path) -> UserError:
+    return UserError(
+        f"unknown data set '{name}'; prepared in {root}: "
+        f"{', '.join(prepared_names(root)) or 'none'}; sklearn_digits needs no download; "
+        "other TFDS image-classification data sets, such as cifar10, are downloaded by name"
+    )
