@@ -1,0 +1,74 @@
+"""The file of results: appended to, resumed, never silently broken."""
+
+import json
+
+import pytest
+
+from tfnorm.errors import UserError
+from tfnorm.study.results import Results
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "results.jsonl"
+
+
+def record(identity, **values):
+    return {"hash": identity, **values}
+
+
+def test_records_are_read_again_in_the_order_asked_for(path):
+    results = Results(path)
+    results.append(record("a", seed=0))
+    results.append(record("b", seed=1))
+    again = Results(path)
+    assert len(again) == 2
+    assert again.select(["b", "unknown", "a"]) == [record("b", seed=1), record("a", seed=0)]
+    assert again.get("unknown") is None
+
+
+def test_the_last_record_of_a_run_counts(path):
+    results = Results(path)
+    results.append(record("a", loss=3.5))
+    results.append(record("a", loss=2.5))
+    assert results.get("a") == Results(path).get("a") == record("a", loss=2.5)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_half_a_line_at_the_end_is_replaced_by_the_next(path):
+    Results(path).append(record("a"))
+    with open(path, "a") as file:
+        file.write('{"hash": "b", "los')
+    results = Results(path)
+    assert results.get("b") is None
+    results.append(record("c"))
+    results.append(record("d"))
+    assert [json.loads(line)["hash"] for line in path.read_text().splitlines()] == ["a", "c", "d"]
+
+
+def test_another_writer_loses_nothing(path):
+    first, second = Results(path), Results(path)
+    first.append(record("a"))
+    second.append(record("b"))
+    first.append(record("c"))
+    assert len(Results(path)) == 3
+
+
+@pytest.mark.parametrize("line", ["not json", '["a list"]', '{"no": "hash"}', ""])
+def test_a_broken_line_is_named(path, line):
+    results = Results(path)
+    results.append(record("a"))
+    path.write_text(path.read_text() + line + "\n" + path.read_text())
+    with pytest.raises(UserError) as error:
+        Results(path)
+    assert str(error.value) == (
+        f"Line 2 of {path} is not the record of a run. Mend or delete that line (its run is then "
+        "done again), or choose another --output_dir."
+    )
+
+
+def test_numbers_that_json_lacks_become_null(path):
+    results = Results(path)
+    results.append(record("a", history=[{"loss": float("nan")}, {"loss": 2.5}], top=(1, -1e999)))
+    expected = record("a", history=[{"loss": None}, {"loss": 2.5}], top=[1, None])
+    assert results.get("a") == Results(path).get("a") == expected

@@ -1,0 +1,79 @@
+"""The file of results: one JSON line a run, only ever appended to."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from tfnorm.errors import UserError
+
+
+class Results:
+    """The runs recorded in one JSON-lines file.
+
+    A run that was killed while it wrote leaves half a line at the end: it counts as not written,
+    and the next append replaces it. A broken line anywhere else is someone's edit and an error.
+
+    Args:
+        path: The file; it need not exist yet.
+
+    Raises:
+        UserError: A line before the last is not a JSON object with a `hash`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        self._records: dict[str, dict] = {}
+        self._whole: int | None = None  # where the whole lines end, if half a line follows
+        if self.path.exists():
+            self._read(self.path.read_bytes())
+
+    def _read(self, content: bytes) -> None:
+        whole = content.rfind(b"\n") + 1
+        self._whole = whole if whole < len(content) else None
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._records[record["hash"]] = record
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"Line {number} of {self.path} is not the record of a run. Mend or delete that "
+                    "line (its run is then done again), or choose another --output_dir."
+                ) from None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, identity: str) -> dict | None:
+        """The last record of the run with this hash, or None."""
+        return self._records.get(identity)
+
+    def select(self, identities: Sequence[str]) -> list[dict]:
+        """The records of these runs that are there, in the order asked for."""
+        return [self._records[i] for i in identities if i in self._records]
+
+    def append(self, record: Mapping) -> None:
+        """Adds a run at the end of the file, on the disk when this returns.
+
+        Numbers that JSON has no word for (a loss that is NaN) are written as null.
+        """
+        record = json.loads(json.dumps(_finite(record)))
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            if self._whole is not None:
+                file.truncate(self._whole)
+                self._whole = None
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._records[record["hash"]] = record
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

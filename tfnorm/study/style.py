@@ -1,0 +1,16 @@
+"""How a norm looks in every plot: the same colour and marker everywhere."""
+
+# Colours that the colour-blind can tell apart (Okabe and Ito 2008; the last three by Paul Tol),
+# and a marker each for print without colours.
+STYLES = {
+    "bn": ("#000000", "o"),
+    "syncbn": ("#0072B2", "s"),
+    "brn": ("#E69F00", "^"),
+    "mabn": ("#D55E00", "D"),
+    "cbn": ("#009E73", "v"),
+    "bkn": ("#CC79A7", "P"),
+    "gn": ("#56B4E9", "X"),
+    "ln": ("#999933", "<"),
+    "in": ("#882255", ">"),
+    "none": ("#888888", "*"),
+}

@@ -1,0 +1,79 @@
+"""From the records of runs to the rows of a table."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The repetitions of one setting, which differ by their seed only.
+
+    Attributes:
+        labels: The labels that the repetitions share.
+        records: Their records that ended well.
+        failures: What the others failed of.
+    """
+
+    labels: Mapping[str, str | int | float]
+    records: tuple[dict, ...]
+    failures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, labels: Mapping, records: Sequence[dict]) -> Self:
+        """Parts the records that ended well from the failed ones."""
+        return cls(
+            labels,
+            tuple(r for r in records if r["error"] is None),
+            tuple(r["error"] for r in records if r["error"] is not None),
+        )
+
+    def values(self, metric: str) -> list[float]:
+        """One number a repetition; none where every repetition failed."""
+        return [r["result"][metric] for r in self.records]
+
+    def mean(self, metric: str) -> float:
+        """The mean over the repetitions, NaN where there is none."""
+        values = self.values(metric)
+        return statistics.fmean(values) if values else float("nan")
+
+    def spread(self, metric: str) -> float:
+        """Half the range over the repetitions: mean ± spread covers about all of them."""
+        values = self.values(metric)
+        return (max(values) - min(values)) / 2 if values else float("nan")
+
+
+def rows(records: Sequence[dict]) -> list[Row]:
+    """Groups records by their labels, in the order in which these first appear."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record["labels"].items()), []).append(record)
+    return [Row.of(dict(labels), group) for labels, group in groups.items()]
+
+
+def text_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Aligns columns. A title may have several lines; the first column is set to the left."""
+    head = [title.split("\n") for title in titles]
+    height = max(map(len, head))
+    lines = [[(t[i] if i < len(t) else "") for t in head] for i in range(height)]
+    widths = [max(len(line[i]) for line in [*lines, *cells]) for i in range(len(titles))]
+    aligned = [
+        "  ".join(
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in [*lines, ["-" * width for width in widths], *cells]
+    ]
+    return "\n".join(aligned)
+
+
+def csv_table(titles: Sequence[str], cells: Sequence[Sequence[object]]) -> str:
+    """The same as comma-separated values, for spreadsheets."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows(cells)
+    return text.getvalue()
