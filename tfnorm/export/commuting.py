@@ -1,0 +1,131 @@
+"""Layers that an affine map of channels can be moved across without a change of the result."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from tfnorm.export.affine import Affine, Obstacle
+from tfnorm.graph import Call, Tensor
+
+layers = keras.layers
+
+
+def move_before(call: Call, affine: Affine) -> Affine:
+    """The map A' with call(A'(x)) = affine(call(x)). Raises Obstacle if there is none."""
+    return _move(call, affine, backward=True)
+
+
+def move_after(call: Call, affine: Affine) -> Affine:
+    """The map A' with A'(call(x)) = call(affine(x)). Raises Obstacle if there is none."""
+    return _move(call, affine, backward=False)
+
+
+def _move(call: Call, affine: Affine, backward: bool) -> Affine:
+    layer = call.part.operation
+    rule = _RULES.get(type(layer))
+    one_to_one = len(call.tensors) == 1 and len(call.outputs) == 1
+    if rule is None or not one_to_one or call.kwargs.get("training"):
+        raise Obstacle(f"{call.part.path} ({type(layer).__name__}) lies in between")
+    shapes = call.tensors[0], call.outputs[0]
+    source, target = reversed(shapes) if backward else shapes
+    return rule(call, affine, source, target)
+
+
+def _same(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    return affine
+
+
+def _linear_activation(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    activation = call.part.operation.activation
+    if activation is not keras.activations.linear:
+        raise Obstacle(f"{call.part.path} (Activation) lies in between")
+    return affine
+
+
+def _over_windows(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """Each output is an average of positions of its own channel."""
+    axis = _channel_axis(call, source)
+    return _with_axis(call, affine, axis, axis)
+
+
+def _increasing(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """The largest value stays the largest under an increasing map."""
+    if np.any(affine.scale < 0):
+        raise Obstacle(f"{call.part.path} lies in between, and a channel has a negative scale")
+    return _over_windows(call, affine, source, target)
+
+
+def _without_offset(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """Zeros that are put in stay zeros only if nothing is added."""
+    if np.any(affine.offset != 0):
+        raise Obstacle(f"{call.part.path} lies in between and pads with zeros")
+    return _over_windows(call, affine, source, target)
+
+
+def _over_positions(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """Global pooling: the channels are on another axis of a tensor of another rank."""
+    return _with_axis(call, affine, _channel_axis(call, source), _channel_axis(call, target))
+
+
+def _rearranged(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """Reshape and Flatten keep the order of the elements: the last axis repeats or splits."""
+    if getattr(call.part.operation, "data_format", "channels_last") == "channels_first":
+        raise Obstacle(f"{call.part.path} lies in between and moves the channels")
+    moved = _with_axis(call, affine, len(source.shape) - 1, len(target.shape) - 1)
+    old, new = source.shape[-1], target.shape[-1]
+    if new is None or old is None:
+        raise Obstacle(f"{call.part.path} lies in between and its size is not known")
+    if new % old == 0:
+        times = new // old
+        return Affine(np.tile(moved.scale, times), np.tile(moved.offset, times), moved.axis)
+    rows = moved.scale.reshape(-1, new), moved.offset.reshape(-1, new)
+    if old % new == 0 and all(np.all(values == values[0]) for values in rows):
+        return Affine(rows[0][0], rows[1][0], moved.axis)
+    raise Obstacle(f"{call.part.path} lies in between and mixes channels with positions")
+
+
+def _channel_axis(call: Call, tensor: Tensor) -> int:
+    first = getattr(call.part.operation, "data_format", "channels_last") == "channels_first"
+    return 1 if first else len(tensor.shape) - 1
+
+
+def _with_axis(call: Call, affine: Affine, expected: int, axis: int) -> Affine:
+    if affine.axis != expected:
+        raise Obstacle(f"{call.part.path} lies in between and moves the channels")
+    return Affine(affine.scale, affine.offset, axis)
+
+
+_NOTHING_AT_INFERENCE = (
+    layers.Identity,
+    layers.Dropout,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.ActivityRegularization,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+)
+
+
+def _rules() -> dict[type, Callable[[Call, Affine, Tensor, Tensor], Affine]]:
+    ranks = ("1D", "2D", "3D")
+    rules = dict.fromkeys(_NOTHING_AT_INFERENCE, _same)
+    for kind, rule in {
+        "AveragePooling": _over_windows,
+        "UpSampling": _over_windows,
+        "Cropping": _over_windows,
+        "MaxPooling": _increasing,
+        "ZeroPadding": _without_offset,
+        "GlobalAveragePooling": _over_positions,
+    }.items():
+        rules |= {getattr(layers, kind + rank): rule for rank in ranks}
+    return rules | {
+        layers.Activation: _linear_activation,
+        layers.Reshape: _rearranged,
+        layers.Flatten: _rearranged,
+    }
+
+
+_RULES = _rules()

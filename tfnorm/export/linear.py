@@ -1,0 +1,175 @@
+"""Convolutions and dense layers as linear maps that take in an affine map of channels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from tfnorm.export.affine import Affine, Obstacle
+from tfnorm.graph import Part
+from tfnorm.graph.copying import copy_operation
+
+Kernels = list[np.ndarray]
+
+
+class Kind(NamedTuple):
+    """How the channels of a class of layers lie in its kernels.
+
+    Attributes:
+        scale_outputs: (kernels, scale [C_out]) -> kernels of the layer with scaled outputs.
+        scale_inputs: (kernels, scale [C_in]) -> kernels of the layer on scaled inputs.
+        response: (kernels, offset [C_in]) -> [C_out], what inputs of `offset` everywhere give;
+            None where that is not the same at every position, whatever the padding.
+    """
+
+    scale_outputs: Callable[[Kernels, np.ndarray], Kernels]
+    scale_inputs: Callable[[Kernels, np.ndarray], Kernels]
+    response: Callable[[Kernels, np.ndarray], np.ndarray] | None
+
+
+def _by_input(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values [C_in] as [C_in / groups, C_out]: the filters of a group see its channels only."""
+    grouped = values.reshape(-1, kernel.shape[-2])
+    return np.repeat(grouped.T, kernel.shape[-1] // len(grouped), axis=1)
+
+
+def _total(kernel: np.ndarray, channel_axes: int) -> np.ndarray:
+    return kernel.sum(axis=tuple(range(kernel.ndim - channel_axes)))
+
+
+# Kernels: [..., C_in / groups, C_out].
+_CONVOLUTION = Kind(
+    lambda k, scale: [k[0] * scale],
+    lambda k, scale: [k[0] * _by_input(k[0], scale)],
+    lambda k, offset: _total(k[0] * _by_input(k[0], offset), 1),
+)
+# Kernels: [..., C_out, C_in]. An output near the border gets fewer terms than one inside.
+_TRANSPOSED = Kind(
+    lambda k, scale: [k[0] * scale[:, None]],
+    lambda k, scale: [k[0] * scale],
+    None,
+)
+# Kernels: [..., C_in, multiplier]; the outputs are [C_in, multiplier], flattened.
+_DEPTHWISE = Kind(
+    lambda k, scale: [k[0] * scale.reshape(k[0].shape[-2:])],
+    lambda k, scale: [k[0] * scale[:, None]],
+    lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1),
+)
+# Kernels: depthwise [..., C_in, multiplier], then pointwise [..., C_in · multiplier, C_out].
+_SEPARABLE = Kind(
+    lambda k, scale: [k[0], k[1] * scale],
+    lambda k, scale: [k[0] * scale[:, None], k[1]],
+    lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1) @ _total(k[1], 2),
+)
+
+KINDS: dict[type, Kind] = {
+    keras.layers.Dense: _CONVOLUTION,
+    keras.layers.Conv1D: _CONVOLUTION,
+    keras.layers.Conv2D: _CONVOLUTION,
+    keras.layers.Conv3D: _CONVOLUTION,
+    keras.layers.Conv1DTranspose: _TRANSPOSED,
+    keras.layers.Conv2DTranspose: _TRANSPOSED,
+    keras.layers.Conv3DTranspose: _TRANSPOSED,
+    keras.layers.DepthwiseConv1D: _DEPTHWISE,
+    keras.layers.DepthwiseConv2D: _DEPTHWISE,
+    keras.layers.SeparableConv1D: _SEPARABLE,
+    keras.layers.SeparableConv2D: _SEPARABLE,
+}
+
+
+class LinearPart(Part):
+    """A layer of one of `KINDS` with weights of its own, kept in float64.
+
+    Args:
+        path: as in `Part`.
+        operation: the model's layer, built.
+        rank: of its input.
+        kernel: takes the place of the layer's own kernel.
+    """
+
+    def __init__(
+        self, path: str, operation: keras.Layer, rank: int, kernel: np.ndarray | None = None
+    ) -> None:
+        super().__init__(path, operation)
+        self._kind = KINDS[type(operation)]
+        self._rank = rank
+        self._kernels = None if kernel is None else [np.asarray(kernel, "float64")]
+        self._bias: np.ndarray | None = None
+        if kernel is not None and operation.use_bias:
+            self._bias = operation.get_weights()[-1].astype("float64")
+
+    def check_affine_after(self, affine: Affine) -> None:
+        """Raises Obstacle unless `absorb_after` can take the map in."""
+        self._check_axis(affine)
+        if self.operation.activation is not keras.activations.linear:
+            name = keras.activations.serialize(self.operation.activation)
+            raise Obstacle(f"{self.path} before it ends in the activation {_text(name)}")
+
+    def absorb_after(self, affine: Affine) -> None:
+        """Takes in a map of the outputs: s·(K x + b) + o = (s K) x + (s b + o)."""
+        self._load()
+        self._kernels = self._kind.scale_outputs(self._kernels, affine.scale)
+        self._bias = affine.scale * (0.0 if self._bias is None else self._bias) + affine.offset
+
+    def check_affine_before(self, affine: Affine) -> None:
+        """Raises Obstacle unless `absorb_before` can take the map in, exactly."""
+        self._check_axis(affine)
+        if np.any(affine.offset != 0) and (self._kind.response is None or self._pads()):
+            raise Obstacle(f"{self.path} after it pads its input with zeros")
+
+    def absorb_before(self, affine: Affine) -> None:
+        """Takes in a map of the inputs: K (s·x + o) + b = (K s) x + (K o + b)."""
+        self._load()
+        if np.any(affine.offset != 0):
+            shift = self._kind.response(self._kernels, affine.offset)
+            self._bias = shift + (0.0 if self._bias is None else self._bias)
+        self._kernels = self._kind.scale_inputs(self._kernels, affine.scale)
+
+    def make(self, name: str) -> keras.Layer:
+        """A layer as the model's, with a bias if it needs one now."""
+        if self._kernels is None:
+            return super().make(name)
+        return copy_operation(self.operation, name, use_bias=self._bias is not None)
+
+    def weights(self) -> list[np.ndarray]:
+        """The kernels, and the bias if there is one."""
+        if self._kernels is None:
+            return super().weights()
+        return self._kernels + ([] if self._bias is None else [self._bias])
+
+    def _load(self) -> None:
+        if self._kernels is not None:
+            return
+        weights = [w.astype("float64") for w in self.operation.get_weights()]
+        if self.operation.use_bias:
+            self._bias = weights.pop()
+        self._kernels = weights
+
+    def _check_axis(self, affine: Affine) -> None:
+        first = getattr(self.operation, "data_format", "channels_last") == "channels_first"
+        axis = 1 if first else self._rank - 1
+        if affine.axis != axis:
+            raise Obstacle(f"the channels of {self.path} are on axis {axis}, not {affine.axis}")
+
+    def _pads(self) -> bool:
+        padding = getattr(self.operation, "padding", "valid")
+        return padding != "valid" and any(k > 1 for k in self.operation.kernel_size)
+
+
+def linear_part(part: Part, rank: int) -> LinearPart | None:
+    """The part as a linear one, or None if it is no plain layer of one of the `KINDS`.
+
+    A subclass may do anything in its `call`, and a quantized or LoRA layer holds no plain kernel.
+    """
+    layer = part.operation
+    plain = (
+        type(layer) in KINDS
+        and layer.quantization_mode is None
+        and not getattr(layer, "lora_enabled", False)
+    )
+    return LinearPart(part.path, layer, rank) if plain else None
+
+
+def _text(activation: object) -> str:
+    return activation if isinstance(activation, str) else type(activation).__name__

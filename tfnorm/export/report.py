@@ -1,0 +1,59 @@
+"""What became of each normalizer of a folded model."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One call of a normalizer.
+
+    Attributes:
+        name: path of the layer in the model, such as "encoder/bn1".
+        norm: short name of the normalizer, such as "bn".
+        folded: whether nothing is left of it in the graph.
+        into: path of the layer that took it in, None if it is not folded.
+        reason: why it is not folded and what stands for it now, None if it is folded.
+    """
+
+    name: str
+    norm: str
+    folded: bool
+    into: str | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The rows of all normalizers, in the order in which the model calls them.
+
+    `str(report)` is a table.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def folded(self) -> int:
+        """How many of the normalizers are folded."""
+        return sum(row.folded for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data that JSON can hold."""
+        return {
+            "normalizers": len(self.rows),
+            "folded": self.folded,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "The model has no normalizer."
+        cells = [("normalizer", "norm", "folded into", "why not")]
+        cells += [(row.name, row.norm, row.into or "-", row.reason or "") for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]]).rstrip()
+            for line in cells
+        ]
+        lines.append(f"{self.folded} of {len(self.rows)} normalizers folded")
+        return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""From a Keras model to its graph."""
+
+import keras
+from keras.src.models.functional import Functional  # Keras has no public name for it
+
+from tfnorm.errors import UserError
+from tfnorm.graph.graph import Call, Graph, Part, Tensor
+
+
+def read(model: keras.Model) -> Graph:
+    """Returns the graph of a functional or Sequential model; a nested model is one call in it.
+
+    Raises:
+        UserError: if the model has no graph, because it is subclassed or not built.
+    """
+    function = graph_of(model)
+    if function is None:
+        raise UserError(_why_not(model))
+    return read_function(function, model.name, prefix="", parts={})
+
+
+def graph_of(layer: keras.Operation) -> keras.Function | None:
+    """The graph that a call of the layer runs through, or None where that is anything else.
+
+    A functional model that overrides `call` has a graph but does not run it.
+    """
+    if isinstance(layer, keras.Sequential):
+        inner, runs_it = layer._functional, type(layer).call is keras.Sequential.call
+    else:
+        inner, runs_it = layer, type(layer).call is Functional.call
+    return inner if runs_it and isinstance(inner, keras.Function) else None
+
+
+def read_function(
+    function: keras.Function, name: str, prefix: str, parts: dict[int, Part]
+) -> Graph:
+    """Returns the graph of a Keras function, in Keras' own order: by depth, as it runs.
+
+    Args:
+        function: what to read.
+        name: name of the graph.
+        prefix: goes in front of the path of each new part.
+        parts: the parts known so far by the id of their operation; new ones are added, so that a
+            layer that is used inside and outside of a nested model is one part.
+    """
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(x: keras.KerasTensor) -> Tensor:
+        return tensors.setdefault(id(x), Tensor(tuple(x.shape), x.dtype))
+
+    def part(operation: keras.Operation) -> Part:
+        return parts.setdefault(id(operation), Part(prefix + operation.name, operation))
+
+    def argument(x):  # noqa: ANN001, ANN202
+        return tensor(x) if isinstance(x, keras.KerasTensor) else x
+
+    input_parts = {tensor(x): part(x._keras_history.operation) for x in function.inputs}
+    calls = []
+    by_depth = function._nodes_by_depth
+    for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
+        if node.is_input:
+            continue
+        args = keras.tree.map_structure(argument, node.arguments.args)
+        kwargs = keras.tree.map_structure(argument, node.arguments.kwargs)
+        outputs = tuple(tensor(x) for x in node.outputs)
+        calls.append(Call(part(node.operation), args, kwargs, outputs))
+    return Graph(
+        name,
+        keras.tree.map_structure(tensor, function._inputs_struct),
+        keras.tree.map_structure(tensor, function._outputs_struct),
+        calls,
+        input_parts,
+    )
+
+
+def _why_not(model: object) -> str:
+    if not isinstance(model, keras.Model):
+        return f"Expected a keras.Model, received {model!r} of type {type(model).__name__}."
+    if isinstance(model, keras.Sequential) and not model.built:
+        return (
+            f"The Sequential model {model.name!r} has no graph yet, because its input shape is not "
+            "known. Put a keras.Input first, or call the model once on data."
+        )
+    return (
+        f"The model {model.name!r} of class {type(model).__name__} has no graph of layers that "
+        "can be read, because it is subclassed. Build it as a functional model, "
+        "keras.Model(inputs, outputs), or as a keras.Sequential."
+    )
