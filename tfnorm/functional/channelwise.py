@@ -77,9 +77,9 @@ class View:
             return None
         return tf.reshape(tf.cast(mask, tf.bool), [self._groups, -1, 1])
 
-    def restore(self, y: tf.Tensor) -> tf.Tensor:
-        """Brings [G, M, C] back to the shape of the tensor that was flattened."""
-        y = tf.reshape(y, self._last_shape)
+    def restore(self, y: tf.Tensor, channels: int | None = None) -> tf.Tensor:
+        """Brings [G, M, C], or another number of channels, back to the shape flattened."""
+        y = tf.reshape(y, tf.concat([self._last_shape[:-1], [channels or self._channels]], 0))
         return y if self._to_last is None else tf.transpose(y, self._from_last)
 
 
@@ -230,6 +230,34 @@ def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor,
     return count, _sum(square, mask) / tf.maximum(count, 1)
 
 
+def moment_cotangents(
+    x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(1/m [G, M, 1], 2·(x − mean)/m [G, M, C]), both 0 at masked positions.
+
+    They are the gradients of the mean and the variance to x.
+    """
+    share = 1 / tf.maximum(own.count, 1)[:, None]
+    centred = tf.cast(x, own.mean.dtype) - own.mean[:, None]
+    everywhere = tf.broadcast_to(share, tf.concat([tf.shape(x)[:2], [1]], 0))
+    return _keep(everywhere, mask), _keep(2 * share * centred, mask)
+
+
+def covariance(x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Biased covariance matrix [G, C, C] of the channels about their means."""
+    centred = _keep(tf.cast(x, own.mean.dtype) - own.mean[:, None], mask)
+    return tf.matmul(centred, centred, transpose_a=True) / tf.maximum(own.count, 1)[:, :, None]
+
+
+def covariance_gradient(
+    dcovariance: tf.Tensor, x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The gradient of `covariance` to x: (x − mean)·(dS + dSᵀ)/m."""
+    centred = _keep(tf.cast(x, own.mean.dtype) - own.mean[:, None], mask)
+    both = dcovariance + tf.linalg.matrix_transpose(dcovariance)
+    return tf.cast(tf.matmul(centred, both / tf.maximum(own.count, 1)[:, :, None]), x.dtype)
+
+
 def _is_fused(x: tf.Tensor, mask: tf.Tensor | None) -> bool:
     return mask is None and x.shape[0] == 1 and x.dtype in _FUSED_DTYPES
 
@@ -251,8 +279,11 @@ def _fused_batch_normalize(
     # but 1/σ on a GPU, so the public one it is.
     biased = result.batch_variance[None] * (tf.maximum(count, 2) - 1) / tf.maximum(count, 2)
     saved = (result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
-    own = Moments(count, result.batch_mean[None], biased, saved)
-    return tf.squeeze(result.y, 2), own
+    mean = result.batch_mean[None]
+    if x.shape[1] is None:
+        # The kernel's moments of no positions are NaN.
+        mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
+    return tf.squeeze(result.y, 2), Moments(count, mean, biased, saved)
 
 
 def _identity(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

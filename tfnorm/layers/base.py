@@ -122,9 +122,14 @@ class ChannelNormalization(keras.layers.Layer):
     def add_state(
         self, name: str, leading: tuple[int, ...] = (), initializer: Any = "zeros"
     ) -> keras.Variable:
-        """A per-replica statistic of shape leading + [C], float32 (float64 in float64 layers)."""
-        dtype = "float64" if self.variable_dtype == "float64" else "float32"
-        return replicas.state_variable(initializer, (*leading, self.channels), dtype, name)
+        """A per-replica statistic of shape leading + [C]."""
+        shape = (*leading, self.channels)
+        return replicas.state_variable(initializer, shape, self.statistics_dtype, name)
+
+    @property
+    def statistics_dtype(self) -> str:
+        """Of all statistics: float32 under every policy but float64's."""
+        return "float64" if self.variable_dtype == "float64" else "float32"
 
     def build_state(self) -> None:
         """Creates what the method keeps beside the four weights; nothing by default."""

@@ -10,9 +10,14 @@ from typing import Any
 import keras
 
 from tfnorm.errors import UserError
+from tfnorm.layers import batch_kalman_normalization
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_kalman_normalization import BatchKalmanNormalization
 from tfnorm.layers.batch_normalization import BatchNormalization
 from tfnorm.layers.batch_renormalization import BatchRenormalization
+from tfnorm.layers.cross_iteration_batch_normalization import CrossIterationBatchNormalization
+from tfnorm.layers.moving_average_batch_normalization import MovingAverageBatchNormalization
+from tfnorm.layers.weight_centralization import WeightCentralization
 
 Attach = Callable[[keras.layers.Layer, Any, Any, Mapping[str, Any]], tuple[Any, Any]]
 
@@ -71,7 +76,7 @@ def get(name: str, **options: Any) -> Normalizer:
 
 def concatenate_states(states: Sequence[Any]) -> Any:
     """The state of concatenated branches, from the states of the branches in the same order."""
-    return None if all(state is None for state in states) else NotImplemented
+    return None if states[0] is None else batch_kalman_normalization.concatenate_states(states)
 
 
 def _arguments(layer_class: type | None) -> list[str]:
@@ -95,6 +100,26 @@ def _after(layer_class: type[keras.layers.Layer]) -> Attach:
         return layer_class(**arguments)(layer(x)), None
 
     return attach
+
+
+def _after_centralized(
+    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    del state
+    return MovingAverageBatchNormalization(**arguments)(WeightCentralization(layer)(x)), None
+
+
+def _around(
+    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    del state
+    return CrossIterationBatchNormalization(layer, **arguments)(x), None
+
+
+def _chained(
+    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    return BatchKalmanNormalization(**arguments)(layer(x), previous=state)
 
 
 def _group_normalization(channels_per_group: Callable[[int], int]) -> Attach:
@@ -123,9 +148,14 @@ def _bias(
 
 
 def _batch_like(
-    name: str, description: str, layer_class: type[ChannelNormalization], **defaults: Any
+    name: str,
+    description: str,
+    layer_class: type[ChannelNormalization],
+    attach: Attach | None = None,
+    **defaults: Any,
 ) -> Normalizer:
-    return Normalizer(name, description, True, layer_class, _after(layer_class), defaults)
+    attach = attach or _after(layer_class)
+    return Normalizer(name, description, True, layer_class, attach, defaults)
 
 
 def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
@@ -141,6 +171,16 @@ _REGISTRY = {
             "syncbn", "BN over all replicas", BatchNormalization, synchronized=True
         ),
         _batch_like("brn", "batch renormalization", BatchRenormalization),
+        _batch_like(
+            "mabn",
+            "moving average BN of a centralized convolution",
+            MovingAverageBatchNormalization,
+            _after_centralized,
+        ),
+        _batch_like(
+            "cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around
+        ),
+        _batch_like("bkn", "batch Kalman normalization", BatchKalmanNormalization, _chained),
         _group_like("gn", "group normalization", _size_of_at_most_32_groups),
         _group_like("ln", "layer normalization (one group)", lambda channels: channels),
         _group_like("in", "instance normalization (one channel a group)", lambda channels: 1),

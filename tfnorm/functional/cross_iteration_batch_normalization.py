@@ -1,0 +1,145 @@
+"""Cross-iteration batch normalization (Yao et al. 2021)."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfnorm.functional import channelwise
+from tfnorm.functional.channelwise import Moments
+
+
+class PastMoments(NamedTuple):
+    """Mean and variance [K, G, C] of K past steps, and the weight [K, G, 1] of each, 0 if empty."""
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+    weight: tf.Tensor
+
+
+def compensate(
+    past: PastMoments, mean_patch: tf.Tensor, covariance: tf.Tensor, kernel: tf.Tensor
+) -> PastMoments:
+    """The past moments as the kernel of today would have made them (equations 7 and 8).
+
+    A convolution without bias is linear in its kernel θ, z_j = ⟨patch, θ_j⟩. So ∂μ_j/∂θ_j is the
+    mean input patch P, the same for every channel j (Appendix B), and
+        μ_τ(θ) = ⟨P_τ, θ⟩ exactly, ν_τ(θ) ≈ ⟨∂ν_τ, θ⟩ − ν_τ,
+    the paper's Taylor terms without any past kernel, because ⟨∂ν_τ, θ_τ⟩ = 2·ν_τ. About the mean,
+    with D_τ = 2·mean((z − μ_τ)·patch) = ∂ν_τ − 2·μ_τ·P_τ, that reads
+        ν_τ(θ) − μ_τ(θ)² = ⟨D_τ, θ⟩ − σ²_τ − (μ_τ(θ) − μ_τ)²,
+    which keeps a small variance beside a large mean in float32.
+
+    Args:
+        past: moments of each past step under its own kernel.
+        mean_patch: P, [K, G, Q, g]: Q kernel elements for each of g channel groups.
+        covariance: D, [K, G, Q, g, c]: c output channels in each channel group.
+        kernel: θ of today, [Q, g, c].
+
+    Returns:
+        The compensated moments, C = g·c; the variance may be negative (see equation 10).
+    """
+    shape = tf.shape(past.mean)
+    mean = tf.reshape(tf.einsum("kGqg,qgc->kGgc", mean_patch, kernel), shape)
+    projection = tf.reshape(tf.einsum("kGqgc,qgc->kGgc", covariance, kernel), shape)
+    variance = projection - past.variance - tf.math.squared_difference(mean, past.mean)
+    return PastMoments(mean, variance, past.weight)
+
+
+def moment_cotangents(
+    x: tf.Tensor,
+    own: Moments,
+    channel_groups: int,
+    *,
+    axis: int = -1,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What to feed into a convolution's kernel gradient for P and D of `compensate`.
+
+    P is the kernel gradient, with one output channel in each channel group, of 1/m at each valid
+    position; D is that of 2·(x − μ)/m.
+
+    Args:
+        x: the convolution's output, channels on `axis`.
+        own: its moments in each group of the batch.
+        channel_groups: g.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, True where valid.
+
+    Returns:
+        Both in the layout of x, with g and C channels, in the dtype of the moments.
+    """
+    view = channelwise.View(x, axis, own.count.shape[0])
+    x, valid = view.flatten(x), view.flatten_mask(mask)
+    of_mean, of_variance = channelwise.moment_cotangents(x, own, valid)
+    of_mean = tf.repeat(of_mean, channel_groups, axis=2)
+    return view.restore(of_mean, channel_groups), view.restore(of_variance)
+
+
+def cross_iteration_batch_normalization(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    past: PastMoments,
+    *,
+    epsilon: float = 1e-3,
+    axis: int = -1,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, Moments, Moments]:
+    """Normalizes by the moments of this step and of past ones (equations 9 to 12).
+
+    μ̄ = mean of the k values of μ, ν̄ = mean of max(ν, μ²), σ̄² = ν̄ − μ̄²,
+    y = γ·(x − μ̄)/sqrt(σ̄² + ε) + β, where k counts this step and the weights of the past ones.
+    σ̄² is computed as the mean of max(σ²_τ, 0) + (μ_τ − μ̄)², which is the same without
+    cancellation. The gradient flows through the moments of this step alone:
+    ∂L/∂x = (∂L/∂x̂ − (g + x̂·Ψ)/k)/σ̄, with g = mean(∂L/∂x̂), Ψ = mean(x̂·∂L/∂x̂).
+
+    Args:
+        x: any rank from 2, channels on `axis`.
+        gamma: scale [C], 1 if None.
+        beta: offset [C], 0 if None.
+        past: the moments of past steps, of as many groups as the batch shall have.
+        epsilon: added to the variance, inside the root.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, True where valid.
+
+    Returns:
+        y, of the shape and dtype of x; the `Moments` of this step; those of the window, by which
+        it normalized. No gradient flows through the moments.
+
+    Raises:
+        ValueError: the number of groups does not divide the batch.
+    """
+    view = channelwise.View(x, axis, past.weight.shape[1])
+    valid = view.flatten_mask(mask)
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
+        own = channelwise.moments(x, epsilon, valid)
+        steps = 1 + tf.reduce_sum(past.weight, 0)
+        mean = (own.mean + tf.reduce_sum(past.weight * past.mean, 0)) / steps
+        # Equation 10's max, for the past: the present variance cannot be negative.
+        spread = tf.maximum(past.variance, 0) + tf.math.squared_difference(past.mean, mean)
+        own_spread = own.variance + tf.math.squared_difference(own.mean, mean)
+        variance = (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps
+        y = channelwise.normalize(
+            x, mean, variance, gamma, tf.broadcast_to(beta, tf.shape(mean)), epsilon
+        )
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dy_sum, dy_x_sum = channelwise.gradient_sums(dy, x, mean, variance, epsilon, valid)
+            rstd = tf.math.rsqrt(variance + epsilon)
+            factor = gamma * rstd
+            share = factor / (steps * tf.maximum(own.count, 1))
+            dx = channelwise.affine_gradient(
+                dy, x, mean, factor, -share * rstd * dy_x_sum, -share * dy_sum, valid
+            )
+            return dx, tf.reduce_sum(dy_x_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
+
+        return (y, own.count, own.mean, own.variance, mean, variance), gradient
+
+    x = view.flatten(x)
+    y, count, own_mean, own_variance, mean, variance = normalize(
+        x, *channelwise.scale_and_offset(x, gamma, beta)
+    )
+    own, window = Moments(count, own_mean, own_variance), Moments(count, mean, variance)
+    return view.restore(y), own, window

@@ -1,0 +1,242 @@
+"""Cross-iteration batch normalization."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfnorm import functional
+from tfnorm.functional import Moments, PastMoments
+from tfnorm.layers import history, linear, replicas
+from tfnorm.layers.base import ChannelNormalization
+
+
+@keras.saving.register_keras_serializable(package="tfnorm")
+class CrossIterationBatchNormalization(ChannelNormalization):
+    """CBN: a convolution and the statistics of its last `window` steps, brought up to date.
+
+    Training, with z = layer(x), and μ, ν its mean and mean square in this step and, compensated
+    for the change of the kernel θ by a first-order Taylor term, in the window − 1 steps before:
+        μ_τ(θ) = ⟨P_τ, θ⟩, ν_τ(θ) ≈ ⟨∂ν_τ, θ⟩ − ν_τ,
+        μ̄ = mean(μ), ν̄ = mean(max(ν, μ²)), σ̄² = ν̄ − μ̄², y = γ·(z − μ̄)/sqrt(σ̄² + ε) + β;
+        moving ← α·moving + (1 − α)·(μ̄, σ̄²).
+    P is the mean input patch. Gradient flows through this step's μ and ν alone. The first
+    `burn_in_steps` steps are batch normalization at its cost; after them the window fills up.
+
+    It wraps its layer because it needs the kernel: use
+    `CrossIterationBatchNormalization(Conv2D(64, 3, use_bias=False))(x)`.
+
+    State: moving_mean [C], moving_variance [C], step; and for each of the window − 1 past steps
+    and each virtual replica: past_mean [C], past_variance [C], past_weight [1] (0 while empty),
+    past_mean_patch P [Q, g] and past_covariance ∂ν/∂θ − 2μP [Q, g, c], where the kernel has Q
+    elements for each of c output channels in each of g channel groups. In float32 that is
+    4·(Q·g + Q·C + 2·C + 1) bytes for each past step: about one kernel. No past kernel is kept.
+
+    When: 1 to 8 images on each device, with burn_in_steps of about a tenth to a quarter of the
+    run and window = min(⌈16/batch⌉, 8) (the paper's advice). Not: large kernels on little memory
+    (window − 1 kernels), learning rates so high that the kernel turns around within a window.
+    Cost: after the burn-in, one more kernel gradient a step, and a pass over the state.
+
+    Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm
+    1, Appendix B. Two departures: no past kernel is needed, because z is linear in θ (half of the
+    official code's memory); and the moving statistics average what the step normalized with,
+    where the official code averages the batch's own.
+
+    Args:
+        layer: a Conv1D, 2D or 3D, DepthwiseConv1D or 2D, or Dense, use_bias=False.
+        *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
+        window: k, number of steps whose statistics are taken together, with this one.
+        burn_in_steps: training calls before the history starts.
+        compensate: whether the past is compensated for the change of the kernel; False is the
+            paper's Naive CBN, which keeps past_mean and past_variance alone.
+        **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`. A mask belongs to
+            the layer's output: its shape without the channel axis.
+
+    Raises:
+        ValueError: the layer is of another kind, has a bias or an activation; window is below 1;
+            or axis is not the channel axis of the layer's output.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        *args: Any,
+        window: int = 8,
+        burn_in_steps: int = 0,
+        compensate: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        linear.check("CrossIterationBatchNormalization", layer)
+        super().__init__(*args, **kwargs)
+        if window < 1:
+            raise ValueError(
+                f"window must be at least 1, the present step alone. Received: {window}."
+            )
+        self.layer = layer
+        self.window = int(window)
+        self.burn_in_steps = int(burn_in_steps)
+        self.compensate = compensate
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds the layer, then the normalizer of its output."""
+        rank = len(input_shape)
+        if self.axis % rank != linear.channel_axis(self.layer) % rank:
+            raise ValueError(
+                "axis must be the channel axis of the wrapped layer's output, "
+                f"{linear.channel_axis(self.layer)} for {self.layer.name!r}. Received: "
+                f"axis={self.axis}."
+            )
+        self.layer.build(input_shape)
+        super().build(self.layer.compute_output_shape(input_shape))
+        self.input_spec = None
+
+    def build_state(self) -> None:
+        """Creates the step counter and the histories."""
+        self.step = replicas.step_counter()
+        if self.window == 1:
+            return
+        kernel_shape = tuple(self.layer.kernel.shape)
+        self.probe_shape = linear.probe_shape(self.layer, kernel_shape)
+        elements, groups, channels = self.factors = linear.factors(self.layer, kernel_shape)
+        self.past_mean = self._add_history("past_mean", (self.channels,))
+        self.past_variance = self._add_history("past_variance", (self.channels,))
+        self.past_weight = self._add_history("past_weight", (1,))
+        if self.compensate:
+            self.past_mean_patch = self._add_history("past_mean_patch", (elements, groups))
+            self.past_covariance = self._add_history(
+                "past_covariance", (elements, groups, channels)
+            )
+
+    def _add_history(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        shape = (self.window - 1, self.virtual_replicas, *shape)
+        return replicas.state_variable("zeros", shape, self.statistics_dtype, name)
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Applies the layer and normalizes; `mask` is of the layer's output."""
+        outputs = self.layer(inputs)
+        if not (training and self.trainable):
+            return self.normalize_for_inference(outputs)
+        self.check_mask(outputs, mask)
+        step = tf.convert_to_tensor(self.step)
+        options = {"axis": self.axis, "mask": mask}
+        kernel = self._kernel()
+        normalized, own, window = functional.cross_iteration_batch_normalization(
+            outputs,
+            self.gamma,
+            self.beta,
+            self._past(step, kernel),
+            epsilon=self.epsilon,
+            **options,
+        )
+        if self.window > 1:
+            self._after_burn_in(
+                step, 0, lambda: self._record(step, inputs, outputs, kernel, own, options)
+            )
+        self.update_moving(self.moving_mean, window.mean, window.count)
+        self.update_moving(self.moving_variance, window.variance, window.count)
+        self.step.assign(step + 1)
+        return normalized
+
+    def _kernel(self) -> tf.Tensor:
+        kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
+        return tf.stop_gradient(kernel)
+
+    def _past(self, step: tf.Tensor, kernel: tf.Tensor) -> PastMoments:
+        """The moments of the past steps under the present kernel."""
+        if self.window == 1:
+            empty = tf.zeros([0, self.virtual_replicas, self.channels], self.statistics_dtype)
+            return PastMoments(empty, empty, empty[:, :, :1])
+        past = PastMoments(
+            *map(tf.convert_to_tensor, (self.past_mean, self.past_variance, self.past_weight))
+        )
+        if not self.compensate:
+            return past
+        return self._after_burn_in(
+            step,
+            1,
+            lambda: functional.compensate(
+                past,
+                tf.convert_to_tensor(self.past_mean_patch),
+                tf.convert_to_tensor(self.past_covariance),
+                tf.reshape(kernel, self.factors),
+            ),
+            lambda: past,
+        )
+
+    def _after_burn_in(self, step: tf.Tensor, by: int, then: Any, otherwise: Any = None) -> Any:
+        if self.burn_in_steps == 0:
+            return then()
+        otherwise = otherwise or (lambda: tf.no_op())
+        return tf.cond(step >= self.burn_in_steps + by, then, otherwise)
+
+    def _record(
+        self,
+        step: tf.Tensor,
+        inputs: tf.Tensor,
+        outputs: tf.Tensor,
+        kernel: tf.Tensor,
+        own: Moments,
+        options: dict[str, Any],
+    ) -> None:
+        """Writes this step's moments, and their derivatives by the kernel, into the history."""
+        new = [
+            (self.past_mean, own.mean),
+            (self.past_variance, own.variance),
+            (self.past_weight, tf.ones_like(own.count)),
+        ]
+        if self.compensate:
+            patch, covariance = self._derivatives(inputs, outputs, kernel, own, options)
+            new += [(self.past_mean_patch, patch), (self.past_covariance, covariance)]
+        for buffer, value in new:
+            history.write(buffer, step - self.burn_in_steps, value, own.count)
+
+    def _derivatives(
+        self,
+        inputs: tf.Tensor,
+        outputs: tf.Tensor,
+        kernel: tf.Tensor,
+        own: Moments,
+        options: dict[str, Any],
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(P [G, Q, g], D [G, Q, g, c]) of each group, as kernel gradients of the layer."""
+        groups = self.virtual_replicas
+        elements, channel_groups, channels = self.factors
+        cotangents = functional.moment_cotangents(
+            tf.stop_gradient(outputs), own, channel_groups, **options
+        )
+        inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
+        probe = tf.zeros(self.probe_shape, self.statistics_dtype)
+        patches, covariances = [], []
+        for x, of_mean, of_variance in zip(*(tf.split(t, groups) for t in (inputs, *cotangents))):
+            patches.append(linear.kernel_gradient(self.layer, x, probe, of_mean))
+            covariances.append(linear.kernel_gradient(self.layer, x, kernel, of_variance))
+        patch = tf.reshape(tf.stack(patches), [groups, elements, channel_groups])
+        covariance = tf.reshape(
+            tf.stack(covariances), [groups, elements, channel_groups, channels]
+        )
+        return patch, covariance
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments of the constructor; the layer as its own configuration."""
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "window": self.window,
+            "burn_in_steps": self.burn_in_steps,
+            "compensate": self.compensate,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CrossIterationBatchNormalization":
+        """The layer of a configuration."""
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        return cls(**{**config, "layer": layer})

@@ -1,0 +1,21 @@
+"""Ring buffers of past steps: variables of shape [steps, groups, ...]."""
+
+import keras
+import tensorflow as tf
+
+
+def write(
+    buffer: keras.Variable, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
+) -> tf.Tensor:
+    """Puts `new` [groups, ...] into the slot of `step`, and returns the buffer after that.
+
+    A group without a valid position (count [groups, 1] of 0) keeps what its slot holds.
+    """
+    old = tf.convert_to_tensor(buffer)
+    steps, groups = old.shape[:2]
+    is_slot = tf.equal(tf.range(steps), step % steps)[:, None]
+    is_written = tf.logical_and(is_slot, tf.reshape(count > 0, [1, groups]))
+    is_written = tf.reshape(is_written, [steps, groups] + [1] * (old.shape.rank - 2))
+    updated = tf.where(is_written, new[None], old)
+    buffer.assign(updated)
+    return updated

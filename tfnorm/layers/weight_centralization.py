@@ -1,0 +1,79 @@
+"""Weight centralization."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_OTHERS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Dense,
+)
+
+
+@keras.saving.register_keras_serializable(package="tfnorm")
+class WeightCentralization(keras.layers.Wrapper):
+    """Applies a layer with zero-mean kernels: W ← W − mean(W over all but the output channel).
+
+    The subtraction is part of the graph, so that the kernel's gradient is centralized as well.
+    `MovingAverageBatchNormalization` wants it before itself, because it subtracts no mean.
+
+    Source: Yan et al. 2020, equation 18, after Qiao et al. 2019. Cost: one pass over the kernel a
+    step, nothing after folding, which bakes the centralized kernel in.
+
+    Args:
+        layer: a Conv1D, 2D or 3D, one of their transposes, a DepthwiseConv1D or 2D, or a Dense.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: `layer` is of another kind.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
+        kinds = (*_OTHERS, *_TRANSPOSED, *_DEPTHWISE)
+        if not isinstance(layer, kinds):
+            raise ValueError(
+                "WeightCentralization wraps "
+                f"{', '.join(kind.__name__ for kind in kinds)}. "
+                f"Received: {layer!r}. Give one of these, or leave the layer as it is."
+            )
+        super().__init__(layer, **kwargs)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The layer's output under the centralized kernel."""
+        kernel = tf.convert_to_tensor(self.layer.kernel)
+        centralized = kernel - tf.reduce_mean(kernel, self._mean_axes(), keepdims=True)
+        # A stateless scope lends the layer another kernel for one call, whatever its kind.
+        with keras.StatelessScope(state_mapping=[(self._kernel_variable(), centralized)]):
+            return self.layer(inputs)
+
+    def effective_kernel(self) -> np.ndarray:
+        """The centralized kernel, float64, in the layout of the layer's own."""
+        kernel = keras.ops.convert_to_numpy(self.layer.kernel).astype(np.float64)
+        return kernel - kernel.mean(self._mean_axes(), keepdims=True)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def _kernel_variable(self) -> keras.Variable:
+        return next(v for v in self.layer.weights if v.name == "kernel")
+
+    def _mean_axes(self) -> tuple[int, ...]:
+        rank = len(self.layer.kernel.shape)
+        if isinstance(self.layer, _TRANSPOSED):
+            outputs = {rank - 2}
+        elif isinstance(self.layer, _DEPTHWISE):
+            outputs = {rank - 2, rank - 1}
+        else:
+            outputs = {rank - 1}
+        return tuple(sorted(set(range(rank)) - outputs))
