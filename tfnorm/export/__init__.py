@@ -2,5 +2,7 @@
 
 from tfnorm.export.fold import fold
 from tfnorm.export.report import Report, Row
+from tfnorm.export.saved_model import ExportResult, export_saved_model
+from tfnorm.export.verify import Verification
 
-__all__ = ["Report", "Row", "fold"]
+__all__ = ["ExportResult", "Report", "Row", "Verification", "export_saved_model", "fold"]
