@@ -1,5 +1,6 @@
 """Cross-iteration batch normalization."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -168,10 +169,11 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             lambda: past,
         )
 
-    def _after_burn_in(self, step: tf.Tensor, by: int, then: Any, otherwise: Any = None) -> Any:
+    def _after_burn_in(
+        self, step: tf.Tensor, by: int, then: Callable, otherwise: Callable = lambda: None
+    ) -> Any:
         if self.burn_in_steps == 0:
             return then()
-        otherwise = otherwise or (lambda: tf.no_op())
         return tf.cond(step >= self.burn_in_steps + by, then, otherwise)
 
     def _record(
