@@ -87,7 +87,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
                 f"{linear.channel_axis(self.layer)} for {self.layer.name!r}. Received: "
                 f"axis={self.axis}."
             )
-        self.layer.build(input_shape)
+        if not self.layer.built:
+            self.layer.build(input_shape)
         super().build(self.layer.compute_output_shape(input_shape))
         self.input_spec = None
 
