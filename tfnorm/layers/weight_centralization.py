@@ -47,6 +47,7 @@ class WeightCentralization(keras.layers.Wrapper):
                 f"Received: {layer!r}. Give one of these, or leave the layer as it is."
             )
         super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """The layer's output under the centralized kernel."""
