@@ -1,5 +1,6 @@
 """Eight logical CPU devices for every test process, so that the replica tests always run."""
 
+import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,6 +14,21 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
 )
+
+
+_collective_groups = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def separate_collectives(monkeypatch):
+    """Gives the strategies of each test collectives of their own.
+
+    TensorFlow numbers the collectives of every MirroredStrategy from the same start, so that a
+    second one in the process would meet the shapes and devices of the first.
+    """
+    monkeypatch.setattr(
+        tf.distribute.MirroredStrategy, "_collective_key_base", 100 * next(_collective_groups)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +49,4 @@ def rng(request) -> np.random.Generator:
 @pytest.fixture
 def mirrored():
     """Makes a MirroredStrategy over the first n logical CPU devices."""
-    return lambda replicas: tf.distribute.MirroredStrategy(
-        [f"CPU:{i}" for i in range(replicas)]
-    )
+    return lambda replicas: tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
