@@ -1,0 +1,1 @@
+"""What tfnorm costs beside what a user would take instead; `python -m benchmarks.NAME`."""

@@ -1,0 +1,18 @@
+"""Normalization layers for Keras that train at any batch size, fold into convolutions and serve."""
+
+from tfnorm import functional, layers, models, schedules
+from tfnorm.errors import RunError, UserError
+from tfnorm.export import export_saved_model, fold
+from tfnorm.version import __version__
+
+__all__ = [
+    "RunError",
+    "UserError",
+    "__version__",
+    "export_saved_model",
+    "fold",
+    "functional",
+    "layers",
+    "models",
+    "schedules",
+]
