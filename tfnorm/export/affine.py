@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from tfnorm.graph import Part
+from tfnorm.graph import Call, Part
 
 
 class Obstacle(Exception):
@@ -52,8 +52,8 @@ class AffinePart(Part):
         self.affine = affine
         self.rank = rank
 
-    def check_affine_after(self, affine: Affine) -> None:
-        """Raises Obstacle unless `absorb_after` can take the map in."""
+    def check_affine_after(self, affine: Affine, call: Call) -> None:
+        """Raises Obstacle unless `absorb_after` can take in a map of what the call returns."""
         if affine.axis != self.affine.axis:
             raise Obstacle(f"{self.path} before it works on another axis")
 

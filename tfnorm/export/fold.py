@@ -48,7 +48,7 @@ class _Site(NamedTuple):
 
     call: Call
     affine: Affine
-    check: Callable[[Affine], None]
+    check: Callable[[Affine, Call], None]
     absorb: Callable[[Affine], None]
 
 
@@ -72,7 +72,7 @@ def _fold_until_nothing_moves(
         for call in (norm.call for norm in norms if norm.call and norm.call not in into):
             try:
                 site = find(graph, call)
-                site.check(site.affine)
+                site.check(site.affine, site.call)
                 offers.setdefault(site.call.part, []).append((call, site))
             except Obstacle as obstacle:
                 reasons[call] = str(obstacle)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfnorm.export.affine import Affine, Obstacle
-from tfnorm.graph import Part
+from tfnorm.graph import Call, Part
 from tfnorm.graph.copying import copy_operation
 
 Kernels = list[np.ndarray]
@@ -84,27 +84,24 @@ class LinearPart(Part):
     Args:
         path: as in `Part`.
         operation: the model's layer, built.
-        rank: of its input.
         kernel: takes the place of the layer's own kernel.
     """
 
-    def __init__(
-        self, path: str, operation: keras.Layer, rank: int, kernel: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, path: str, operation: keras.Layer, kernel: np.ndarray | None = None) -> None:
         super().__init__(path, operation)
         self._kind = KINDS[type(operation)]
-        self._rank = rank
         self._kernels = None if kernel is None else [np.asarray(kernel, "float64")]
         self._bias: np.ndarray | None = None
         if kernel is not None and operation.use_bias:
             self._bias = operation.get_weights()[-1].astype("float64")
 
-    def check_affine_after(self, affine: Affine) -> None:
-        """Raises Obstacle unless `absorb_after` can take the map in."""
-        self._check_axis(affine)
+    def check_affine_after(self, affine: Affine, call: Call) -> None:
+        """Raises Obstacle unless `absorb_after` can take in a map of what the call returns."""
+        self._check_place(affine, call)
         if self.operation.activation is not keras.activations.linear:
-            name = keras.activations.serialize(self.operation.activation)
-            raise Obstacle(f"{self.path} before it ends in the activation {_text(name)}")
+            function = self.operation.activation
+            name = getattr(function, "__name__", type(function).__name__)
+            raise Obstacle(f"{self.path} before it ends in the activation {name}")
 
     def absorb_after(self, affine: Affine) -> None:
         """Takes in a map of the outputs: s·(K x + b) + o = (s K) x + (s b + o)."""
@@ -112,9 +109,9 @@ class LinearPart(Part):
         self._kernels = self._kind.scale_outputs(self._kernels, affine.scale)
         self._bias = affine.scale * (0.0 if self._bias is None else self._bias) + affine.offset
 
-    def check_affine_before(self, affine: Affine) -> None:
-        """Raises Obstacle unless `absorb_before` can take the map in, exactly."""
-        self._check_axis(affine)
+    def check_affine_before(self, affine: Affine, call: Call) -> None:
+        """Raises Obstacle unless `absorb_before` can take in a map of what the call is given."""
+        self._check_place(affine, call)
         if np.any(affine.offset != 0) and (self._kind.response is None or self._pads()):
             raise Obstacle(f"{self.path} after it pads its input with zeros")
 
@@ -146,21 +143,29 @@ class LinearPart(Part):
             self._bias = weights.pop()
         self._kernels = weights
 
-    def _check_axis(self, affine: Affine) -> None:
+    def _check_place(self, affine: Affine, call: Call) -> None:
         first = getattr(self.operation, "data_format", "channels_last") == "channels_first"
-        axis = 1 if first else self._rank - 1
+        shape = call.outputs[0].shape
+        axis = 1 if first else len(shape) - 1
         if affine.axis != axis:
             raise Obstacle(f"the channels of {self.path} are on axis {axis}, not {affine.axis}")
+        # keras.ops.add takes a bias of shape [1, C, 1, 1] for one of a last axis of size C.
+        if first and shape[-1] in (None, shape[1]):
+            raise Obstacle(
+                f"Keras may add the bias of {self.path} to axis {len(shape) - 1} instead of 1, "
+                f"because that has size {shape[-1]}"
+            )
 
     def _pads(self) -> bool:
         padding = getattr(self.operation, "padding", "valid")
         return padding != "valid" and any(k > 1 for k in self.operation.kernel_size)
 
 
-def linear_part(part: Part, rank: int) -> LinearPart | None:
+def linear_part(part: Part, kernel: np.ndarray | None = None) -> LinearPart | None:
     """The part as a linear one, or None if it is no plain layer of one of the `KINDS`.
 
     A subclass may do anything in its `call`, and a quantized or LoRA layer holds no plain kernel.
+    `kernel` takes the place of the layer's own.
     """
     layer = part.operation
     plain = (
@@ -168,8 +173,4 @@ def linear_part(part: Part, rank: int) -> LinearPart | None:
         and layer.quantization_mode is None
         and not getattr(layer, "lora_enabled", False)
     )
-    return LinearPart(part.path, layer, rank) if plain else None
-
-
-def _text(activation: object) -> str:
-    return activation if isinstance(activation, str) else type(activation).__name__
+    return LinearPart(part.path, layer, kernel) if plain else None

@@ -6,7 +6,7 @@ import keras
 
 from tfnorm.export import normalizers
 from tfnorm.export.affine import Affine, AffinePart
-from tfnorm.export.linear import LinearPart, linear_part
+from tfnorm.export.linear import linear_part
 from tfnorm.graph import Call, Graph, Part, Tensor
 
 
@@ -63,9 +63,9 @@ class _Parts:
             self._wrapped[part] = Part(f"{part.path}/{layer.name}", layer)
         return self._wrapped.get(part)
 
-    def linear(self, part: Part, rank: int) -> Part:
+    def linear(self, part: Part) -> Part:
         if part not in self._linear:
-            self._linear[part] = _linear_part(part, rank)
+            self._linear[part] = _linear_part(part)
         return self._linear[part]
 
 
@@ -76,19 +76,19 @@ def _affine_part(part: Part, shape: tuple[int | None, ...]) -> AffinePart:
     return AffinePart(part.path, part.operation, affine, rank)
 
 
-def _linear_part(part: Part, rank: int) -> Part:
+def _linear_part(part: Part) -> Part:
     kernel = normalizers.effective_kernel(part.operation)
-    if kernel is None:
-        return linear_part(part, rank) or part
-    return LinearPart(part.path, part.operation.layer, rank, kernel)
+    if kernel is not None:
+        layer = part.operation.layer
+        return linear_part(Part(f"{part.path}/{layer.name}", layer), kernel) or part
+    return linear_part(part) or part
 
 
 def _lower_call(graph: Graph, call: Call, parts: _Parts) -> list[Norm]:
     layer = call.part.operation
     name = normalizers.norm_name(layer)
     if name is None:
-        if call.tensors:
-            call.part = parts.linear(call.part, len(call.tensors[0].shape))
+        call.part = parts.linear(call.part)
         return _hidden_norms(call) if type(call.part) is Part else []
     norm = Norm(call.part.path, name)
     norm.reason = _why_not_lowered(graph, call)

@@ -22,6 +22,8 @@ _OTHERS = {
 def norm_name(layer: keras.Operation) -> str | None:
     """The short name of a normalizer, such as "bn", or None for any other layer."""
     if isinstance(layer, keras.layers.BatchNormalization):
+        if getattr(layer, "renorm", False):  # an option of later versions of Keras
+            return "brn"
         return "syncbn" if layer.synchronized else "bn"
     if isinstance(layer, keras.layers.GroupNormalization):
         return _group_name(layer)

@@ -1,0 +1,463 @@
+"""Folding: every pattern as a row, with its report, its op counts and its outputs."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+
+from tfnorm import models
+from tfnorm.errors import UserError
+from tfnorm.export import export_saved_model, fold
+from tfnorm.layers import norms
+
+L = keras.layers
+
+
+def bn(**options):
+    return L.BatchNormalization(**options)
+
+
+def stack(*layers):
+    def build(x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return build
+
+
+def after_conv(*layers):
+    return stack(L.Conv2D(4, 3), *layers)
+
+
+@dataclasses.dataclass
+class Row:
+    """A pattern: how it is built, on what, and what becomes of its normalizers.
+
+    `folded` holds for each normalizer whether it is; each that is not leaves one Mul and one Add.
+    """
+
+    name: str
+    shape: tuple
+    build: Callable
+    folded: list
+
+
+IMAGE, SEQUENCE, VOLUME, VECTOR = (8, 9, 6), (10, 6), (5, 6, 4, 6), (6,)
+
+
+def linear_rows():
+    """Every kind of layer, without and with bias, in its variants."""
+    table = [
+        ("conv1d", SEQUENCE, L.Conv1D, {"filters": 4, "kernel_size": 3}),
+        (
+            "conv1d-causal",
+            SEQUENCE,
+            L.Conv1D,
+            {"filters": 4, "kernel_size": 3, "padding": "causal"},
+        ),
+        ("conv2d", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "padding": "same"}),
+        ("conv2d-strided", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "strides": 2}),
+        ("conv2d-dilated", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "dilation_rate": 2}),
+        ("conv2d-groups", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "groups": 2}),
+        ("conv3d", VOLUME, L.Conv3D, {"filters": 4, "kernel_size": 2}),
+        ("conv1d-transpose", SEQUENCE, L.Conv1DTranspose, {"filters": 4, "kernel_size": 3}),
+        (
+            "conv2d-transpose",
+            IMAGE,
+            L.Conv2DTranspose,
+            {"filters": 4, "kernel_size": 3, "strides": 2},
+        ),
+        ("conv3d-transpose", VOLUME, L.Conv3DTranspose, {"filters": 4, "kernel_size": 2}),
+        (
+            "depthwise1d",
+            SEQUENCE,
+            L.DepthwiseConv1D,
+            {"kernel_size": 3, "depth_multiplier": 2},
+        ),
+        (
+            "depthwise2d",
+            IMAGE,
+            L.DepthwiseConv2D,
+            {"kernel_size": 3, "depth_multiplier": 2, "padding": "same"},
+        ),
+        ("separable1d", SEQUENCE, L.SeparableConv1D, {"filters": 4, "kernel_size": 3}),
+        (
+            "separable2d",
+            IMAGE,
+            L.SeparableConv2D,
+            {"filters": 4, "kernel_size": 3, "depth_multiplier": 2},
+        ),
+        ("dense-rank2", VECTOR, L.Dense, {"units": 4}),
+        ("dense-rank3", SEQUENCE, L.Dense, {"units": 4}),
+        ("dense-rank4", IMAGE, L.Dense, {"units": 4}),
+    ]
+    for name, shape, kind, options in table:
+        without, with_bias = (stack(kind(**options, use_bias=bias), bn()) for bias in (False, True))
+        yield Row(name, shape, lambda x, a=without, b=with_bias: [a(x), b(x)], [True, True])
+
+
+def two_consumers(x):
+    y = L.Conv2D(4, 3)(x)
+    return L.Add()([bn()(y), y])
+
+
+def shared_with_one_norm(x):
+    convolution, norm = L.Conv2D(6, 3, padding="same"), bn()
+    return norm(convolution(L.ReLU()(norm(convolution(x)))))
+
+
+def shared_with_two_norms(x):
+    convolution = L.Conv2D(6, 3, padding="same")
+    return bn()(convolution(L.ReLU()(bn()(convolution(x)))))
+
+
+def shared_norm(x):
+    norm = bn()
+    return L.Add()([norm(L.Conv2D(4, 1)(x)), norm(L.Conv2D(4, 3, padding="same")(x))])
+
+
+def nested(x):
+    block = keras.Sequential([L.Conv2D(6, 3, padding="same"), bn(), L.ReLU()])
+    inner = keras.Input(x.shape[1:])
+    twice = keras.Model(inner, block(block(inner)))
+    return bn()(L.Conv2D(4, 3)(twice(block(x))))
+
+
+def across_the_border(x):
+    head = keras.Input(x.shape[1:-1] + (4,))
+    return keras.Model(head, L.ReLU()(bn()(head)))(L.Conv2D(4, 3, padding="same")(x))
+
+
+ROWS = [
+    *linear_rows(),
+    # Position
+    Row("chain", IMAGE, stack(L.Conv2D(4, 3), bn(), bn(), bn(), L.ReLU()), [True] * 3),
+    Row("before-activation", IMAGE, stack(L.Conv2D(4, 3), bn(), L.ReLU()), [True]),
+    Row("no-center", IMAGE, stack(L.Conv2D(4, 3), bn(center=False)), [True]),
+    Row("no-scale", IMAGE, stack(L.Conv2D(4, 3), bn(scale=False)), [True]),
+    Row("synchronized", IMAGE, stack(L.Conv2D(4, 3), bn(synchronized=True)), [True]),
+    Row("linear-activation", IMAGE, stack(L.Conv2D(4, 3, activation="linear"), bn()), [True]),
+    Row("after-activation", IMAGE, stack(L.Conv2D(4, 3, activation="relu"), bn()), [False]),
+    Row("after-input", IMAGE, stack(bn(), L.ReLU()), [False]),
+    Row("merged", VECTOR, stack(bn(), bn(), L.ReLU(), bn()), [False, True, False]),
+    Row("other-axis", IMAGE, stack(L.Conv2D(4, 3), bn(axis=1)), [False]),
+    Row("negative-axis", IMAGE, stack(L.Conv2D(4, 3), bn(axis=3)), [True]),
+    Row(
+        "channels-first",
+        IMAGE,
+        stack(
+            L.Conv2D(5, 3, data_format="channels_first"),
+            L.AveragePooling2D(2, data_format="channels_first"),
+            bn(axis=1),
+        ),
+        [True],
+    ),
+    # Keras would add the bias along the width, which is that of the channels.
+    Row(
+        "channels-first-ambiguous",
+        IMAGE,
+        stack(L.Conv2D(4, 3, data_format="channels_first"), bn(axis=1)),
+        [False],
+    ),
+    Row(
+        "channels-first-other-axis",
+        IMAGE,
+        stack(L.Conv2D(4, 3, data_format="channels_first"), bn()),
+        [False],
+    ),
+    Row(
+        "pooling-of-other-axes",
+        IMAGE,
+        stack(L.Conv2D(4, 3), L.AveragePooling2D((1, 2), data_format="channels_first"), bn()),
+        [False],
+    ),
+    # Sharing and branches
+    Row("two-consumers", IMAGE, two_consumers, [False]),
+    Row("shared-with-one-norm", IMAGE, shared_with_one_norm, [True, True]),
+    Row("shared-with-two-norms", IMAGE, shared_with_two_norms, [False, False]),
+    Row("shared-norm", IMAGE, shared_norm, [True, True]),
+    Row("nested", IMAGE, nested, [True] * 4),
+    Row("across-the-border", IMAGE, across_the_border, [True]),
+    # Into the layer after
+    Row("before-dense", SEQUENCE, stack(bn(), L.Dense(4)), [True]),
+    Row("before-valid", IMAGE, stack(bn(), L.Conv2D(4, 3, strides=2)), [True]),
+    Row("before-groups", IMAGE, stack(bn(), L.Conv2D(4, 3, groups=2)), [True]),
+    Row("before-pointwise", IMAGE, stack(bn(), L.Conv2D(4, 1, padding="same")), [True]),
+    Row("before-depthwise", IMAGE, stack(bn(), L.DepthwiseConv2D(3, depth_multiplier=2)), [True]),
+    Row("before-separable", IMAGE, stack(bn(), L.SeparableConv2D(4, 3)), [True]),
+    Row("before-relu-dense", VECTOR, stack(bn(), L.Dense(4, activation="relu")), [True]),
+    Row("before-padding", IMAGE, stack(bn(), L.Conv2D(4, 3, padding="same")), [False]),
+    Row("before-causal", SEQUENCE, stack(bn(), L.Conv1D(4, 3, padding="causal")), [False]),
+    Row("before-transpose", IMAGE, stack(bn(), L.Conv2DTranspose(4, 3)), [False]),
+    Row("between", IMAGE, stack(L.Conv2D(4, 3), L.ReLU(), bn(), L.Conv2D(4, 3)), [True]),
+    # Through layers between
+    Row("average", IMAGE, after_conv(L.AveragePooling2D(2, padding="same"), bn()), [True]),
+    Row("global-average", IMAGE, stack(L.Conv2D(4, 3), L.GlobalAveragePooling2D(), bn()), [True]),
+    Row("global-average-after", IMAGE, stack(bn(), L.GlobalAveragePooling2D(), L.Dense(4)), [True]),
+    Row("up", IMAGE, after_conv(L.UpSampling2D(2, interpolation="bilinear"), bn()), [True]),
+    Row("bicubic", IMAGE, after_conv(L.UpSampling2D(2, interpolation="bicubic"), bn()), [True]),
+    Row("lanczos", IMAGE, after_conv(L.UpSampling2D(2, interpolation="lanczos3"), bn()), [True]),
+    Row("cropping", IMAGE, after_conv(L.Cropping2D(1), bn()), [True]),
+    Row("maximum", IMAGE, after_conv(L.MaxPooling2D(2), bn(scale=False)), [True]),
+    Row("maximum-negative", IMAGE, after_conv(L.MaxPooling2D(2), bn()), [False]),
+    Row("padding", IMAGE, after_conv(L.ZeroPadding2D(1), bn()), [False]),
+    Row("dropout", IMAGE, after_conv(L.Dropout(0.5), L.SpatialDropout2D(0.5), bn()), [True]),
+    Row("identity", IMAGE, after_conv(L.Identity(), L.Activation("linear"), bn()), [True]),
+    Row("activation", IMAGE, after_conv(L.Activation("tanh"), bn()), [False]),
+    Row("reshape", VECTOR, stack(L.Dense(24), L.Reshape((2, 3, 4)), bn()), [True]),
+    Row("flatten", IMAGE, stack(L.Conv2D(4, 3), L.Flatten(), bn()), [False]),
+    Row("flatten-after", IMAGE, stack(bn(), L.Flatten(), L.Dense(4)), [True]),
+    Row("flatten-merging", (4, 6), stack(L.Dense(4), L.Reshape((2, 8)), bn()), [False]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_pattern(row, randomized, difference, count_ops, tmp_path):
+    inputs = keras.Input(row.shape)
+    model = randomized(keras.Model(inputs, row.build(inputs)))
+
+    result = export_saved_model(model, tmp_path, verify=False)
+    folded, report = fold(model)
+
+    assert [x.folded for x in report.rows] == row.folded, report
+    assert difference(model, folded) < 1e-5
+    ops = count_ops(result.path)
+    left = row.folded.count(False)
+    assert (ops["Rsqrt"], ops["Sub"], ops["Mul"]) == (0, 0, left)
+    assert not any("Normalization" in type(x).__name__ for x in folded.layers)
+
+
+REST = "; one multiply and one add are left"
+
+
+def rows_of(model):
+    return [(x.name, x.norm, x.folded, x.into, x.reason) for x in fold(model)[1].rows]
+
+
+def unfolded(name, reason, norm="bn"):
+    return (name, norm, False, None, reason)
+
+
+def test_reasons_along_a_path(randomized):
+    x = keras.Input(IMAGE)
+    y = bn(name="first")(x)
+    y = L.Conv2D(4, 3, activation="relu", name="with_relu")(L.ReLU(name="relu")(y))
+    y = bn(name="after_relu")(y)
+    y = L.Conv2D(4, 3, activation=L.LeakyReLU(0.1), name="with_layer")(L.ReLU()(y))
+    y = bn(name="after_layer")(y)
+    y = L.LayerNormalization(name="of_layer")(L.ReLU()(y))
+    y = L.GroupNormalization(2, name="of_groups")(y)
+    y = L.GroupNormalization(1, name="of_all")(y)
+    y = L.GroupNormalization(-1, name="of_each")(y)
+    y = bn(name="training")(y, training=True)
+    y = bn(name="other_axis", axis=1)(L.Conv2D(4, 1, name="last")(y))
+    y = bn(name="after_maximum")(L.MaxPooling2D(2, name="maximum")(L.Conv2D(4, 1)(L.ReLU()(y))))
+    own = "its statistics are those of its input, at inference too; left as it is"
+    assert rows_of(randomized(keras.Model(x, L.ReLU()(y)))) == [
+        unfolded("first", "it follows an input of the model" + REST),
+        unfolded("after_relu", "with_relu before it ends in the activation relu" + REST),
+        unfolded("after_layer", "with_layer before it ends in the activation LeakyReLU" + REST),
+        unfolded("of_layer", own, "ln"),
+        unfolded("of_groups", own, "gn"),
+        unfolded("of_all", own, "ln"),
+        unfolded("of_each", own, "in"),
+        unfolded("training", "called with training=True; left as it is"),
+        unfolded("other_axis", "the channels of last are on axis 3, not 1" + REST),
+        unfolded(
+            "after_maximum", "maximum lies in between, and a channel has a negative scale" + REST
+        ),
+    ]
+
+
+def test_reasons_at_branches(randomized):
+    x = keras.Input(IMAGE)
+    forked = L.Conv2D(4, 3, name="forked")(x)
+    y = L.Add(name="add")([bn(name="of_forked")(forked), forked])
+    returned = L.Conv2D(4, 1, name="returned")(L.ReLU()(y))
+    y = L.ReLU()(bn(name="of_returned")(returned))
+    shared = L.Conv2D(4, 1, name="shared")
+    y = L.ReLU()(bn(name="one")(shared(y)))
+    y = bn(name="two")(shared(y))
+    twice = "shared is called 2 times, and not each time with the same normalizer" + REST
+    assert rows_of(randomized(keras.Model(x, [L.ReLU()(y), returned]))) == [
+        unfolded("of_forked", "the output of forked is used 2 times, by add, of_forked" + REST),
+        unfolded("of_returned", "the output of returned is an output of the model" + REST),
+        unfolded("one", twice),
+        unfolded("two", twice),
+    ]
+
+
+class Block(L.Layer):
+    """A layer with a normalizer inside that no graph shows."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.convolution = L.Conv2D(6, 1)
+        self.norm = bn(name="hidden")
+
+    def build(self, shape):
+        self.convolution.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(self.convolution(x))
+
+
+class Unusual(L.BatchNormalization):
+    """A subclass that does something else."""
+
+    def call(self, x, training=None, mask=None):
+        return 2 * super().call(x, training=training, mask=mask)
+
+
+class UnusualDense(L.Dense):
+    """A dense layer that is not linear."""
+
+    def call(self, x):
+        return keras.ops.tanh(super().call(x))
+
+
+def test_subclasses_are_left_whole(randomized, difference):
+    x = keras.Input(IMAGE)
+    y = Unusual(name="unusual")(L.Conv2D(6, 1)(Block(name="block")(x)))
+    model = randomized(keras.Model(x, bn(name="after")(UnusualDense(6, name="dense")(y))))
+    folded, _ = fold(model)
+    assert difference(model, folded) < 1e-6
+    assert rows_of(model) == [
+        unfolded("block/hidden", "inside block, which is no graph of layers; left as it is"),
+        unfolded("unusual", "Unusual may do more than its base class; left as it is"),
+        unfolded("after", "dense (UnusualDense) lies in between" + REST),
+    ]
+
+
+def test_report_as_table_and_data(randomized):
+    block = keras.Sequential([L.Conv2D(4, 3, name="conv"), bn(name="bn")], name="block")
+    x = keras.Input(IMAGE, name="image")
+    model = randomized(keras.Model(x, L.LayerNormalization(name="norm")(block(x))))
+    report = fold(model)[1]
+    reason = "its statistics are those of its input, at inference too; left as it is"
+    assert str(report) == (
+        "normalizer  norm  folded into  why not\n"
+        "block/bn    bn    block/conv\n"
+        f"norm        ln    -            {reason}\n"
+        "1 of 2 normalizers folded"
+    )
+    assert report.to_dict() == {
+        "normalizers": 2,
+        "folded": 1,
+        "rows": [
+            {
+                "name": "block/bn",
+                "norm": "bn",
+                "folded": True,
+                "into": "block/conv",
+                "reason": None,
+            },
+            {"name": "norm", "norm": "ln", "folded": False, "into": None, "reason": reason},
+        ],
+    }
+
+
+def test_report_of_a_model_without_normalizers():
+    x = keras.Input(VECTOR)
+    assert str(fold(keras.Model(x, L.Dense(2)(x)))[1]) == "The model has no normalizer."
+
+
+@pytest.mark.parametrize("name", norms.NAMES)
+def test_every_registered_norm(name, randomized, difference):
+    model = randomized(models.build("resnet8", norms.get(name), (8, 8, 3), 5, width=4))
+    folded, report = fold(model)
+    assert difference(model, folded) < 1e-5
+    foldable = norms.get(name).foldable
+    assert {x.folded for x in report.rows} == (set() if name == "none" else {foldable})
+    if foldable:
+        assert {x.norm for x in report.rows} <= {name}
+        assert all(type(x).__module__.startswith("keras.") for x in folded.layers)
+        assert not any("moving" in v.path for v in folded.variables)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerance"),
+    [("float64", 1e-12), ("mixed_float16", 1e-2), ("mixed_bfloat16", 8e-2)],
+)
+def test_precision(policy, tolerance, randomized, difference):
+    keras.config.set_dtype_policy(policy)
+    x = keras.Input(IMAGE)
+    y = L.ReLU()(bn()(L.Conv2D(4, 3, padding="same")(x)))
+    y = L.ReLU()(bn()(y))
+    model = randomized(keras.Model(x, L.Dense(3)(y)))
+    folded, report = fold(model)
+    assert [row.folded for row in report.rows] == [True, False]
+    assert [y.dtype for y in folded.outputs] == [y.dtype for y in model.outputs]
+    assert [x.dtype for x in folded.weights] == [model.variable_dtype] * 4
+    assert difference(model, folded) < tolerance
+
+
+def test_dtype_of_the_output_stays(randomized, difference):
+    x = keras.Input(IMAGE)
+    y = L.Conv2D(4, 3, dtype="mixed_float16")(x)
+    model = randomized(keras.Model(x, bn(name="wide", dtype="float32")(y)))
+    folded, report = fold(model)
+    assert folded.outputs[0].dtype == "float32"
+    assert difference(model, folded) < 1e-2
+    assert report.rows[0].folded is False
+
+
+@pytest.mark.parametrize("shape", [VECTOR, SEQUENCE, IMAGE])
+def test_what_is_left_under_channels_first(shape, randomized, difference):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        x = keras.Input(shape)
+        model = randomized(keras.Model(x, bn()(x)))
+        assert difference(model, fold(model)[0]) < 1e-6
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_model_stays_as_it_is(randomized):
+    x = keras.Input(IMAGE)
+    convolution = L.Conv2D(4, 3)
+    model = randomized(keras.Model(x, bn()(convolution(x))))
+    before = [w.copy() for w in model.get_weights()]
+    calls = [len(layer._inbound_nodes) for layer in model.layers]
+    folded, _ = fold(model)
+    folded.set_weights([w + 1 for w in folded.get_weights()])
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == calls
+
+
+def test_masks_of_training_leave_no_trace(randomized, difference):
+    x = keras.Input((7,), dtype="int32")
+    y = L.Embedding(5, 6, mask_zero=True)(x)
+    y = bn(name="masked")(L.Dense(4)(y))
+    model = randomized(keras.Model(x, L.LSTM(3)(y)))
+    folded, report = fold(model)
+    assert [row.folded for row in report.rows] == [True]
+    assert difference(model, folded) < 1e-5
+
+
+def test_quantized_layer_is_left_whole(randomized):
+    x = keras.Input(VECTOR)
+    dense = L.Dense(4, name="quantized")
+    model = randomized(keras.Model(x, bn(name="after")(dense(x))))
+    dense.quantize("int8")
+    row = fold(model)[1].rows[0]
+    assert row.reason == "quantized (Dense) lies in between" + REST
+
+
+def test_model_without_graph():
+    class Custom(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(UserError) as error:
+        fold(Custom(name="mine"))
+    assert str(error.value) == (
+        "The model 'mine' of class Custom has no graph of layers that can be read, because it is "
+        "subclassed. Build it as a functional model, keras.Model(inputs, outputs), or as a "
+        "keras.Sequential."
+    )
