@@ -1,0 +1,16 @@
+"""Training under any tf.distribute strategy, by a loop of its own."""
+
+from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
+from tfnorm.training.config import Config
+from tfnorm.training.run import Evaluation, Result, evaluate, load_model, train
+
+__all__ = [
+    "Config",
+    "Evaluation",
+    "ProgressLines",
+    "Result",
+    "SynchronizeStatistics",
+    "evaluate",
+    "load_model",
+    "train",
+]

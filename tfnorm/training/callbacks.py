@@ -1,0 +1,156 @@
+"""Keras callbacks: for users of fit, and those that the trainer's own loop calls."""
+
+import csv
+import io
+import os
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import keras
+import tensorflow as tf
+
+from tfnorm.layers.replicas import synchronize_statistics
+
+
+class SynchronizeStatistics(keras.callbacks.Callback):
+    """Gives all replicas the mean of their statistics whenever someone is about to use them.
+
+    For `Model.fit`, `evaluate` and `predict` under tf.distribute; the trainer's own loop does it
+    by itself. Put it before callbacks that save the model.
+    """
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Before an evaluation, also that of validation data within fit."""
+        synchronize_statistics(self.model)
+
+    def on_predict_begin(self, logs: dict | None = None) -> None:
+        """Before a prediction."""
+        synchronize_statistics(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Before callbacks that save the model."""
+        synchronize_statistics(self.model)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Before the user goes on with the model."""
+        synchronize_statistics(self.model)
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """One line an epoch; on a terminal the line of the running epoch is rewritten as it goes.
+
+    Args:
+        stream: Where to; None is stdout.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream or sys.stdout
+        self._rewritten = 0.0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Rewrites the line, at most ten times a second."""
+        if self._stream.isatty() and time.monotonic() - self._rewritten > 0.1:
+            self._rewritten = time.monotonic()
+            done = f"step {batch + 1}/{self.params['steps']}"
+            self._stream.write(f"\r\x1b[K{self._epoch}  {done}  {_format(logs)}")
+            self._stream.flush()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Names the epoch."""
+        self._epoch = f"epoch {epoch + 1:{len(str(self.params['epochs']))}}/{self.params['epochs']}"
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Leaves the epoch's line."""
+        start = "\r\x1b[K" if self._stream.isatty() else ""
+        self._stream.write(f"{start}{self._epoch}  {_format(logs)}\n")
+        self._stream.flush()
+
+
+def _format(logs: dict[str, Any] | None) -> str:
+    shown = ("loss", "accuracy", "val_loss", "val_accuracy")
+    parts = [f"{name} {logs[name]:.4f}" for name in shown if name in logs]
+    if "seconds" in logs:
+        parts.append(f"{logs['seconds']:.1f} s")
+    return "  ".join(parts)
+
+
+class TensorBoardScalars(keras.callbacks.Callback):
+    """Scalars for TensorBoard in <directory>/train and <directory>/validation, by step.
+
+    It does without the package tensorboard, which tf.summary.scalar wants (TensorFlow no longer
+    installs it); who looks at them has it.
+
+    Args:
+        directory: Where the two directories are to be.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Opens the files."""
+        self._writers = {
+            name: tf.summary.create_file_writer(str(self._directory / name))
+            for name in ("train", "validation")
+        }
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Writes the epoch's scalars."""
+        step = int(logs["step"])  # Keras hands all logs on as floats.
+        for name in ("loss", "accuracy", "learning_rate"):
+            self._write("train", name, logs.get(name), step)
+            self._write("validation", name, logs.get(f"val_{name}"), step)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write(self, writer: str, tag: str, value: float | None, step: int) -> None:
+        if value is None:
+            return
+        with self._writers[writer].as_default():
+            tf.summary.write(tag, tf.constant(value, tf.float32), step, _SCALAR)
+
+
+_SCALAR = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+)
+
+
+class HistoryFile(keras.callbacks.Callback):
+    """The table of all epochs as CSV, rewritten whole after each.
+
+    Keras' CSVLogger appends: a run that resumes from an earlier checkpoint would leave epochs in it
+    twice.
+
+    Args:
+        path: The file.
+        rows: The rows, a list that grows from epoch to epoch.
+    """
+
+    def __init__(self, path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._path = path
+        self._rows = rows
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Rewrites the file."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._path, text.getvalue())
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, path)

@@ -1,0 +1,154 @@
+"""Everything that decides the outcome of a training run, as one value."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tfnorm import data, models
+from tfnorm.errors import UserError
+from tfnorm.layers import ChannelNormalization, norms
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
+SCHEDULES = ("cosine", "step")
+POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+
+_CHOICES = {
+    "model": models.NAMES,
+    "norm": norms.NAMES,
+    "augment": tuple(data.AUGMENTATIONS),
+    "distribution_strategy": STRATEGIES,
+    "schedule": SCHEDULES,
+    "mixed_precision": POLICIES,
+}
+_POSITIVE = (
+    "width", "stem_stride", "virtual_replicas", "replica_batch_size", "epochs", "learning_rate",
+    "steps_per_loop", "evaluation_batch_size",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "num_replicas", "train_examples", "steps", "reference_batch_size", "warmup_epochs",
+    "weight_decay", "momentum", "seed", "checkpoint_every",
+)  # fmt: skip
+
+
+def _field(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. Every field is a flag of `python -m tfnorm.train`, with this help.
+
+    Raises:
+        UserError: A name is unknown or a number impossible.
+    """
+
+    model: str = _field("resnet8", f"Network: {', '.join(models.NAMES)}.")
+    width: int = _field(16, "Channels of the network's first stage.")
+    stem_stride: int = _field(1, "Stride of the first convolution.")
+    norm: str = _field("bn", f"Normalizer: {', '.join(norms.NAMES)}.")
+    norm_options: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata={"help": "Arguments of the normalizer, as name=value,name=value."},
+    )
+    virtual_replicas: int = _field(
+        1, "Groups of a replica's batch that are normalized as if each were a replica."
+    )
+    dataset: str = _field(
+        "sklearn_digits", "TFDS name of an image-classification data set; the default is embedded."
+    )
+    data_dir: str | None = _field(None, "Directory of prepared TFDS data sets (TFDS' default).")
+    train_examples: int = _field(0, "Use only so many training images; 0 is all.")
+    augment: str = _field("none", f"Augmentation: {', '.join(data.AUGMENTATIONS)}.")
+    distribution_strategy: str = _field(
+        "one_device", f"tf.distribute strategy: {', '.join(STRATEGIES)}."
+    )
+    tpu: str = _field("", "TPU of --distribution_strategy=tpu: local, a name or a grpc address.")
+    num_replicas: int = _field(
+        0, "Replicas (of each worker); more than one needs mirrored. 0 is every GPU, else one CPU."
+    )
+    replica_batch_size: int = _field(32, "Images of one replica in one step.")
+    epochs: int = _field(20, "Passes over the training images.")
+    steps: int = _field(0, "Training steps; if not 0 it takes the place of --epochs.")
+    learning_rate: float = _field(
+        0.1, "Peak learning rate for a global batch of --reference_batch_size."
+    )
+    reference_batch_size: int = _field(
+        32,
+        "The peak learning rate is scaled by (global batch / this), the linear scaling rule; "
+        "0 is no scaling.",
+    )
+    schedule: str = _field(
+        "cosine", "cosine to zero, or step: a tenth after one half and after three quarters."
+    )
+    warmup_epochs: float = _field(1.0, "Epochs in which the learning rate rises linearly from 0.")
+    momentum: float = _field(0.9, "Momentum of SGD.")
+    weight_decay: float = _field(
+        1e-4,
+        "L2 penalty of the kernels, weight_decay/2 · |w|², part of the gradient (as SGD with "
+        "momentum has it in the literature) and not of the loss that is shown.",
+    )
+    seed: int = _field(0, "Decides initial weights, order of the images and augmentation.")
+    mixed_precision: str = _field("float32", f"Keras dtype policy: {', '.join(POLICIES)}.")
+    steps_per_loop: int = _field(50, "Most steps inside one call of a tf.function.")
+    evaluation_batch_size: int = _field(128, "Most images of one replica in a step of evaluation.")
+    checkpoint_every: int = _field(0, "Steps between checkpoints; 0 is at the end of each epoch.")
+    resume: bool = _field(True, "Go on from the newest checkpoint in --model_dir, if there is one.")
+    model_dir: str | None = _field(
+        None, "Directory of checkpoints, logs (TensorBoard, CSV) and results."
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"unknown {name} '{value}'; known: {', '.join(known)}")
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, received {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must be 0 or above, received {getattr(self, name)}")
+        if self.momentum >= 1:
+            raise UserError(f"momentum must be below 1, received {self.momentum}")
+        if self.replica_batch_size % self.virtual_replicas:
+            raise UserError(
+                f"replica_batch_size={self.replica_batch_size} is not divisible by "
+                f"virtual_replicas={self.virtual_replicas}; choose a multiple"
+            )
+        if self.distribution_strategy == "one_device" and self.num_replicas > 1:
+            raise UserError(
+                f"num_replicas={self.num_replicas} with distribution_strategy=one_device; "
+                "choose --distribution_strategy=mirrored"
+            )
+        self.normalizer()
+
+    def normalizer(self) -> norms.Normalizer:
+        """The normalizer of the run.
+
+        Those of single examples are the same however the batch is grouped; only those of a batch
+        are told of virtual replicas.
+        """
+        options = dict(self.norm_options)
+        layer_class = norms.get(self.norm).layer_class
+        if self.virtual_replicas > 1 and issubclass(layer_class or object, ChannelNormalization):
+            options["virtual_replicas"] = self.virtual_replicas
+        return norms.get(self.norm, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON takes them."""
+        return {**dataclasses.asdict(self), "norm_options": dict(self.norm_options)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`; fields that are left out have their defaults.
+
+        Raises:
+            UserError: A field is unknown.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(
+                f"unknown config field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        return cls(**values)

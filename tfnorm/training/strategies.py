@@ -1,0 +1,125 @@
+"""From flags to a tf.distribute.Strategy."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from tfnorm.errors import UserError
+from tfnorm.training.config import Config
+
+
+def create(config: Config) -> tf.distribute.Strategy:
+    """Makes the strategy of a run. On machines without GPU, replicas are logical CPU devices.
+
+    Raises:
+        UserError: There are not as many devices as replicas, or no TPU, or no TF_CONFIG.
+    """
+    return _STRATEGIES[config.distribution_strategy](config)
+
+
+def prepare_cpu_devices(count: int) -> None:
+    """Sees to it that there are at least so many logical CPU devices.
+
+    A process that makes several runs calls it once, first, with the largest number of replicas:
+    TensorFlow fixes the number when it runs its first operation.
+
+    Raises:
+        UserError: TensorFlow has already started with fewer.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(configured) >= count:
+        return
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError:
+        raise UserError(
+            f"num_replicas={count} is more than the {len(configured)} logical CPU devices with "
+            "which TensorFlow has started; call "
+            f"tfnorm.training.strategies.prepare_cpu_devices({count}) before anything else"
+        ) from None
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes logs, tables and checkpoints."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        return True
+    return resolver.task_type in (None, "chief") or (
+        resolver.task_type == "worker"
+        and resolver.task_id == 0
+        and "chief" not in resolver.cluster_spec().jobs
+    )
+
+
+def _one_device(config: Config) -> tf.distribute.Strategy:
+    del config
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return tf.distribute.OneDeviceStrategy(f"{kind}:0")
+
+
+def _mirrored(config: Config) -> tf.distribute.Strategy:
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    replicas = config.num_replicas or max(gpus, 1)
+    if not gpus:
+        prepare_cpu_devices(replicas)
+        return tf.distribute.MirroredStrategy(
+            [f"CPU:{i}" for i in range(replicas)],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        )
+    if replicas > gpus:
+        raise UserError(
+            f"num_replicas={replicas} is more than the {gpus} GPUs of this machine; "
+            f"choose --num_replicas={gpus} or fewer"
+        )
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
+
+
+def _multi_worker_mirrored(config: Config) -> tf.distribute.Strategy:
+    example = '{"cluster": {"worker": ["host0:1234", "host1:1234"]}, "task": {"type": "worker", …}}'
+    try:
+        workers = json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]
+        del workers
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG, "
+            f"received '{os.environ.get('TF_CONFIG', '')}'; set it in every worker to {example}"
+        ) from None
+    if config.num_replicas > 1 and not tf.config.list_physical_devices("GPU"):
+        raise UserError(
+            f"num_replicas={config.num_replicas} with multi_worker_mirrored on a machine without "
+            "GPU: a worker has one replica there; start more workers"
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _tpu(config: Config) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=config.tpu)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except Exception as error:  # Each kind of address fails in its own way.
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        raise UserError(
+            f"found no TPU: looked with TPUClusterResolver for tpu='{config.tpu}' "
+            "(local is a TPU VM's own, otherwise a Cloud TPU name or grpc://host:port); "
+            f"{reason}"
+        ) from error
+    strategy = tf.distribute.TPUStrategy(resolver)
+    if config.num_replicas not in (0, strategy.num_replicas_in_sync):
+        raise UserError(
+            f"num_replicas={config.num_replicas}, but TPU '{config.tpu}' has "
+            f"{strategy.num_replicas_in_sync} replicas; leave --num_replicas out"
+        )
+    return strategy
+
+
+_STRATEGIES = {
+    "one_device": _one_device,
+    "mirrored": _mirrored,
+    "multi_worker_mirrored": _multi_worker_mirrored,
+    "tpu": _tpu,
+}
