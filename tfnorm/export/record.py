@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfnorm.errors import UserError
+from tfnorm.graph import function_of
 
 BATCH_SIZES = (1, 3, 8)
 _FREE_SIZE = 32  # of a dimension that the model leaves open
@@ -14,14 +15,15 @@ _FREE_SIZE = 32  # of a dimension that the model leaves open
 
 def input_names(model: keras.Model) -> list[str]:
     """Names of the inputs, in flat order."""
-    return [x.name for x in model.inputs]
+    return [x._keras_history.operation.name for x in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:
     """Names of the outputs, in flat order: keys of a dict, else names of the layers they are of."""
     names = []
-    paths = keras.tree.flatten_with_path(model.output)
-    for (path, _), layer_name in zip(paths, model.output_names, strict=True):
+    function = function_of(model)
+    paths = keras.tree.flatten_with_path(function.output)
+    for (path, _), layer_name in zip(paths, function.output_names, strict=True):
         keyed = any(isinstance(key, str) for key in path)
         names.append("_".join(map(str, path)) if keyed else layer_name)
     return [
@@ -48,8 +50,10 @@ def record(model: keras.Model, examples: Any = None) -> list[Batch]:
             By default normal noise for floats, 0 and 1 for integers (0 to 255 for uint8).
 
     Raises:
-        UserError: if the examples do not fit the inputs, or the model cannot be run on noise.
+        UserError: if the model has no graph, the examples do not fit the inputs, or the model
+            cannot be run on them.
     """
+    function_of(model)
     sizes = {x.shape[0] for x in model.inputs} - {None} or BATCH_SIZES
     values = _noise(model) if examples is None else _checked(model, examples)
     return [_run(model, [_resized(x, size) for x in values], size) for size in sizes]
@@ -57,7 +61,9 @@ def record(model: keras.Model, examples: Any = None) -> list[Batch]:
 
 def _run(model: keras.Model, values: list[np.ndarray], size: int) -> Batch:
     try:
-        results = model(keras.tree.pack_sequence_as(model.input, values), training=False)
+        results = model(
+            keras.tree.pack_sequence_as(function_of(model).input, values), training=False
+        )
     except Exception as error:
         shapes = ", ".join(f"{n} {x.shape}" for n, x in zip(input_names(model), values))
         raise UserError(
@@ -91,7 +97,7 @@ def _noise_like(x: keras.KerasTensor, rng: np.random.Generator) -> np.ndarray:
 
 def _checked(model: keras.Model, examples: Any) -> list[np.ndarray]:
     values = [np.asarray(x) for x in keras.tree.flatten(examples)]
-    expected = [(x.name, tuple(x.shape)) for x in model.inputs]
+    expected = [(n, tuple(x.shape)) for n, x in zip(input_names(model), model.inputs)]
     received = [x.shape for x in values]
     fits = len(values) == len(expected) and all(
         len(shape) == len(own) and all(b in (None, a) for a, b in zip(shape[1:], own[1:]))

@@ -3,6 +3,6 @@
 from tfnorm.graph.building import build
 from tfnorm.graph.graph import Call, Graph, Part, Tensor
 from tfnorm.graph.inlining import inline
-from tfnorm.graph.reading import read
+from tfnorm.graph.reading import function_of, read
 
-__all__ = ["Call", "Graph", "Part", "Tensor", "build", "inline", "read"]
+__all__ = ["Call", "Graph", "Part", "Tensor", "build", "function_of", "inline", "read"]

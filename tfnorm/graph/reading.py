@@ -10,16 +10,28 @@ from tfnorm.graph.graph import Call, Graph, Part, Tensor
 def read(model: keras.Model) -> Graph:
     """Returns the graph of a functional or Sequential model; a nested model is one call in it.
 
+    A layer that is used inside of a nested model and outside is two layers when the graph is
+    built; `inline` first where it has to stay one.
+
     Raises:
         UserError: if the model has no graph, because it is subclassed or not built.
     """
-    function = graph_of(model)
+    return read_function(function_of(model), model.name, prefix="", parts={})
+
+
+def function_of(model: keras.Model) -> Functional:
+    """What a functional or Sequential model runs; it knows the model's inputs and outputs.
+
+    Raises:
+        UserError: if the model has no graph, because it is subclassed or not built.
+    """
+    function = graph_of(model) if isinstance(model, keras.Model) else None
     if function is None:
         raise UserError(_why_not(model))
-    return read_function(function, model.name, prefix="", parts={})
+    return function
 
 
-def graph_of(layer: keras.Operation) -> keras.Function | None:
+def graph_of(layer: keras.Operation) -> Functional | None:
     """The graph that a call of the layer runs through, or None where that is anything else.
 
     A functional model that overrides `call` has a graph but does not run it.
@@ -28,12 +40,10 @@ def graph_of(layer: keras.Operation) -> keras.Function | None:
         inner, runs_it = layer._functional, type(layer).call is keras.Sequential.call
     else:
         inner, runs_it = layer, type(layer).call is Functional.call
-    return inner if runs_it and isinstance(inner, keras.Function) else None
+    return inner if runs_it and isinstance(inner, Functional) else None
 
 
-def read_function(
-    function: keras.Function, name: str, prefix: str, parts: dict[int, Part]
-) -> Graph:
+def read_function(function: Functional, name: str, prefix: str, parts: dict[int, Part]) -> Graph:
     """Returns the graph of a Keras function, in Keras' own order: by depth, as it runs.
 
     Args:
