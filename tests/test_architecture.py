@@ -15,7 +15,8 @@ FLOORS = (
     ("functional", "schedules", "data", "commands"),
     ("layers",),
     ("models", "graph"),
-    ("training", "export"),
+    ("training",),
+    ("export",),
     ("study",),
     ("__init__", "train", "compare"),
 )

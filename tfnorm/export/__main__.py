@@ -1,17 +1,20 @@
 """Exports a trained model: folds its normalizers, writes a SavedModel, verifies it.
 
 python -m tfnorm.export --model=model.keras --directory=exported
+python -m tfnorm.export --model_dir=runs/brn --directory=exported
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 from absl import flags
 
-from tfnorm import commands
+from tfnorm import commands, data, training
 from tfnorm.errors import UserError
+from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 
 
@@ -19,6 +22,12 @@ def define() -> flags.FlagValues:
     """The flags of the command."""
     values = flags.FlagValues()
     flags.DEFINE_string("model", None, "A model saved as a .keras file.", flag_values=values)
+    flags.DEFINE_string(
+        "model_dir",
+        None,
+        "The --model_dir of a training run; its newest checkpoint is exported.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "directory", None, "Where the versions are: <directory>/1, 2, ...", flag_values=values
     )
@@ -35,9 +44,9 @@ def export(values: flags.FlagValues) -> None:
     """Loads the model, exports it, prints the fold report, the comparison and the path."""
     if not values.directory:
         raise UserError("--directory is missing. Say where to write, as --directory=exported.")
-    model = load(values)
+    model, examples = load(values)
     print(f"Exporting {model.name} ({model.count_params():,} parameters) ...", flush=True)
-    result = export_saved_model(model, values.directory, verify=values.verify)
+    result = export_saved_model(model, values.directory, verify=values.verify, examples=examples)
     print(result.report)
     if result.verification is not None:
         sizes = ", ".join(map(str, result.verification.batch_sizes))
@@ -48,18 +57,26 @@ def export(values: flags.FlagValues) -> None:
     print(f"wrote {result.path}")
 
 
-def load(values: flags.FlagValues) -> keras.Model:
-    """The model that the flags name.
+def load(values: flags.FlagValues) -> tuple[keras.Model, Any]:
+    """The model that the flags name, and inputs to compare it on (None is noise).
 
     Raises:
-        UserError: if there is none, or it cannot be loaded.
+        UserError: if there is none, or two, or it cannot be loaded.
     """
-    if not values.model:
-        raise UserError("--model is missing. Name a .keras file, as --model=model.keras.")
-    return load_keras_file(Path(values.model))
+    if bool(values.model) == bool(values.model_dir):
+        raise UserError(
+            f"{'Both' if values.model else 'None'} of --model and --model_dir are given. Give one: "
+            "--model=model.keras, or --model_dir= of a training run."
+        )
+    if values.model:
+        return _load_keras_file(Path(values.model)), None
+    model, config = training.load_model(values.model_dir)
+    dataset = data.load(config.dataset, config.data_dir)
+    images, *_ = next(iter(dataset.evaluation_batches(max(BATCH_SIZES))))
+    return model, images.numpy()
 
 
-def load_keras_file(path: Path) -> keras.Model:
+def _load_keras_file(path: Path) -> keras.Model:
     """A model from a .keras file. tfnorm's layers are known by now, because they are imported.
 
     Raises:
