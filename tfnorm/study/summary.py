@@ -32,13 +32,18 @@ class Row:
         )
 
     def values(self, metric: str) -> list[float]:
-        """One number a repetition; none where every repetition failed."""
-        return [r["result"][metric] for r in self.records]
+        """One number a repetition, NaN where it was not measured; none if all failed."""
+        values = [r["result"][metric] for r in self.records]
+        return [float("nan") if value is None else value for value in values]
 
     def mean(self, metric: str) -> float:
         """The mean over the repetitions, NaN where there is none."""
         values = self.values(metric)
         return statistics.fmean(values) if values else float("nan")
+
+    def best(self) -> dict:
+        """The record of the repetition with the highest test accuracy."""
+        return max(self.records, key=lambda record: record["result"]["test_accuracy"])
 
     def spread(self, metric: str) -> float:
         """Half the range over the repetitions: mean ± spread covers about all of them."""

@@ -1,0 +1,100 @@
+"""Trains one network under several normalizers: python -m tfnorm.compare --norms=bn,brn,gn.
+
+Each norm trains on small batches of several replicas, beside batch normalization on the whole batch
+as the reference. Then there are a table, plots, and the best foldable model as a SavedModel. Runs
+that are in --output_dir already are not made again.
+"""
+
+import importlib.util
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from absl import flags
+
+from tfnorm import commands
+from tfnorm.errors import UserError
+
+# Fields of training.Config that the comparison sets itself, so that they are no flags here.
+_ITS_OWN = (
+    "norm", "norm_options", "virtual_replicas", "seed", "distribution_strategy", "tpu", "resume",
+    "model_dir",
+)  # fmt: skip
+# With these it takes minutes.
+_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 5}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return commands.run(_define, _compare, argv)
+
+
+def _define() -> flags.FlagValues:
+    from tfnorm.layers import norms
+    from tfnorm.study import grids
+    from tfnorm.training import flags as training_flags
+
+    values = training_flags.define()
+    for name in _ITS_OWN:
+        delattr(values, name)
+    for name, default in _DEFAULTS.items():
+        values.set_default(name, default)
+    flags.DEFINE_list(
+        "norms", list(grids.COMPARED), f"Some of {', '.join(norms.NAMES)}.", flag_values=values
+    )
+    flags.DEFINE_list("seeds", ["0", "1"], "Each norm has a run for each.", flag_values=values)
+    flags.DEFINE_string(
+        "output_dir", "runs/compare", "Where results, plots and models go.", flag_values=values
+    )
+    return values
+
+
+def _compare(values: flags.FlagValues) -> None:
+    # Imported late: TensorFlow's start is to be quiet, and an error in a flag quick.
+    from tfnorm import training
+    from tfnorm.study import grids, running
+    from tfnorm.study.report import report
+    from tfnorm.study.results import Results
+    from tfnorm.training.strategies import prepare_cpu_devices
+
+    output = pathlib.Path(values.output_dir)
+    _check_output(output)
+    results = Results(output / "results.jsonl")
+    prepare_cpu_devices(values.num_replicas)
+    fields = [field for field in training.Config.__dataclass_fields__ if field in values]
+    base = training.Config(
+        distribution_strategy="mirrored", **{field: values[field].value for field in fields}
+    )
+    grid = grids.comparison(values.norms, _seeds(values.seeds), base)
+    _tell(grid.title)
+    records = running.run(grid, results, output / "models", _tell)
+    report(grid, records, output, _tell)
+
+
+def _seeds(texts: Sequence[str]) -> list[int]:
+    wrong = [text for text in texts if not text.isdecimal()]
+    if wrong:
+        raise UserError(f"seeds are numbers from 0 on, as in --seeds=0,1; received {wrong[0]!r}")
+    return [int(text) for text in texts]
+
+
+def _check_output(directory: pathlib.Path) -> None:
+    """Finds out before hours of training whether their results can be written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib; install it: pip install tfnorm[report]")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to output_dir {directory} ({error.strerror}); choose another"
+        ) from error
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""A grid: the runs of an experiment, as data."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+from tfnorm import training
+
+Labels = Mapping[str, str | int | float]
+
+# Fields of a configuration that say where a run is kept and where its data are, not what it does.
+_PLACES = ("model_dir", "data_dir", "resume")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        labels: What tables group by and plots put on their axes, such as `{"norm": "bn"}`; cells
+            that share their labels are repetitions with other seeds.
+        config: Everything that decides the outcome of the run.
+    """
+
+    labels: Labels
+    config: training.Config
+
+    @property
+    def hash(self) -> str:
+        """Identifies the run: twelve hexadecimal digits of its configuration's SHA-256."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in _PLACES}
+        text = json.dumps(config, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The cells of one experiment.
+
+    Attributes:
+        name: What commands and files call it.
+        title: What the experiment is, in a line for the heads of tables and plots.
+        cells: The runs, in the order in which they are made.
+        baseline: The labels of the row that times are relative to.
+        reference: The labels of the row that shows what can be reached and does not compete.
+    """
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    baseline: Labels
+    reference: Labels

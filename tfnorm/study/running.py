@@ -1,0 +1,118 @@
+"""Running the cells of a grid that are not done yet."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfnorm import training
+from tfnorm.errors import RunError
+from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.progress import Clock, duration
+from tfnorm.study.results import Results
+from tfnorm.version import __version__
+
+Tell = Callable[[str], None]
+
+_METRICS = ("test_accuracy", "test_loss", "train_loss", "steps", "step_time_median", "params")
+
+
+def run(
+    grid: Grid, results: Results, directory: str | os.PathLike[str], tell: Tell
+) -> list[dict]:
+    """Runs the cells that `results` lacks, one after the other, and records each as it ends.
+
+    A run that cannot go on (a loss that is NaN) is recorded as failed and stops no other. One that
+    was interrupted goes on from its last checkpoint.
+
+    Args:
+        grid: What to run.
+        results: Where it is recorded.
+        directory: Where the runs keep their checkpoints, each in its `model_dir`.
+        tell: Takes lines of text about the progress.
+
+    Returns:
+        The records of all cells of the grid, in its order.
+    """
+    missing = [cell for cell in grid.cells if results.get(cell.hash) is None]
+    total, done = len(grid.cells), len(grid.cells) - len(missing)
+    tell(f"{total} runs" + (f", {done} of {total} are done already" if done else ""))
+    clock = Clock(len(missing))
+    for number, cell in enumerate(missing, start=done + 1):
+        tell(f"[{number}/{total}] {describe(cell)}")
+        record = run_cell(cell, model_dir(directory, cell.hash), tell)
+        results.append({"grid": grid.name, **record})
+        tell(f"[{number}/{total}] {_outcome(record)}; {clock.tick()}")
+    return results.select([cell.hash for cell in grid.cells])
+
+
+def model_dir(directory: str | os.PathLike[str], identity: str) -> str:
+    """Where the run of this hash keeps its checkpoints."""
+    return str(pathlib.Path(directory) / identity)
+
+
+def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
+    """Makes one run, with its checkpoints in `directory`.
+
+    Returns:
+        Its record, as results.jsonl keeps it: hash, labels, config, versions, machine, result and
+        history, and the error if it failed.
+    """
+    start = time.time()
+    config = dataclasses.replace(cell.config, model_dir=directory)
+    record: dict[str, Any] = {
+        "hash": cell.hash,
+        "labels": dict(cell.labels),
+        "error": None,
+        "result": None,
+        "history": [],
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "versions": versions(),
+        "machine": machine(),
+        "started": datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat("T", "seconds"),
+    }
+    try:
+        outcome = training.train(config, [training.ProgressLines()], notice=tell)
+        record["result"] = {metric: getattr(outcome, metric) for metric in _METRICS}
+        record["history"] = outcome.history
+    except RunError as error:
+        record["error"] = str(error)
+    finally:
+        keras.backend.clear_session()  # or the graphs of all runs stay in memory
+    return {**record, "seconds": round(time.time() - start, 1)}
+
+
+def describe(cell: Cell) -> str:
+    """A cell in a few words, such as "norm bn, replicas 4, seed 0"."""
+    labels = {**cell.labels, "seed": cell.config.seed}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in labels.items())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
+    return {
+        "tfnorm": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def machine() -> dict[str, str | int | None]:
+    """The machine that times were measured on."""
+    return {"platform": platform.platform(), "cpus": os.cpu_count()}
+
+
+def _outcome(record: dict) -> str:
+    if record["error"] is not None:
+        return f"failed: {record['error']}"
+    accuracy = 100 * record["result"]["test_accuracy"]
+    return f"test accuracy {accuracy:.1f} % in {duration(record['seconds'])}"

@@ -1,0 +1,129 @@
+"""The table of a comparison, as text and as comma-separated values."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from tfnorm.study.grid import Grid
+from tfnorm.study.inference import Inference
+from tfnorm.study.summary import Row, csv_table, text_table
+
+_NUMBERS = (
+    "runs", "failed", "test_accuracy", "test_accuracy_spread", "train_loss", "train_loss_spread",
+    "step_seconds", "step_time", "inference_seconds", "inference_time", "folded", "normalizers",
+)  # fmt: skip
+
+
+def name(row: Row) -> str:
+    """What tables and plots call a row, such as "bn, 4 x 2" for 2 images on each of 4 replicas."""
+    return "{norm}, {replicas} x {replica_batch}".format_map(row.labels)
+
+
+class Comparison:
+    """The rows of a grid with their times relative to its baseline.
+
+    Args:
+        grid: The grid that the rows are of.
+        rows: Its rows.
+        inference: What each row's model costs at inference; None where no run ended well.
+    """
+
+    def __init__(
+        self, grid: Grid, rows: Sequence[Row], inference: Sequence[Inference | None]
+    ) -> None:
+        self.grid, self.rows, self.inference = grid, rows, inference
+        place = next(i for i, row in enumerate(rows) if row.labels == grid.baseline)
+        self._step = _step_seconds(rows[place])
+        self._inference = inference[place].seconds if inference[place] else float("nan")
+
+    def numbers(self, row: Row, inference: Inference | None) -> dict[str, float]:
+        """All numbers of a row, NaN where there is none."""
+        seconds = inference.seconds if inference else float("nan")
+        step = _step_seconds(row)
+        values = (
+            len(row.records), len(row.failures),
+            row.mean("test_accuracy"), row.spread("test_accuracy"),
+            row.mean("train_loss"), row.spread("train_loss"),
+            step, step / self._step, seconds, seconds / self._inference,
+            inference.folded if inference else float("nan"),
+            inference.normalizers if inference else float("nan"),
+        )  # fmt: skip
+        return dict(zip(_NUMBERS, values, strict=True))
+
+    def winner(self) -> Row | None:
+        """The row of the highest mean test accuracy whose normalizers all fold.
+
+        The reference does not compete.
+        """
+        foldable = [
+            row
+            for row, inference in zip(self.rows, self.inference)
+            if inference and inference.foldable and row.labels != self.grid.reference
+        ]
+        return max(foldable, key=lambda row: row.mean("test_accuracy"), default=None)
+
+    def csv(self) -> str:
+        """One line a row: its labels, then its numbers."""
+        lines = [
+            [*row.labels.values(), *self.numbers(row, inference).values()]
+            for row, inference in zip(self.rows, self.inference)
+        ]
+        return csv_table([*self.grid.baseline, *_NUMBERS], lines)
+
+    def text(self) -> str:
+        """The table, and below it what its columns mean and which runs failed."""
+        titles = [
+            "norm",
+            "replicas\nx images",
+            "statistics\nbatch",
+            "test accuracy\n(%)",
+            "train\nloss",
+            "step\ntime",
+            "inference\ntime",
+            "folded",
+        ]
+        lines = [self._line(row, inference) for row, inference in zip(self.rows, self.inference)]
+        return "\n".join([text_table(titles, lines), "", *self._notes()])
+
+    def _line(self, row: Row, inference: Inference | None) -> list[str]:
+        labels = row.labels
+        head = [
+            labels["norm"] + (" (reference)" if labels == self.grid.reference else ""),
+            f"{labels['replicas']} x {labels['replica_batch']}",
+            str(labels["statistics_batch"]),
+        ]
+        if not row.records:
+            return [*head, "failed", *["-"] * 4]
+        numbers = self.numbers(row, inference)
+        failed = f" ({len(row.failures)} failed)" if row.failures else ""
+        return [
+            *head,
+            f"{100 * numbers['test_accuracy']:.1f} ± "
+            f"{100 * numbers['test_accuracy_spread']:.1f}{failed}",
+            _decimals(numbers["train_loss"], 4),
+            _decimals(numbers["step_time"], 2),
+            _decimals(numbers["inference_time"], 2),
+            "yes" if inference.foldable else f"{inference.folded} of {inference.normalizers}",
+        ]
+
+    def _notes(self) -> list[str]:
+        runs = max(len(row.records) + len(row.failures) for row in self.rows)
+        baseline = name(Row.of(self.grid.baseline, ()))
+        notes = [
+            f"Test accuracy: mean ± spread, half of the range over {runs} seeds. Statistics batch: "
+            "images that share a mean.",
+            f"Times are multiples of those of {baseline}: "
+            f"{1e3 * self._step:.1f} ms a training step, {1e3 * self._inference:.2f} ms a batch of "
+            "the folded model.",
+        ]
+        notes += [f"{name(row)} failed: {error}" for row in self.rows for error in row.failures]
+        return notes
+
+
+def _decimals(value: float, places: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{places}f}"
+
+
+def _step_seconds(row: Row) -> float:
+    values = row.values("step_time_median")
+    return statistics.median(values) if values else float("nan")
