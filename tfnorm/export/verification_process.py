@@ -11,11 +11,17 @@ import sys
 BLOCKED = ("tfnorm", "keras", "tf_keras")
 
 
+def block() -> None:
+    """Makes `import` of the blocked packages fail and importlib's find_spec find nothing.
+
+    TensorFlow's own start asks find_spec for Keras: an import hook that raises would stop it.
+    """
+    sys.modules.update(dict.fromkeys(BLOCKED))
+
+
 def main(export: str, record: str) -> None:
     """Loads the export, runs its signature on each recorded batch and prints the differences."""
-    # None makes `import` fail and importlib's find_spec find nothing, which TensorFlow's own
-    # start asks for Keras; an import hook that raises would stop TensorFlow too.
-    sys.modules.update(dict.fromkeys(BLOCKED))
+    block()
     import numpy as np
     import tensorflow as tf
 
