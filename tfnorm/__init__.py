@@ -1,6 +1,12 @@
 """Normalization layers for Keras that train at any batch size, fold into convolutions and serve."""
 
-from tfnorm import functional, layers, models, schedules
+# ruff: noqa: E402
+from tfnorm import quiet
+
+if quiet.is_command():
+    quiet.import_tensorflow()
+
+from tfnorm import functional, layers, models, schedules, training
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model, fold
 from tfnorm.version import __version__
@@ -15,4 +21,5 @@ __all__ = [
     "layers",
     "models",
     "schedules",
+    "training",
 ]

@@ -1,10 +1,7 @@
-"""What all commands of tfnorm share: absl flags, one line an error, exit codes, a quiet start."""
+"""What all commands of tfnorm share: absl flags, one line an error, exit codes."""
 
-import contextlib
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -21,8 +18,7 @@ def run(
     """Parses the command line, runs a command and turns its errors into an exit code.
 
     Flags live in a FlagValues of their own and not in absl's global one, so that commands may share
-    names and one process may call several. TensorFlow is imported here, before `define` and `main`,
-    with its start-up talk kept off the terminal.
+    names and one process may call several.
 
     Args:
         define: Makes the command's flags.
@@ -35,7 +31,6 @@ def run(
     """
     argv = sys.argv if argv is None else argv
     try:
-        _import_tensorflow_quietly()
         values = define()
         flags.DEFINE_bool("help", False, "Print the flags and exit.", flag_values=values)
         positional = values(list(argv))[1:]
@@ -66,32 +61,3 @@ def _help(main: Callable, values: flags.FlagValues) -> str:
         lines.append(f"  --{name} (default: {flag.default_as_str or 'none'})")
         lines.append(f"      {flag.help}")
     return "\n".join(lines)
-
-
-def _import_tensorflow_quietly() -> None:
-    """TensorFlow reports missing GPUs and oneDNN on every start, whatever its log level."""
-    if "tensorflow" in sys.modules:
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _stderr_set_aside():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # Looks for GPUs, and talks about it.
-
-
-@contextlib.contextmanager
-def _stderr_set_aside() -> Iterator[None]:
-    """Keeps what native code writes to stderr, and shows it only if the block fails."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            aside.seek(0)
-            os.write(stderr, aside.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
