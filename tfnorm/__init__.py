@@ -1,6 +1,5 @@
 """Normalization layers for Keras that train at any batch size, fold into convolutions and serve."""
 
-# ruff: noqa: E402
 from tfnorm import quiet
 
 if quiet.is_command():

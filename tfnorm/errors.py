@@ -6,4 +6,4 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on although it was asked for correctly, such as a NaN loss (exit code 1)."""
+    """A run asked for correctly that cannot go on, such as one with a NaN loss (exit code 1)."""
