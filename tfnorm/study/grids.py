@@ -1,6 +1,7 @@
 """The grids that there are."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ def _row(norm: str, config: training.Config, steps: int) -> tuple[Labels, traini
         "replica_batch": images,
         "statistics_batch": statistics.get(norm, images),
     }
-    return labels, dataclasses.replace(config, norm=norm, norm_options=_scheduled(norm, steps))
+    options = _options(norm, images, steps)
+    return labels, dataclasses.replace(config, norm=norm, norm_options=options)
 
 
 def _steps_per_epoch(config: training.Config, batch: int) -> int:
@@ -71,11 +73,21 @@ def _steps_per_epoch(config: training.Config, batch: int) -> int:
     return dataset.num_train // batch
 
 
-def _scheduled(norm: str, steps: int) -> dict[str, Any]:
-    """Options of a norm that count steps, scaled from the paper's run to one of `steps`."""
-    if norm != "brn":
-        return {}
-    # The paper ramps between steps 5,000 and 25,000 (d), 40,000 (r) of 130,000.
+def _options(norm: str, images: int, steps: int) -> dict[str, Any]:
+    """The paper's options of a norm at so many images a replica, in a run of so many steps."""
+    return _OPTIONS[norm](images, steps) if norm in _OPTIONS else {}
+
+
+def _brn(images: int, steps: int) -> dict[str, Any]:
+    # Ramps between steps 5,000 and 25,000 (d), 40,000 (r) of 130,000.
     start, d_end, r_end = (round(steps * share / 130) for share in (5, 25, 40))
     ramps = {"r_max": LinearRamp(1, 3, start, r_end), "d_max": LinearRamp(0, 5, start, d_end)}
     return {name: keras.saving.serialize_keras_object(ramp) for name, ramp in ramps.items()}
+
+
+def _cbn(images: int, steps: int) -> dict[str, Any]:
+    # At least 16 images in a window of at most 8 steps; a burn-in of 25 epochs of 100.
+    return {"window": min(math.ceil(16 / images), 8), "burn_in_steps": steps // 4}
+
+
+_OPTIONS = {"brn": _brn, "cbn": _cbn}

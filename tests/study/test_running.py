@@ -1,0 +1,114 @@
+"""Runs are made once, survive an interruption, and fail on their own."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from tfnorm import training
+from tfnorm.errors import RunError
+from tfnorm.study import running
+from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.results import Results
+from tfnorm.version import __version__
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that would have been trained, in place of training."""
+    configs = []
+
+    def train(config, callbacks=(), notice=None):
+        configs.append(config)
+        if config.learning_rate > 1:
+            raise RunError("the loss of step 3 is nan")
+        notice("starting")
+        history = [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
+        return types.SimpleNamespace(
+            test_accuracy=0.75, test_loss=0.5, train_loss=2.5, steps=9, step_time_median=0.125,
+            params=1234, history=history,
+        )  # fmt: skip
+
+    monkeypatch.setattr(training, "train", train)
+    return configs
+
+
+def grid(*configs):
+    cells = tuple(Cell({"norm": c.norm}, c) for c in configs)
+    return Grid("test", "a test", cells, {}, {})
+
+
+A, B, BAD = (
+    training.Config(norm="bn", seed=7),
+    training.Config(norm="gn"),
+    training.Config(norm="ln", learning_rate=2.0),
+)
+
+
+def test_record_says_all_that_a_run_depends_on(tmp_path, trained):
+    results = Results(tmp_path / "results.jsonl")
+    (record,) = running.run(grid(A), results, tmp_path / "models", lambda text: None)
+    assert json.loads((tmp_path / "results.jsonl").read_text()) == record
+    assert record["grid"] == "test" and record["labels"] == {"norm": "bn"}
+    assert record["hash"] == Cell({}, A).hash
+    model_dir = str(tmp_path / "models" / record["hash"])
+    assert training.Config.from_dict(record["config"]) == dataclasses.replace(
+        A, model_dir=model_dir
+    )
+    assert record["seed"] == 7
+    assert record["error"] is None
+    assert record["result"] == {
+        "test_accuracy": 0.75, "test_loss": 0.5, "train_loss": 2.5, "steps": 9,
+        "step_time_median": 0.125, "params": 1234,
+    }  # fmt: skip
+    assert record["history"] == [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
+    assert record["versions"]["tfnorm"] == __version__
+    assert set(record["versions"]) > {"python", "tensorflow", "keras", "numpy"}
+    assert record["machine"]["cpus"] >= 1 and record["seconds"] >= 0
+
+
+def test_only_missing_and_changed_cells_are_run(tmp_path, trained):
+    path = tmp_path / "results.jsonl"
+    told = []
+    running.run(grid(A), Results(path), tmp_path, told.append)
+    assert told[0] == "1 runs"
+    told.clear()
+    first = running.run(grid(A, B), Results(path), tmp_path, told.append)
+    assert [config.norm for config in trained] == ["bn", "gn"]
+    assert told[:2] == ["2 runs, 1 of 2 are done already", "[2/2] norm gn, seed 0"]
+    assert told[-1].startswith("[2/2] test accuracy 75.0 % in ")
+    assert told[-1].endswith("; all runs are done")
+    changed = dataclasses.replace(B, epochs=21)
+    second = running.run(grid(A, changed), Results(path), tmp_path, told.append)
+    assert [config.norm for config in trained] == ["bn", "gn", "gn"]
+    assert second[0] == first[0] and second[1]["hash"] != first[1]["hash"]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_failed_run_is_recorded_and_stops_no_other(tmp_path, trained):
+    told = []
+    results = Results(tmp_path / "results.jsonl")
+    bad, good = running.run(grid(BAD, A), results, tmp_path, told.append)
+    assert (bad["error"], bad["result"], bad["history"]) == ("the loss of step 3 is nan", None, [])
+    assert good["error"] is None
+    assert any(t.startswith("[1/2] failed: the loss of step 3 is nan; about ") for t in told)
+    running.run(grid(BAD, A), results, tmp_path, told.append)
+    assert len(trained) == 2
+
+
+def test_an_interrupted_grid_keeps_what_was_done(tmp_path, trained, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    train = training.train
+
+    def interrupted(config, *args, **kwargs):
+        if config.norm == "gn":
+            raise KeyboardInterrupt
+        return train(config, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "train", interrupted)
+        running.run(grid(A, B), Results(path), tmp_path, lambda text: None)
+    assert len(Results(path)) == 1
+    running.run(grid(A, B), Results(path), tmp_path, lambda text: None)
+    assert [config.norm for config in trained] == ["bn", "gn"]
