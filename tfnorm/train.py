@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfnorm import commands
+from tfnorm import commands, training
 from tfnorm.errors import UserError
+from tfnorm.training import flags as training_flags
 
 _MODES = ("train_and_eval", "train", "eval")
 
@@ -17,18 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define() -> flags.FlagValues:
-    from tfnorm.training import flags as training_flags
-
     values = training_flags.define()
     flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.", flag_values=values)
     return values
 
 
 def _train(values: flags.FlagValues) -> None:
-    # Imported late: TensorFlow's start is to be quiet, and an error in a flag quick.
-    from tfnorm import training
-    from tfnorm.training import flags as training_flags
-
     config = training_flags.config(values)
     if not config.model_dir:
         raise UserError("no model_dir; choose where to write with --model_dir")
@@ -38,12 +33,18 @@ def _train(values: flags.FlagValues) -> None:
             f"test loss {evaluation.loss:.4f}  test accuracy {evaluation.accuracy:.4f}  "
             f"({evaluation.examples} images, {evaluation.checkpoint})"
         )
-        return
-    validate = values.mode == "train_and_eval"
-    result = training.train(config, [training.ProgressLines()], validate=validate)
-    accuracy = f"test accuracy {result.test_accuracy:.4f}  " if validate else ""
-    step_time = f"{1000 * result.step_time_median:.1f} ms a step" if result.step_time_median else ""
-    print(f"{accuracy}{result.params} parameters  {step_time}  {config.model_dir}")
+    else:
+        validate = values.mode == "train_and_eval"
+        print(_summary(training.train(config, [training.ProgressLines()], validate=validate)))
+
+
+def _summary(result: training.Result) -> str:
+    parts = [f"{result.params} parameters", f"files in {result.model_dir}"]
+    if result.step_time_median is not None:
+        parts.insert(1, f"{1000 * result.step_time_median:.1f} ms a step")
+    if result.test_accuracy is not None:
+        parts.insert(0, f"test accuracy {result.test_accuracy:.4f}")
+    return "  ".join(parts)
 
 
 if __name__ == "__main__":

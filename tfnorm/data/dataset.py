@@ -6,6 +6,7 @@ replicas or workers, not of where a run was interrupted.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -79,6 +80,19 @@ class Dataset:
         offset = (self.mean / self.std).astype(np.float32)
         return tf.cast(images, tf.float32) * scale - offset
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of whole batches in the training images.
+
+        Raises:
+            UserError: There is none.
+        """
+        if batch_size > self.num_train:
+            raise UserError(
+                f"the global batch of {batch_size} is larger than the {self.num_train} training "
+                f"images of '{self.name}'; lower --replica_batch_size or --num_replicas"
+            )
+        return self.num_train // batch_size
+
     def train_batches(
         self,
         batch_size: int,
@@ -107,15 +121,10 @@ class Dataset:
         Raises:
             UserError: Unknown augmentation, or a batch larger than the data set.
         """
-        if batch_size > self.num_train:
-            raise UserError(
-                f"the global batch of {batch_size} is larger than the {self.num_train} training "
-                f"images of '{self.name}'; lower --replica_batch_size or --num_replicas"
-            )
+        steps = self.steps_per_epoch(batch_size)
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(self.num_train).astype(np.int32)
         draws = augmentation.draw(augment, rng, self.num_train, self.image_shape)
-        steps = self.num_train // batch_size
         rows = _rows_by_replica(order[: steps * batch_size].reshape(steps, -1), replicas, local)
         rows = rows[skip * (len(rows) // steps) :]
         images, labels = self._tensors("train")
@@ -213,7 +222,7 @@ def _rows_by_replica(order: np.ndarray, replicas: int, local: range | None) -> n
     return by_replica.reshape(-1, batch_size // replicas)
 
 
-def _pipeline(rows: np.ndarray, fetch: callable) -> tf.data.Dataset:
+def _pipeline(rows: np.ndarray, fetch: Callable) -> tf.data.Dataset:
     return (
         tf.data.Dataset.from_tensor_slices(rows)
         .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

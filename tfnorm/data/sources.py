@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfnorm.data.sklearn_digits import SklearnDigits
@@ -109,12 +110,13 @@ def read(
     total = total if limit is None else min(limit, total)
     images = np.empty((total, *builder.info.features["image"].shape), np.uint8)
     labels = np.empty(total, np.int32)
-    examples = builder.as_dataset(split=f"{split}[:{total}]", shuffle_files=False)
     position = 0
-    for batch in examples.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
-        end = position + len(batch["label"])
-        images[position:end], labels[position:end] = batch["image"], batch["label"]
-        position = end
+    with tf.init_scope():  # Also where a pipeline, being traced, is the first to ask.
+        examples = builder.as_dataset(split=f"{split}[:{total}]", shuffle_files=False)
+        for batch in examples.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
+            end = position + len(batch["label"])
+            images[position:end], labels[position:end] = batch["image"], batch["label"]
+            position = end
     return images, labels
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,11 +49,14 @@ class Checkpoints:
 
     Args:
         directory: Where they are, and are written.
+        keep: Whether what is saved is kept. Of many workers all must take part in saving, because
+            they reduce variables together, but only one may write to the directory.
         **trackables: What they hold.
     """
 
-    def __init__(self, directory: pathlib.Path, **trackables: Any) -> None:
+    def __init__(self, directory: pathlib.Path, keep: bool = True, **trackables: Any) -> None:
         self._directory = directory
+        self._keep = keep
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), _KEEP)
 
@@ -63,7 +67,11 @@ class Checkpoints:
             RunError: It cannot be written, as on a full disk.
         """
         try:
-            self._manager.save(checkpoint_number=step)
+            if self._keep:
+                self._manager.save(checkpoint_number=step)
+            else:
+                with tempfile.TemporaryDirectory() as aside:
+                    self._checkpoint.write(f"{aside}/ckpt")
         except (tf.errors.OpError, OSError) as error:
             raise RunError(
                 f"cannot write the checkpoint of step {step} to {self._directory} "

@@ -224,7 +224,7 @@ class _Run:
             listeners.on_epoch_begin(epoch)
             row = self._epoch(epoch, listeners)
             listeners.on_epoch_end(epoch, row)
-            if not self._trainer.config.checkpoint_every:
+            if self._due() or not trainer.config.checkpoint_every:
                 self._save()
         self._save()
         synchronize_statistics(trainer.model)
@@ -235,6 +235,8 @@ class _Run:
         started = time.perf_counter()
         first = epoch * trainer.steps_per_epoch
         last = min(first + trainer.steps_per_epoch, trainer.total_steps)
+        if progress.step == first:
+            progress.loss_sum = progress.accuracy_sum = 0.0
         iterator = trainer.epoch_iterator(epoch, skip=progress.step - first)
         while progress.step < last:
             for loss, accuracy in self._steps(iterator, self._loop_length(last)):
@@ -242,8 +244,7 @@ class _Run:
                 progress.loss_sum += loss
                 progress.accuracy_sum += accuracy
                 listeners.on_train_batch_end(progress.step - first - 1, self._means(first))
-            every = trainer.config.checkpoint_every
-            if every and progress.step % every == 0 and progress.step < last:
+            if self._due() and progress.step < last:  # The last waits for its epoch's row.
                 self._save()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
         if self._validate:
@@ -253,8 +254,8 @@ class _Run:
             )
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         row["seconds"] = time.perf_counter() - started
-        progress.loss_sum = progress.accuracy_sum = 0.0
-        progress.history.append(row)
+        # A run that ended within this epoch and goes on with more steps has a row of it already.
+        progress.history[:] = [*progress.history[:epoch], row]
         return row
 
     def _loop_length(self, last: int) -> int:
@@ -280,6 +281,10 @@ class _Run:
             "loss": self._progress.loss_sum / steps,
             "accuracy": self._progress.accuracy_sum / steps,
         }
+
+    def _due(self) -> bool:
+        every = self._trainer.config.checkpoint_every
+        return every > 0 and self._progress.step % every == 0
 
     def _save(self) -> None:
         if self._checkpoints and self._saved_step != self._progress.step:
@@ -375,6 +380,7 @@ def _changes(config: Config, directory: pathlib.Path, names: Sequence[str]) -> s
 def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) -> Checkpoints:
     return Checkpoints(
         directory / "checkpoints",
+        keep=strategies.is_chief(trainer.strategy),
         model=trainer.model,
         optimizer=trainer.optimizer,
         progress=progress,
@@ -392,9 +398,11 @@ def _restore(
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
     if before != trainer.global_batch_size:
         # The same place in the same epoch, counted in steps of another size.
-        epoch, step = divmod(progress.step, trainer.dataset.num_train // before)
-        step = min(round(step * before / trainer.global_batch_size), trainer.steps_per_epoch - 1)
-        progress.step = epoch * trainer.steps_per_epoch + step
+        epoch, old = divmod(progress.step, trainer.dataset.num_train // before)
+        new = min(round(old * before / trainer.global_batch_size), trainer.steps_per_epoch - 1)
+        progress.loss_sum *= new / max(old, 1)
+        progress.accuracy_sum *= new / max(old, 1)
+        progress.step = epoch * trainer.steps_per_epoch + new
         trainer.set_step(progress.step)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 
 import tensorflow as tf
 
@@ -79,14 +80,14 @@ def _mirrored(config: Config) -> tf.distribute.Strategy:
 
 
 def _multi_worker_mirrored(config: Config) -> tf.distribute.Strategy:
-    example = '{"cluster": {"worker": ["host0:1234", "host1:1234"]}, "task": {"type": "worker", …}}'
     try:
-        workers = json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]
-        del workers
+        json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]["worker"]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG, "
-            f"received '{os.environ.get('TF_CONFIG', '')}'; set it in every worker to {example}"
+            "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG "
+            f"in every worker, received '{os.environ.get('TF_CONFIG', '')}'; such as "
+            '{"cluster": {"worker": ["host0:1234", "host1:1234"]}, '
+            '"task": {"type": "worker", "index": 0}}'
         ) from None
     if config.num_replicas > 1 and not tf.config.list_physical_devices("GPU"):
         raise UserError(
@@ -98,11 +99,12 @@ def _multi_worker_mirrored(config: Config) -> tf.distribute.Strategy:
 
 def _tpu(config: Config) -> tf.distribute.Strategy:
     try:
+        _knock(config.tpu)
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=config.tpu)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # Each kind of address fails in its own way.
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:100]
         raise UserError(
             f"found no TPU: looked with TPUClusterResolver for tpu='{config.tpu}' "
             "(local is a TPU VM's own, otherwise a Cloud TPU name or grpc://host:port); "
@@ -115,6 +117,13 @@ def _tpu(config: Config) -> tf.distribute.Strategy:
             f"{strategy.num_replicas_in_sync} replicas; leave --num_replicas out"
         )
     return strategy
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens at a grpc address: TensorFlow would wait for minutes."""
+    if address.startswith("grpc://"):
+        host, _, port = address.removeprefix("grpc://").partition(":")
+        socket.create_connection((host, int(port or 8470)), timeout=10).close()
 
 
 _STRATEGIES = {

@@ -36,7 +36,7 @@ class Trainer:
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         self.global_batch_size = self.replicas * config.replica_batch_size
-        self.steps_per_epoch = dataset.num_train // self.global_batch_size
+        self.steps_per_epoch = dataset.steps_per_epoch(self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
         with strategy.scope():
             self.model = build_model(config, dataset)
