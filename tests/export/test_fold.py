@@ -10,7 +10,7 @@ import pytest
 from tfnorm import models
 from tfnorm.errors import UserError
 from tfnorm.export import export_saved_model, fold
-from tfnorm.layers import norms
+from tfnorm.layers import BatchKalmanNormalization, norms
 
 L = keras.layers
 
@@ -114,6 +114,15 @@ def shared_with_two_norms(x):
     return bn()(convolution(L.ReLU()(bn()(convolution(x)))))
 
 
+def shared_with_half_a_norm(x):
+    convolution = L.Conv2D(6, 3, padding="same")
+    return L.Add()([convolution(x), bn()(convolution(L.ReLU()(x)))])
+
+
+def dropout_at_all_times(x):
+    return bn()(L.Dropout(0.5)(L.Conv2D(4, 3)(x), training=True))
+
+
 def shared_norm(x):
     norm = bn()
     return L.Add()([norm(L.Conv2D(4, 1)(x)), norm(L.Conv2D(4, 3, padding="same")(x))])
@@ -178,6 +187,8 @@ ROWS = [
     Row("two-consumers", IMAGE, two_consumers, [False]),
     Row("shared-with-one-norm", IMAGE, shared_with_one_norm, [True, True]),
     Row("shared-with-two-norms", IMAGE, shared_with_two_norms, [False, False]),
+    Row("shared-with-half-a-norm", IMAGE, shared_with_half_a_norm, [False]),
+    Row("dropout-at-all-times", IMAGE, dropout_at_all_times, [False]),
     Row("shared-norm", IMAGE, shared_norm, [True, True]),
     Row("nested", IMAGE, nested, [True] * 4),
     Row("across-the-border", IMAGE, across_the_border, [True]),
@@ -438,6 +449,45 @@ def test_masks_of_training_leave_no_trace(randomized, difference):
     folded, report = fold(model)
     assert [row.folded for row in report.rows] == [True]
     assert difference(model, folded) < 1e-5
+
+
+def test_shared_layer_with_norms_that_differ_in_the_offset_only(randomized, difference):
+    x = keras.Input(VECTOR)
+    dense, norms_ = L.Dense(6), [bn(), bn()]
+    y = norms_[1](dense(L.ReLU()(norms_[0](dense(x)))))
+    model = randomized(keras.Model(x, y))
+    gamma, beta, mean, variance = norms_[0].get_weights()
+    norms_[1].set_weights([gamma, beta + 1, mean, variance])
+    folded, report = fold(model)
+    assert [row.folded for row in report.rows] == [False, False]
+    assert difference(model, folded) < 1e-5
+
+
+def test_layer_with_lora_is_left_whole(randomized, difference):
+    x = keras.Input(VECTOR)
+    dense = L.Dense(4, name="adapted")
+    y = bn(name="after")(dense(x))
+    dense.enable_lora(2)
+    model = randomized(keras.Model(x, y))
+    folded, report = fold(model)
+    assert report.rows[0].reason == "adapted (Dense) lies in between" + REST
+    assert difference(model, folded) < 1e-5
+
+
+def test_kalman_state_that_is_used_keeps_the_layer(randomized, difference):
+    x = keras.Input(IMAGE)
+    y, state = BatchKalmanNormalization(name="first")(L.Conv2D(4, 3, name="conv1")(x))
+    y, last = BatchKalmanNormalization(name="second")(L.Conv2D(4, 3, name="conv2")(y), state)
+    model = randomized(keras.Model(x, [y, last[0]]))
+    reason = "its state is used by other layers; left as it is"
+    assert rows_of(model) == [unfolded(n, reason, "bkn") for n in ("first", "second")]
+    assert difference(model, fold(model)[0]) < 1e-6
+    unused = keras.Model(x, y)
+    assert rows_of(unused) == [
+        ("first", "bkn", True, "conv1", None),
+        ("second", "bkn", True, "conv2", None),
+    ]
+    assert difference(unused, fold(unused)[0]) < 1e-5
 
 
 def test_quantized_layer_is_left_whole(randomized):
