@@ -201,7 +201,7 @@ class MovingAverageBatchNormalization(Reference):
     """Yan et al. (2020), equations 15-20, as their code has them. Its backward is its own.
 
     `squares` and `gradients` are the ring buffers [window, G, C] of χ²_B and Ψ_B; step t (the
-    first is 1) writes row (t − 1) mod window.
+    first is 1) writes row t mod window.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class MovingAverageBatchNormalization(Reference):
         """The new value into the buffer; the value to use."""
         t = self.steps + 1
         if valid.any():
-            buffer[(t - 1) % self.window, group] = new
+            buffer[t % self.window, group] = new
         if t <= self.window or t < self.warmup_steps:
             return new
         return buffer[:, group].mean(0)

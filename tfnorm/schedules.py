@@ -34,11 +34,10 @@ class LinearRamp:
         self.end_step = int(end_step)
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
-        """The value [] at `step`, float32."""
-        # The difference is taken in integers: float32 has no odd numbers above 2²⁴.
-        passed = tf.cast(tf.cast(step, tf.int64) - self.start_step, tf.float32)
+        """The value [] at `step`, float64: exact steps above 2²⁴, and for float64 layers."""
+        passed = tf.cast(tf.cast(step, tf.int64) - self.start_step, tf.float64)
         length = max(self.end_step - self.start_step, 1)
-        fraction = tf.clip_by_value(passed / float(length), 0.0, 1.0)
+        fraction = tf.clip_by_value(passed / length, 0.0, 1.0)
         return self.start_value + (self.end_value - self.start_value) * fraction
 
     def get_config(self) -> dict:

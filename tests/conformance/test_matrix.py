@@ -15,7 +15,6 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance import networks, pairwise
-from tfnorm.layers import replicas
 
 DIMENSIONS = {
     "mode": ("eager", "function", "xla"),

@@ -171,12 +171,22 @@ class ChannelNormalization(keras.layers.Layer):
                 f"inputs.shape={tuple(inputs.shape)}."
             )
 
-    def update_moving(self, variable: keras.Variable, new: tf.Tensor, count: tf.Tensor) -> None:
+    def update_moving(
+        self,
+        variable: keras.Variable,
+        new: tf.Tensor,
+        count: tf.Tensor,
+        old: tf.Tensor | None = None,
+    ) -> None:
         """Moving ← α·moving + (1 − α)·new [G, C], the mean over groups.
 
-        A group without a valid position (count [G, 1] of 0) keeps the old value.
+        A group without a valid position (count [G, 1] of 0) keeps the old value. A method that
+        has read the variable in this step gives what it read as `old`: a graph may not read it
+        twice, because TensorFlow's optimizer can lose the order of a first read and the
+        assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it has
+        removed the control dependency that went through it).
         """
-        old = tf.convert_to_tensor(variable)[None]
+        old = (tf.convert_to_tensor(variable) if old is None else old)[None]
         updated = self.momentum * old + (1 - self.momentum) * new
         variable.assign(tf.reduce_mean(tf.where(count > 0, updated, old), axis=0))
 

@@ -64,7 +64,9 @@ class BatchRenormalization(ChannelNormalization):
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the corrected moments of each group."""
-        step = tf.convert_to_tensor(self.step)
+        step, mean, variance = map(
+            tf.convert_to_tensor, (self.step, self.moving_mean, self.moving_variance)
+        )
         r_max, d_max = (
             bound(step) if callable(bound) else bound for bound in (self.r_max, self.d_max)
         )
@@ -72,8 +74,8 @@ class BatchRenormalization(ChannelNormalization):
             inputs,
             self.gamma,
             self.beta,
-            tf.convert_to_tensor(self.moving_mean),
-            tf.convert_to_tensor(self.moving_variance),
+            mean,
+            variance,
             r_max,
             d_max,
             epsilon=self.epsilon,
@@ -81,19 +83,19 @@ class BatchRenormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        self.update_moving(self.moving_mean, own.mean, own.count)
-        self._update_moving_deviation(own)
+        self.update_moving(self.moving_mean, own.mean, own.count, mean)
+        self._update_moving_deviation(own, variance[None])
         self.step.assign(step + 1)
         return outputs
 
-    def _update_moving_deviation(self, own: functional.Moments) -> None:
-        # The paper averages σ; the variable holds σ² − ε, so that inference has one formula.
-        old = tf.sqrt(tf.convert_to_tensor(self.moving_variance) + self.epsilon)[None]
-        new = tf.sqrt(own.variance + self.epsilon)
-        updated = self.momentum * old + (1 - self.momentum) * new
-        sigma = tf.reduce_mean(tf.where(own.count > 0, updated, old), axis=0)
+    def _update_moving_deviation(self, own: functional.Moments, old: tf.Tensor) -> None:
+        # The paper averages σ; the variable holds σ² − ε, so that inference has one formula. The
+        # mean over groups is of what the variable holds, as the mean over replicas is.
+        sigma = self.momentum * tf.sqrt(old + self.epsilon)
+        sigma += (1 - self.momentum) * tf.sqrt(own.variance + self.epsilon)
         # Rounding must not make it negative where the variance is zero.
-        self.moving_variance.assign(tf.maximum(tf.square(sigma) - self.epsilon, 0))
+        updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
+        self.moving_variance.assign(tf.reduce_mean(tf.where(own.count > 0, updated, old), axis=0))
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor; schedules as their own configurations."""

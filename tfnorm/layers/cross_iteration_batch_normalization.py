@@ -127,17 +127,18 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         step = tf.convert_to_tensor(self.step)
         options = {"axis": self.axis, "mask": mask}
         kernel = self._kernel()
+        held = [tf.convert_to_tensor(history) for history in self._histories()]
         normalized, own, window = functional.cross_iteration_batch_normalization(
             outputs,
             self.gamma,
             self.beta,
-            self._past(step, kernel),
+            self._past(step, kernel, held),
             epsilon=self.epsilon,
             **options,
         )
         if self.window > 1:
             self._after_burn_in(
-                step, 0, lambda: self._record(step, inputs, outputs, kernel, own, options)
+                step, 0, lambda: self._record(step, inputs, outputs, kernel, own, held, options)
             )
         self.update_moving(self.moving_mean, window.mean, window.count)
         self.update_moving(self.moving_variance, window.variance, window.count)
@@ -148,25 +149,24 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
         return tf.stop_gradient(kernel)
 
-    def _past(self, step: tf.Tensor, kernel: tf.Tensor) -> PastMoments:
-        """The moments of the past steps under the present kernel."""
+    def _histories(self) -> list[keras.Variable]:
+        if self.window == 1:
+            return []
+        derivatives = [self.past_mean_patch, self.past_covariance] if self.compensate else []
+        return [self.past_mean, self.past_variance, self.past_weight, *derivatives]
+
+    def _past(self, step: tf.Tensor, kernel: tf.Tensor, held: list[tf.Tensor]) -> PastMoments:
+        """The moments of the past steps, `held` in the histories, under the present kernel."""
         if self.window == 1:
             empty = tf.zeros([0, self.virtual_replicas, self.channels], self.statistics_dtype)
             return PastMoments(empty, empty, empty[:, :, :1])
-        past = PastMoments(
-            *map(tf.convert_to_tensor, (self.past_mean, self.past_variance, self.past_weight))
-        )
+        past = PastMoments(*held[:3])
         if not self.compensate:
             return past
         return self._after_burn_in(
             step,
             1,
-            lambda: functional.compensate(
-                past,
-                tf.convert_to_tensor(self.past_mean_patch),
-                tf.convert_to_tensor(self.past_covariance),
-                tf.reshape(kernel, self.factors),
-            ),
+            lambda: functional.compensate(past, *held[3:], tf.reshape(kernel, self.factors)),
             lambda: past,
         )
 
@@ -184,19 +184,15 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         outputs: tf.Tensor,
         kernel: tf.Tensor,
         own: Moments,
+        held: list[tf.Tensor],
         options: dict[str, Any],
     ) -> None:
-        """Writes this step's moments, and their derivatives by the kernel, into the history."""
-        new = [
-            (self.past_mean, own.mean),
-            (self.past_variance, own.variance),
-            (self.past_weight, tf.ones_like(own.count)),
-        ]
+        """Writes this step's moments, and their derivatives by the kernel, into the histories."""
+        new = [own.mean, own.variance, tf.ones_like(own.count)]
         if self.compensate:
-            patch, covariance = self._derivatives(inputs, outputs, kernel, own, options)
-            new += [(self.past_mean_patch, patch), (self.past_covariance, covariance)]
-        for buffer, value in new:
-            history.write(buffer, step - self.burn_in_steps, value, own.count)
+            new += self._derivatives(inputs, outputs, kernel, own, options)
+        for buffer, old, value in zip(self._histories(), held, new):
+            history.write(buffer, old, step - self.burn_in_steps, value, own.count)
 
     def _derivatives(
         self,
@@ -219,9 +215,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             patches.append(linear.kernel_gradient(self.layer, x, probe, of_mean))
             covariances.append(linear.kernel_gradient(self.layer, x, kernel, of_variance))
         patch = tf.reshape(tf.stack(patches), [groups, elements, channel_groups])
-        covariance = tf.reshape(
-            tf.stack(covariances), [groups, elements, channel_groups, channels]
-        )
+        covariance = tf.reshape(tf.stack(covariances), [groups, elements, channel_groups, channels])
         return patch, covariance
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

@@ -5,13 +5,13 @@ import tensorflow as tf
 
 
 def write(
-    buffer: keras.Variable, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
+    buffer: keras.Variable, old: tf.Tensor, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
 ) -> tf.Tensor:
     """Puts `new` [groups, ...] into the slot of `step`, and returns the buffer after that.
 
-    A group without a valid position (count [groups, 1] of 0) keeps what its slot holds.
+    `old` is what the buffer holds: a graph reads it once a step (see `update_moving`). A group
+    without a valid position (count [groups, 1] of 0) keeps what its slot holds.
     """
-    old = tf.convert_to_tensor(buffer)
     steps, groups = old.shape[:2]
     is_slot = tf.equal(tf.range(steps), step % steps)[:, None]
     is_written = tf.logical_and(is_slot, tf.reshape(count > 0, [1, groups]))

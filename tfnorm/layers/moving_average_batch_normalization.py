@@ -89,19 +89,21 @@ class MovingAverageBatchNormalization(ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
         step = tf.convert_to_tensor(self.step) + 1
+        moving = tf.convert_to_tensor(self.moving_variance)
+        squares = tf.convert_to_tensor(self.square_history)
+        gradients = tf.convert_to_tensor(self.gradient_history)
         is_warm_up = tf.logical_or(step <= self.window, step < self.warmup_steps)
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            past = history.write(self.square_history, step, square, count)
+            past = history.write(self.square_history, squares, step, square, count)
             square = tf.where(is_warm_up, square, tf.reduce_mean(past, 0))
-            moving = tf.convert_to_tensor(self.moving_variance)
             r = tf.sqrt((square + self.epsilon) / (moving + self.epsilon))
             r = tf.clip_by_value(r, 1 / self.correction_limit, self.correction_limit)
-            self.update_moving(self.moving_variance, square, count)
+            self.update_moving(self.moving_variance, square, count, moving)
             return square, tf.where(step <= self.correction_start_step, tf.ones_like(r), r)
 
         def smooth_gradient(psi: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-            past = history.write(self.gradient_history, step, psi, count)
+            past = history.write(self.gradient_history, gradients, step, psi, count)
             return tf.where(is_warm_up, psi, tf.reduce_mean(past, 0))
 
         outputs = functional.moving_average_batch_normalization(
