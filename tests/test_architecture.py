@@ -11,7 +11,7 @@ PACKAGE = ROOT / "tfnorm"
 
 # From the ground up; what stands on one line may import the lines above it and nothing else.
 FLOORS = (
-    ("errors", "version"),
+    ("errors", "quiet", "version"),
     ("functional", "schedules", "data", "commands"),
     ("layers",),
     ("models", "graph"),

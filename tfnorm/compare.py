@@ -5,6 +5,7 @@ as the reference. Then there are a table, plots, and the best foldable model as 
 that are in --output_dir already are not made again.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -13,8 +14,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfnorm import commands
+from tfnorm import commands, training
 from tfnorm.errors import UserError
+from tfnorm.layers import norms
+from tfnorm.study import grids, running
+from tfnorm.study.report import report
+from tfnorm.study.results import Results
+from tfnorm.training import flags as training_flags
+from tfnorm.training.strategies import prepare_cpu_devices
 
 # Fields of training.Config that the comparison sets itself, so that they are no flags here.
 _ITS_OWN = (
@@ -22,7 +29,7 @@ _ITS_OWN = (
     "model_dir",
 )  # fmt: skip
 # With these it takes minutes.
-_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 5}
+_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 3}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define() -> flags.FlagValues:
-    from tfnorm.layers import norms
-    from tfnorm.study import grids
-    from tfnorm.training import flags as training_flags
-
     values = training_flags.define()
     for name in _ITS_OWN:
         delattr(values, name)
@@ -51,22 +54,15 @@ def _define() -> flags.FlagValues:
 
 
 def _compare(values: flags.FlagValues) -> None:
-    # Imported late: TensorFlow's start is to be quiet, and an error in a flag quick.
-    from tfnorm import training
-    from tfnorm.study import grids, running
-    from tfnorm.study.report import report
-    from tfnorm.study.results import Results
-    from tfnorm.training.strategies import prepare_cpu_devices
-
+    prepare_cpu_devices(values.num_replicas)
+    fields = [field.name for field in dataclasses.fields(training.Config) if field.name in values]
+    base = training.Config(
+        distribution_strategy="mirrored", **{name: values[name].value for name in fields}
+    )
+    grid = grids.comparison(values.norms, _seeds(values.seeds), base)
     output = pathlib.Path(values.output_dir)
     _check_output(output)
     results = Results(output / "results.jsonl")
-    prepare_cpu_devices(values.num_replicas)
-    fields = [field for field in training.Config.__dataclass_fields__ if field in values]
-    base = training.Config(
-        distribution_strategy="mirrored", **{field: values[field].value for field in fields}
-    )
-    grid = grids.comparison(values.norms, _seeds(values.seeds), base)
     _tell(grid.title)
     records = running.run(grid, results, output / "models", _tell)
     report(grid, records, output, _tell)

@@ -1,0 +1,117 @@
+"""python -m tfnorm.compare: a whole comparison in small, and what it refuses."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfnorm import compare, training
+from tfnorm.errors import RunError
+from tfnorm.layers import norms
+
+
+def run(*arguments, output):
+    tiny = ["--width=4", "--replica_batch_size=2", "--num_replicas=2", "--seeds=3"]
+    return compare.main(["compare", *tiny, f"--output_dir={output}", *arguments])
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What a comparison of one step leaves."""
+    output = tmp_path_factory.mktemp("compare")
+    assert run("--norms=brn", "--steps=1", output=output) == 0
+    return output
+
+
+def test_one_step_leaves_results_table_plots_and_a_model(output):
+    assert sorted(path.name for path in output.iterdir()) == [
+        "accuracy.png", "exported", "learning_curves.png", "models", "results.jsonl", "summary.csv",
+    ]  # fmt: skip
+    records = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert [(r["labels"]["norm"], r["labels"]["replicas"], r["seed"]) for r in records] == [
+        ("brn", 2, 3),
+        ("bn", 1, 3),
+    ]
+    assert all(r["result"]["steps"] == 1 and r["error"] is None for r in records)
+    with open(output / "summary.csv") as file:
+        brn, reference = csv.DictReader(file)
+    assert (brn["norm"], brn["folded"], brn["normalizers"]) == ("brn", "9", "9")
+    assert float(reference["inference_time"]) == 1
+
+
+def test_the_exported_model_answers_as_the_trained_one(output):
+    record = json.loads((output / "results.jsonl").read_text().splitlines()[0])
+    model, _ = training.load_model(str(output / "models" / record["hash"]))
+    images = np.random.default_rng(1).normal(size=(5, 8, 8, 1)).astype("float32")
+    serve = tf.saved_model.load(str(output / "exported" / "1")).signatures["serving_default"]
+    answer = serve(image=tf.constant(images))["logits"]
+    np.testing.assert_allclose(answer, model(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_call_runs_nothing_again(output, capsys, monkeypatch):
+    monkeypatch.setattr(training, "train", None)
+    before = (output / "results.jsonl").read_bytes()
+    assert run("--norms=brn", "--steps=1", output=output) == 0
+    assert "2 runs, 2 of 2 are done already\n" in capsys.readouterr().out
+    assert (output / "results.jsonl").read_bytes() == before
+    assert (output / "exported" / "2").is_dir()
+
+
+def test_runs_that_fail_are_rows_that_say_so(tmp_path, capsys, monkeypatch):
+    def train(*args, **kwargs):
+        raise RunError("the loss of step 1 is nan")
+
+    monkeypatch.setattr(training, "train", train)
+    assert run("--norms=brn", "--steps=1", output=tmp_path) == 1
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "tfnorm: error: no run ended well; the first error: the loss of step 1 is nan\n"
+    )
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--norms=bnn"], f"unknown norm 'bnn'; known: {', '.join(norms.NAMES)}"),
+        (["--norms="], "nothing to run: norms [], seeds [3]"),
+        (["--seeds=0,one"], "seeds are numbers from 0 on, as in --seeds=0,1; received 'one'"),
+        (["--num_replicas=0"], "num_replicas must be 1 or above here, received 0"),
+        (["--norm=bn"], "Unknown command line flag 'norm'. Did you mean: norms ?"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    assert run(*arguments, output=tmp_path / "new") == 2
+    assert capsys.readouterr().err == f"tfnorm: error: {message}\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_output_dir_that_cannot_be_written_is_found_out_at_once(tmp_path, capsys):
+    path = tmp_path / "file"
+    path.write_text("in the way")
+    assert run(output=path / "below") == 2
+    assert capsys.readouterr().err == (
+        f"tfnorm: error: cannot write to output_dir {path / 'below'} (Not a directory); "
+        "choose another\n"
+    )
+
+
+def test_a_broken_results_file_is_named(tmp_path, capsys):
+    (tmp_path / "results.jsonl").write_text("{}\n{}\n")
+    assert run(output=tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"tfnorm: error: Line 1 of {pathlib.Path(tmp_path) / 'results.jsonl'} is not the record of "
+        "a run. Mend or delete that line (its run is then done again), or choose another "
+        "--output_dir.\n"
+    )
+
+
+def test_plots_need_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(output=tmp_path) == 2
+    assert capsys.readouterr().err == (
+        "tfnorm: error: plots need matplotlib; install it: pip install tfnorm[report]\n"
+    )
