@@ -6,6 +6,9 @@ import pathlib
 
 import pytest
 
+from tfnorm.layers import norms
+from tfnorm.layers.base import ChannelNormalization
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfnorm"
 
@@ -135,3 +138,52 @@ def test_a_wrong_import_is_seen(tmp_path):
         "def later():\n    from tfnorm import export, norm\n    import numpy\n"
     )
     assert imported_rooms(source) == {"__init__", "study", "layers", "export"}
+
+
+def names_used(source: pathlib.Path) -> set[str]:
+    """Imported modules, and dotted names such as tf.distribute.ReduceOp."""
+    used = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            used.add(ast.unparse(node))
+    return used
+
+
+@pytest.mark.parametrize(
+    "room, but_in, name",
+    [
+        ("functional", (), "keras"),
+        ("functional", (), "tf.Variable"),
+        ("functional", (), "tf.distribute"),
+        ("layers", ("replicas.py",), "tf.distribute"),
+        ("models", (), "tf.distribute"),
+    ],
+)
+def test_what_a_room_does_without(room, but_in, name):
+    found = [
+        f"{source.relative_to(ROOT)} uses {used}"
+        for source in sources(room)
+        for used in sorted(names_used(source))
+        if source.name not in but_in and f"{used}.".startswith(f"{name}.")
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_models_name_no_normalizer():
+    allowed = ("tfnorm.layers.norms",)
+    for source in sources("models"):
+        used = {name for name in names_used(source) if name.startswith("tfnorm.layers")}
+        assert all(name.startswith(allowed) for name in used), f"{source} imports {used}"
+
+
+def test_every_normalizer_is_in_the_one_registry():
+    def below(cls):
+        return {cls}.union(*map(below, cls.__subclasses__())) - {ChannelNormalization}
+
+    ours = {cls for cls in below(ChannelNormalization) if cls.__module__.startswith("tfnorm.")}
+    registered = {norms.get(name).layer_class for name in norms.NAMES}
+    assert ours and ours <= registered
