@@ -490,6 +490,15 @@ def test_kalman_state_that_is_used_keeps_the_layer(randomized, difference):
     assert difference(unused, fold(unused)[0]) < 1e-5
 
 
+def test_merged_norms_are_reported_where_they_end_up(randomized):
+    x = keras.Input(VECTOR)
+    y = L.Dense(4, name="dense")(bn(name="two")(bn(name="one")(x)))
+    assert rows_of(randomized(keras.Model(x, y))) == [
+        ("one", "bn", True, "dense", None),
+        ("two", "bn", True, "dense", None),
+    ]
+
+
 def test_quantized_layer_is_left_whole(randomized):
     x = keras.Input(VECTOR)
     dense = L.Dense(4, name="quantized")
@@ -511,3 +520,14 @@ def test_model_without_graph():
         "subclassed. Build it as a functional model, keras.Model(inputs, outputs), or as a "
         "keras.Sequential."
     )
+
+
+def test_folded_model_is_a_plain_keras_model(randomized, difference, tmp_path):
+    x = keras.Input(IMAGE)
+    y = L.ReLU()(bn()(L.Conv2D(4, 3)(x)))
+    folded, _ = fold(randomized(keras.Model(x, L.Dense(3, activation="relu")(bn(axis=1)(y)))))
+    folded.save(tmp_path / "folded.keras")
+    assert difference(folded, keras.models.load_model(tmp_path / "folded.keras")) < 1e-6
+    again, report = fold(folded)
+    assert report.rows == ()
+    assert difference(folded, again) < 1e-6

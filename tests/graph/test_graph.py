@@ -68,7 +68,7 @@ def nested():
 
 def nested_by_name():
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
-    inner = keras.Model([a, b], L.Subtract()([L.Dense(3)(a), b[:, :3]]), name="inner")
+    inner = keras.Model([b, a], L.Subtract()([L.Dense(3)(a), b[:, :3]]), name="inner")
     x, y = keras.Input((4,)), keras.Input((4,))
     return keras.Model([x, y], inner({"b": y, "a": x}))
 
@@ -78,7 +78,8 @@ def nested_in_half():
     inner = keras.Input((4,))
     block = keras.Model(inner, keras.ops.add(inner, 1.0))
     x = keras.Input((4,))
-    return keras.Model(x, L.Dense(2)(block(L.Dense(4)(x))))
+    y = block(L.Dense(4)(x))
+    return keras.Model(x, [L.Dense(2)(y), y])
 
 
 def nested_with_mask():
