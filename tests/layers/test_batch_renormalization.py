@@ -1,0 +1,62 @@
+"""What BRN has beside its oracle in test_against_references.py."""
+
+import numpy as np
+import pytest
+
+from tests.layers import running
+from tfnorm import schedules
+from tfnorm.layers import BatchNormalization, BatchRenormalization
+
+
+@pytest.mark.parametrize("virtual_replicas", [1, 2])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_without_correction_it_is_batch_normalization(rng, dtype, virtual_replicas):
+    options = {"momentum": 0.9, "virtual_replicas": virtual_replicas, "dtype": dtype}
+    plain, renormalized = BatchNormalization(**options), BatchRenormalization(**options)
+    shape = (4, 3, 3)
+    for layer in (plain, renormalized):
+        layer.build(shape)
+        running.randomize(layer, np.random.default_rng(8))
+    trains = [running.trainer(layer) for layer in (plain, renormalized)]
+    tolerance = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    for _ in range(3):
+        x, dy, _ = running.data(rng, shape)
+        for a, b in zip(*(train(x, dy) for train in trains)):
+            running.assert_close(a, b, tolerance)
+        running.assert_close(
+            running.number(renormalized.moving_mean), running.number(plain.moving_mean), tolerance
+        )
+
+
+def test_the_default_schedules_are_those_of_the_paper():
+    layer = BatchRenormalization()
+    steps = (0, 5_000, 15_000, 25_000, 40_000, 130_000)
+    assert [float(layer.d_max(step)) for step in steps] == [0, 0, 2.5, 5, 5, 5]
+    expected = np.interp(steps, [5_000, 40_000], [1, 3])
+    np.testing.assert_allclose([float(layer.r_max(step)) for step in steps], expected, 1e-6)
+
+
+@pytest.mark.parametrize("name, value, least", [("r_max", 0.5, "1"), ("d_max", -0.5, "0")])
+def test_bounds_out_of_range(name, value, least):
+    with pytest.raises(ValueError) as error:
+        BatchRenormalization(**{name: value})
+    assert str(error.value) == (
+        f"{name} must be at least {least}, or a schedule such as tfnorm.schedules.LinearRamp. "
+        f"Received: {name}={value}."
+    )
+
+
+def test_schedules_and_numbers_come_through_the_configuration():
+    layer = BatchRenormalization(r_max=schedules.LinearRamp(1, 3, 5, 9), d_max=2)
+    copy = BatchRenormalization.from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert [float(copy.r_max(s)) for s in (0, 5, 7, 9, 20)] == [1, 1, 2, 3, 3]
+    assert copy.d_max == 2
+
+
+def test_a_variance_of_zero_stays_a_variance(rng):
+    layer = BatchRenormalization(momentum=0.0)
+    x = np.full((4, 3), 7, np.float32)
+    layer(x, training=True)
+    assert (running.number(layer.moving_variance) >= 0).all()
+    np.testing.assert_allclose(running.number(layer.moving_variance), 0, atol=1e-6)

@@ -1,0 +1,268 @@
+"""CBN against its oracle around every kind of layer, and against the official record."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import references
+from tests.functional.test_references import GOLDENS
+from tests.layers import running
+from tfnorm.layers import BatchNormalization, CrossIterationBatchNormalization
+
+STEPS = 6
+OPTIONS = {"use_bias": False, "dtype": "float64"}
+
+
+def conv(rank, filters, size, **kwargs):
+    """(layer, its oracle, kernel shape of one channel group)."""
+    kind = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}[rank]
+    names = {"strides": "strides", "padding": "padding", "groups": "groups"}
+    names["dilation_rate"] = "dilation"
+    oracle = references.Convolution(size, **{names[k]: v for k, v in kwargs.items()})
+    return lambda dtype: kind(filters, size, use_bias=False, dtype=dtype, **kwargs), oracle
+
+
+def depthwise(rank, size, channels, **kwargs):
+    kind = {1: keras.layers.DepthwiseConv1D, 2: keras.layers.DepthwiseConv2D}[rank]
+    multiplier = kwargs.get("depth_multiplier", 1)
+    del multiplier
+    oracle = references.Convolution(
+        size, kwargs.get("strides", 1), kwargs.get("padding", "valid"), 1, channels
+    )
+    return lambda dtype: kind(size, use_bias=False, dtype=dtype, **kwargs), oracle
+
+
+LAYERS = {
+    "conv1d": (*conv(1, 4, (3,), strides=2, padding="same"), (4, 7, 3)),
+    "conv1d_dilated": (*conv(1, 4, (2,), dilation_rate=2), (4, 6, 3)),
+    "conv2d": (*conv(2, 4, (3, 2), padding="same"), (4, 4, 3, 2)),
+    "conv2d_strided": (*conv(2, 3, (3, 3), strides=(2, 2), padding="same"), (4, 6, 5, 2)),
+    "conv2d_pointwise": (*conv(2, 5, (1, 1), strides=(2, 2)), (4, 4, 4, 3)),
+    "conv2d_dilated": (*conv(2, 3, (2, 2), padding="same", dilation_rate=(2, 2)), (4, 5, 4, 2)),
+    "conv2d_grouped": (*conv(2, 6, (2, 2), groups=2), (4, 4, 4, 4)),
+    "conv3d": (*conv(3, 3, (2, 2, 2), padding="same"), (4, 3, 2, 3, 2)),
+    "depthwise1d": (*depthwise(1, (3,), 4, padding="same"), (4, 5, 4)),
+    "depthwise2d": (*depthwise(2, (2, 3), 3, depth_multiplier=2, padding="same"), (4, 4, 3, 3)),
+    "dense": (
+        lambda dtype: keras.layers.Dense(4, use_bias=False, dtype=dtype),
+        references.Convolution(),
+        (6, 5),
+    ),
+    "dense_on_images": (
+        lambda dtype: keras.layers.Dense(3, use_bias=False, dtype=dtype),
+        references.Convolution(),
+        (4, 3, 2, 4),
+    ),
+}
+
+
+def run(rng, layer_name, dtype, virtual_replicas=1, masked=False, change=0.3, **options):
+    """Trains the layer and its oracle under a kernel that changes.
+
+    Returns the layer, and whether the past ever had ν < μ² under the present kernel.
+    """
+    make, convolution, shape = LAYERS[layer_name]
+    layer = CrossIterationBatchNormalization(
+        make(dtype), momentum=0.9, virtual_replicas=virtual_replicas, dtype=dtype, **options
+    )
+    layer.build(shape)
+    running.randomize(layer, rng)
+    for variable in layer.non_trainable_variables:
+        if variable.name.startswith("past"):
+            variable.assign(tf.zeros_like(variable))  # an empty history
+    reference = references.CrossIterationBatchNormalization(
+        convolution,
+        *running.common(layer),
+        **running.options(layer),
+        window=options.get("window", 8),
+        burn_in_steps=options.get("burn_in_steps", 0),
+        compensate=options.get("compensate", True),
+    )
+    train, tolerance = running.trainer(layer), running.TOLERANCE[dtype]
+    kernel_shape = layer.layer.kernel.shape
+    is_depthwise = layer_name.startswith("depthwise")
+    flat = (*kernel_shape[:-2], 1, -1) if is_depthwise else kernel_shape
+    output_shape = layer.compute_output_shape(shape)
+    is_max_met = False
+    for step in range(STEPS):
+        kernel = running.number(layer.layer.kernel)
+        x = rng.normal(0.5, 1, shape)
+        _, dy, mask = running.data(rng, output_shape, masked=masked)
+        past = reference._past(0, kernel.reshape(flat))
+        is_max_met |= any(np.any(square < mean**2) for mean, square in past)
+        wanted = reference.step(x, kernel.reshape(flat), dy, mask)
+        y, dx, dgamma, dbeta, dkernel = train(x, dy, mask)
+        for name, actual, value in (
+            ("y", y, wanted.y),
+            ("dx", dx, wanted.dx),
+            ("dgamma", dgamma, wanted.dgamma),
+            ("dbeta", dbeta, wanted.dbeta),
+            ("dkernel", dkernel, wanted.extra["dkernel"].reshape(kernel_shape)),
+            ("moving_mean", running.number(layer.moving_mean), reference.moving_mean),
+            ("moving_variance", running.number(layer.moving_variance), reference.moving_variance),
+        ):
+            running.assert_close(actual, value, tolerance, f"{name} of step {step}")
+        assert int(layer.step) == step + 1
+        layer.layer.kernel.assign(kernel + rng.normal(0, change, kernel_shape))
+    return layer, is_max_met
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+def test_every_kind_of_layer(rng, layer_name):
+    run(rng, layer_name, "float64", window=3)
+
+
+@pytest.mark.parametrize(
+    "dtype, options",
+    [
+        ("float64", {"window": 8}),
+        ("float64", {"window": 4, "virtual_replicas": 2}),
+        ("float64", {"window": 3, "masked": True}),
+        ("float64", {"window": 3, "masked": True, "virtual_replicas": 2, "burn_in_steps": 2}),
+        ("float64", {"window": 3, "compensate": False, "virtual_replicas": 2}),
+        ("float64", {"window": 2, "compensate": False, "burn_in_steps": 3, "masked": True}),
+        ("float32", {"window": 4}),
+        ("float32", {"window": 3, "virtual_replicas": 2, "burn_in_steps": 1}),
+        ("float32", {"window": 3, "masked": True, "compensate": False}),
+    ],
+)
+def test_window_burn_in_masks_and_groups(rng, dtype, options):
+    run(rng, "conv2d", dtype, **options)
+
+
+def test_the_maximum_of_equation_10_is_met(rng):
+    # So far that the second order of ν is larger than the variance.
+    _, is_max_met = run(rng, "conv2d_grouped", "float64", window=6, change=2.0)
+    assert is_max_met
+
+
+def test_burn_in_is_batch_normalization(rng):
+    layer, _ = run(rng, "conv2d", "float64", window=4, burn_in_steps=STEPS)
+    for history in layer._histories():
+        assert not running.number(history).any(), history.name
+
+
+@pytest.mark.parametrize("virtual_replicas", [1, 2])
+def test_window_1_is_batch_normalization(rng, virtual_replicas):
+    options = {"virtual_replicas": virtual_replicas, "momentum": 0.9, "dtype": "float64"}
+    cross = CrossIterationBatchNormalization(
+        keras.layers.Conv2D(4, 2, **OPTIONS), window=1, **options
+    )
+    convolution, plain = keras.layers.Conv2D(4, 2, **OPTIONS), BatchNormalization(**options)
+    x, dy, _ = running.data(rng, (4, 4, 3, 3))
+    dy = rng.normal(size=(4, 3, 2, 4))
+    cross.build(x.shape)
+    running.randomize(cross, rng)
+    convolution.build(x.shape)
+    plain.build((4, 3, 2, 4))
+    plain.set_weights(running.common(cross))
+    convolution.kernel.assign(cross.layer.kernel)
+    actual = running.trainer(cross)(x, dy)
+    z = convolution(x)
+    y, dz, dgamma, dbeta = running.trainer(plain)(z, dy)
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.constant(x))
+        z = convolution(x)
+    kernel = convolution.kernel.value
+    dx, dkernel = tape.gradient(z, [x, kernel], output_gradients=tf.constant(dz))
+    for a, b in zip(actual, (y, dx, dgamma, dbeta, dkernel)):
+        running.assert_close(a, b, 1e-12)
+    for name in ("moving_mean", "moving_variance"):
+        running.assert_close(
+            running.number(getattr(cross, name)), running.number(getattr(plain, name)), 1e-12
+        )
+
+
+def test_causal_convolution_sees_the_padded_input(rng):
+    x, dy, _ = running.data(rng, (4, 6, 3))
+    dy = dy[..., :2]
+    both = []
+    for padding in ("causal", "valid"):
+        layer = CrossIterationBatchNormalization(
+            keras.layers.Conv1D(2, 3, dilation_rate=2, padding=padding, **OPTIONS),
+            window=3,
+            dtype="float64",
+        )
+        given = x if padding == "causal" else np.pad(x, [(0, 0), (4, 0), (0, 0)])
+        layer.build(given.shape)
+        running.randomize(layer, np.random.default_rng(5))
+        train = running.trainer(layer)
+        both.append([train(given * scale, dy) for scale in (1, 2, 3)])
+    for causal, valid in zip(*both):
+        for index, (a, b) in enumerate(zip(causal, valid)):
+            running.assert_close(a, b[:, 4:] if index == 1 else b, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_official_record(dtype):
+    record = np.load(GOLDENS / "cbn_official.npz")
+    config = json.loads(str(record["config"]))
+    layer = CrossIterationBatchNormalization(
+        keras.layers.Conv2D(
+            config["channels"], config["kernel_size"], padding="same", use_bias=False, dtype=dtype
+        ),
+        window=config["window"],
+        burn_in_steps=config["burn_in_steps"],
+        epsilon=config["epsilon"],
+        dtype=dtype,
+    )
+    layer.build(record["x"][0].shape)
+    layer.gamma.assign(record["gamma"])
+    layer.beta.assign(record["beta"])
+    layer.layer.kernel.assign(record["kernel_0"])
+    train, tolerance = running.trainer(layer), running.TOLERANCE[dtype]
+    for t, (x, dy) in enumerate(zip(record["x"], record["dy"]), 1):
+        results = train(x, dy)
+        for name, actual in zip(("y", "dx", "dgamma", "dbeta", "dkernel"), results):
+            running.assert_close(actual, record[f"{name}_{t}"], tolerance, f"{name} {t}")
+        layer.layer.kernel.assign_sub(config["learning_rate"] * results[-1])
+
+
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (
+            keras.layers.Conv2D(4, 3, name="convolve"),
+            "CrossIterationBatchNormalization wraps a layer without bias: its statistics follow "
+            "the kernel only because the output is linear in it, and β does the work of a bias. "
+            "Received: use_bias=True in 'convolve'. Give use_bias=False.",
+        ),
+        (
+            keras.layers.Conv2D(4, 3, activation="relu", use_bias=False, name="convolve"),
+            "CrossIterationBatchNormalization normalizes between the layer and its activation. "
+            "Received: activation='relu' in 'convolve'. Give no activation, and apply it to the "
+            "output.",
+        ),
+        (
+            keras.layers.Flatten(name="flat"),
+            "CrossIterationBatchNormalization wraps Conv1D, Conv2D, Conv3D, DepthwiseConv1D, "
+            "DepthwiseConv2D, Dense. Received: <Flatten name=flat, built=False>. Give one of "
+            "these, or use another normalizer after this layer.",
+        ),
+    ],
+)
+def test_layers_that_it_cannot_wrap(layer, message):
+    with pytest.raises(ValueError) as error:
+        CrossIterationBatchNormalization(layer)
+    assert str(error.value) == message
+
+
+def test_window_of_nothing():
+    with pytest.raises(ValueError) as error:
+        CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), window=0)
+    assert str(error.value) == "window must be at least 1, the present step alone. Received: 0."
+
+
+def test_axis_of_something_else():
+    layer = CrossIterationBatchNormalization(
+        keras.layers.Dense(3, use_bias=False, name="dense"), axis=1
+    )
+    with pytest.raises(ValueError) as error:
+        layer.build((2, 4, 5))
+    assert str(error.value) == (
+        "axis must be the channel axis of the wrapped layer's output, -1 for 'dense'. "
+        "Received: axis=1."
+    )

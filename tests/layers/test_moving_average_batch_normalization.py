@@ -1,0 +1,162 @@
+"""MABN against the official record; the centralization of kernels before it."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import references
+from tests.functional.test_references import GOLDENS
+from tests.layers import running
+from tfnorm.layers import MovingAverageBatchNormalization, WeightCentralization
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_official_record(dtype):
+    """1,060 steps, across the warm-up and the start of the correction."""
+    record = np.load(GOLDENS / "mabn_official.npz")
+    config = json.loads(str(record["config"]))
+    names = ("window", "warmup_steps", "correction_start_step", "correction_limit")
+    layer = MovingAverageBatchNormalization(
+        momentum=config["momentum"],
+        epsilon=config["epsilon"],
+        dtype=dtype,
+        **{name: config[name] for name in names},
+    )
+    layer.build(record["x"][0].shape)
+    layer.gamma.assign(record["gamma"])
+    layer.beta.assign(record["beta"])
+    train, tolerance = running.trainer(layer), running.TOLERANCE[dtype]
+    for t, (x, dy) in enumerate(zip(record["x"], record["dy"]), 1):
+        results = train(x, dy)
+        if f"y_{t}" not in record:
+            continue
+        for name, actual in zip(("y", "dx", "dgamma", "dbeta"), results):
+            running.assert_close(actual, record[f"{name}_{t}"], tolerance, f"{name} {t}")
+        moving = record[f"moving_second_moment_{t}"]
+        running.assert_close(running.number(layer.moving_variance), moving, tolerance, f"{t}")
+    assert t == config["steps"]
+    assert not running.number(layer.moving_mean).any()
+    inferred = layer(tf.constant(record["x"][-1], dtype), training=False)
+    running.assert_close(inferred, record["y_inference"], tolerance)
+
+
+def test_the_gradient_is_not_that_of_the_forward_pass(rng):
+    """Negative control: the backward pass is MABN's own, not autodiff's of the outputs."""
+    layer = MovingAverageBatchNormalization(window=1, warmup_steps=0, dtype="float64")
+    x, dy, _ = running.data(rng, (6, 3))
+    layer.build(x.shape)
+    running.randomize(layer, rng)
+    _, dx, *_ = running.trainer(layer)(x, dy)
+    h = 1e-6
+
+    def loss(x):
+        layer.step.assign(0)
+        return np.sum(layer(tf.constant(x), training=True).numpy() * dy)
+
+    direction = rng.normal(size=x.shape)
+    plain = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
+    # In the warm-up χ̄ is χ_B, and then, and only then, the two agree.
+    np.testing.assert_allclose(np.sum(dx * direction), plain, 1e-5)
+    layer = MovingAverageBatchNormalization(window=2, warmup_steps=0, dtype="float64")
+    layer.build(x.shape)
+    running.randomize(layer, rng)
+    weights = layer.get_weights()
+    weights[-1] = np.array(7)
+    layer.set_weights(weights)
+    _, dx, *_ = running.trainer(layer)(x, dy)
+
+    def loss_later(x):
+        layer.set_weights(weights)
+        return np.sum(layer(tf.constant(x), training=True).numpy() * dy)
+
+    plain = (loss_later(x + h * direction) - loss_later(x - h * direction)) / (2 * h)
+    assert abs(np.sum(dx * direction) - plain) > 0.01
+
+
+@pytest.mark.parametrize("option", ["window", "correction_limit"])
+def test_arguments_out_of_range(option):
+    with pytest.raises(ValueError) as error:
+        MovingAverageBatchNormalization(**{option: 0})
+    assert (
+        str(error.value)
+        == {
+            "window": "window must be at least 1, the number of steps averaged. Received: 0.",
+            "correction_limit": "correction_limit must be at least 1: the correction lies between "
+            "its inverse and it. Received: 0.",
+        }[option]
+    )
+
+
+# (layer, input shape, axes of the output channels in the kernel)
+CENTRALIZED = {
+    "conv1d": (lambda: keras.layers.Conv1D(4, 3), (2, 5, 3), (-1,)),
+    "conv2d": (lambda: keras.layers.Conv2D(4, 3, padding="same"), (2, 5, 4, 3), (-1,)),
+    "grouped": (lambda: keras.layers.Conv2D(4, 2, groups=2), (2, 4, 4, 4), (-1,)),
+    "conv3d": (lambda: keras.layers.Conv3D(2, 2), (2, 3, 3, 3, 2), (-1,)),
+    "conv1d_transpose": (lambda: keras.layers.Conv1DTranspose(4, 2), (2, 5, 3), (-2,)),
+    "conv2d_transpose": (lambda: keras.layers.Conv2DTranspose(4, 2), (2, 4, 4, 3), (-2,)),
+    "conv3d_transpose": (lambda: keras.layers.Conv3DTranspose(2, 2), (2, 2, 2, 2, 3), (-2,)),
+    "depthwise1d": (lambda: keras.layers.DepthwiseConv1D(3), (2, 5, 4), (-1, -2)),
+    "depthwise2d": (
+        lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
+        (2, 5, 5, 3),
+        (-1, -2),
+    ),
+    "dense": (lambda: keras.layers.Dense(4, activation="tanh"), (6, 3), (-1,)),
+}
+
+
+@pytest.mark.parametrize("kind", CENTRALIZED)
+def test_centralized_outputs_and_gradients(rng, kind):
+    make, shape, output_axes = CENTRALIZED[kind]
+    keras.config.set_dtype_policy("float64")
+    wrapped, plain = WeightCentralization(make()), make()
+    x = tf.constant(rng.normal(size=shape))
+    wrapped.build(shape)
+    plain.build(shape)
+    kernel = rng.normal(0.4, 1, wrapped.layer.kernel.shape)
+    bias = rng.normal(size=plain.bias.shape)
+    centralized = references.centralize(kernel, output_axes)
+    for layer, value in ((wrapped.layer, kernel), (plain, centralized)):
+        layer.set_weights([value, bias])
+    results = []
+    for layer, weight in ((wrapped, wrapped.layer.kernel), (plain, plain.kernel)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(tf.sin(y))
+        results.append((y, *tape.gradient(loss, [x, weight.value])))
+    y, dx, dkernel = results[1]
+    # The mean is linear and symmetric: the kernel's gradient is centralized in the same way.
+    expected = y, dx, references.centralize(dkernel.numpy(), output_axes)
+    for actual, value in zip(results[0], expected):
+        running.assert_close(actual, value, 1e-12)
+    running.assert_close(wrapped.effective_kernel(), centralized, 1e-12)
+    np.testing.assert_array_equal(wrapped.layer.kernel, kernel)
+    assert tuple(wrapped.compute_output_shape(shape)) == tuple(y.shape)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_centralization_in_a_graph_and_after_saving(rng, tmp_path, jit_compile):
+    model = keras.Sequential(
+        [keras.Input((5, 5, 2)), WeightCentralization(keras.layers.Conv2D(3, 2))]
+    )
+    model.layers[0].layer.kernel.assign(rng.normal(1, 1, (2, 2, 2, 3)))
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    x = rng.normal(size=(2, 5, 5, 2)).astype(np.float32)
+    compiled = tf.function(lambda x: restored(x), jit_compile=jit_compile)(x)
+    np.testing.assert_allclose(compiled, model(x), 1e-5, 1e-5)
+
+
+def test_centralization_of_something_else():
+    with pytest.raises(ValueError) as error:
+        WeightCentralization(keras.layers.Flatten(name="flat"))
+    assert str(error.value) == (
+        "WeightCentralization wraps Conv1D, Conv2D, Conv3D, Dense, Conv1DTranspose, "
+        "Conv2DTranspose, Conv3DTranspose, DepthwiseConv1D, DepthwiseConv2D. Received: "
+        "<Flatten name=flat, built=False>. Give one of these, or leave the layer as it is."
+    )
