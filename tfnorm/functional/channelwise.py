@@ -48,6 +48,7 @@ class View:
             self._to_last = [i for i in range(rank) if i != axis] + [axis]
             self._from_last = [self._to_last.index(i) for i in range(rank)]
         self._batch = x.shape[0] if axis != 0 else x.shape[1]
+        self._checks = []
         if groups > 1:
             self._check_batch(tf.shape(x)[0 if axis != 0 else 1])
         self._last_shape: tf.Tensor | list[int] | None = None
@@ -58,12 +59,17 @@ class View:
             f"and virtual_replicas={self._groups}. Choose a batch that is a multiple of it.",
         )
         if self._batch is None:
-            tf.debugging.Assert(batch % self._groups == 0, [text[0], batch, text[1]])
+            is_multiple = tf.equal(batch % self._groups, 0)
+            self._checks = [tf.debugging.Assert(is_multiple, [text[0], batch, text[1]])]
         elif self._batch % self._groups:
             raise ValueError(f"{text[0]} {self._batch} {text[1]}")
 
     def flatten(self, x: tf.Tensor) -> tf.Tensor:
         """X as [G, M, C]."""
+        if self._checks:
+            # Else the reshape below would be the one to fail, with a message about itself.
+            with tf.control_dependencies(self._checks):
+                x = tf.identity(x)
         if self._to_last is not None:
             x = tf.transpose(x, self._to_last)
         self._last_shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)

@@ -208,7 +208,11 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         cotangents = functional.moment_cotangents(
             tf.stop_gradient(outputs), own, channel_groups, **options
         )
-        inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
+        with tf.control_dependencies(cotangents):  # which check that groups divide the batch
+            inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
+        if options["mask"] is not None:
+            # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
+            inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
         probe = tf.zeros(self.probe_shape, self.statistics_dtype)
         patches, covariances = [], []
         for x, of_mean, of_variance in zip(*(tf.split(t, groups) for t in (inputs, *cotangents))):
