@@ -531,3 +531,14 @@ def test_folded_model_is_a_plain_keras_model(randomized, difference, tmp_path):
     again, report = fold(folded)
     assert report.rows == ()
     assert difference(folded, again) < 1e-6
+
+
+def test_zero_padding_lets_a_pure_scale_through(randomized, difference):
+    x = keras.Input(IMAGE)
+    norm = bn(center=False)
+    y = norm(L.ZeroPadding2D(1)(L.Conv2D(4, 3)(x)))
+    model = randomized(keras.Model(x, y))
+    norm.moving_mean.assign(0 * norm.moving_mean)
+    folded, report = fold(model)
+    assert [row.folded for row in report.rows] == [True]
+    assert difference(model, folded) < 1e-5
