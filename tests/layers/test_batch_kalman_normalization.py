@@ -212,3 +212,24 @@ def test_functional_model_of_a_chain_survives_saving(rng, tmp_path):
         np.testing.assert_array_equal(
             restored(data, training=training), model(data, training=training)
         )
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("where", [0, 2])
+def test_an_empty_group_in_a_chain(rng, covariance, where):
+    """No NaN in what is handed on, nor in any gradient; the group's moving values stay."""
+    layers, _ = chain(rng, covariance, 1, "float64")
+    train = trainer(layers)
+    batches = [running.data(rng, (*SHAPE, layer.channels), masked=True) for layer in layers]
+    xs, dys, masks = map(list, zip(*batches))
+    masks[where] = np.zeros_like(masks[where])
+    xs[where] = np.full_like(xs[where], np.nan)
+    dys[where] = np.zeros_like(dys[where])
+    before = layers[where].get_weights()
+    ys, dxs, gradients = train(xs, dys, masks)
+    for index, y in enumerate(ys):
+        assert index == where or np.isfinite(y).all()
+    for tensor in (*dxs, *tf.nest.flatten(gradients)):
+        assert np.isfinite(tensor).all()
+    for a, b in zip(layers[where].get_weights(), before):
+        np.testing.assert_array_equal(a, b)
