@@ -18,6 +18,7 @@ setup(
     options={"build": {"build_base": "dist/build"}},
     install_requires=[
         "absl-py>=2.0",
+        "importlib-resources>=6.0",  # tensorflow-datasets needs it and does not say so
         "keras>=3.12,<3.16",
         "numpy>=2.0",
         "scikit-learn>=1.5",  # ships the digits of the default data set

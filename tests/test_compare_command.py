@@ -1,8 +1,10 @@
 """python -m tfnorm.compare: a whole comparison in small, and what it refuses."""
 
 import csv
+import importlib
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -110,7 +112,10 @@ def test_a_broken_results_file_is_named(tmp_path, capsys):
 
 
 def test_plots_need_matplotlib(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("tfnorm.study.report", "tfnorm.study.plots"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.reload(compare)
     assert run(output=tmp_path) == 2
     assert capsys.readouterr().err == (
         "tfnorm: error: plots need matplotlib; install it: pip install tfnorm[report]\n"

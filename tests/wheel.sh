@@ -11,8 +11,9 @@ cd "$work"
 "${PYTHON:-python3}" -m venv clean
 clean/bin/pip wheel --no-deps --wheel-dir . ./source
 rm -r source
-clean/bin/pip install --constraint "$checkout/constraints.txt" ./tfnorm-*.whl
+clean/bin/pip install --quiet --constraint "$checkout/constraints.txt" ./tfnorm-*.whl
 
+export TF_CPP_MIN_LOG_LEVEL=3
 clean/bin/python - <<'SCRIPT'
 import keras
 import numpy as np
@@ -38,11 +39,7 @@ print(report)
 difference = np.abs(folded.predict(images, verbose=0) - model.predict(images, verbose=0)).max()
 assert difference < 1e-5, difference
 SCRIPT
-for command in tfnorm-train tfnorm-compare tfnorm-export; do
-  clean/bin/$command --model_dir= --norms=no_such_norm >log 2>&1 && exit 1
-  test "$(tail -n 1 log | grep -c Traceback)" = 0
-done
-# One step of a run, from the console script.
-clean/bin/tfnorm-train --model_dir="$work/run" --steps=1 --norm=brn --data_dir="$work/data"
-clean/bin/tfnorm-export --model_dir="$work/run" --output_dir="$work/exported"
+clean/bin/tfnorm-train --model_dir=run --data_dir=data --steps=1 --norm=brn
+clean/bin/tfnorm-export --model_dir=run --directory=served
+clean/bin/tfnorm-compare --help | head -n 1
 echo "The wheel installs and runs in a clean environment."

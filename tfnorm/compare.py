@@ -18,7 +18,6 @@ from tfnorm import commands, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study import grids, running
-from tfnorm.study.report import report
 from tfnorm.study.results import Results
 from tfnorm.training import flags as training_flags
 from tfnorm.training.strategies import prepare_cpu_devices
@@ -62,6 +61,8 @@ def _compare(values: flags.FlagValues) -> None:
     grid = grids.comparison(values.norms, _seeds(values.seeds), base)
     output = pathlib.Path(values.output_dir)
     _check_output(output)
+    from tfnorm.study.report import report  # it needs matplotlib, an extra
+
     results = Results(output / "results.jsonl")
     _tell(grid.title)
     records = running.run(grid, results, output / "models", _tell)
