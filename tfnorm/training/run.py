@@ -122,7 +122,6 @@ def train(
         strategy = strategies.create(config)
         dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
         directory = _open_model_dir(config, notice) if config.model_dir else None
-        keras.utils.set_random_seed(config.seed)
         trainer = Trainer(config, dataset, strategy)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
@@ -413,7 +412,7 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "
         f"{trainer.replicas} x {config.replica_batch_size} a step, "
         f"steps {progress.step} to {trainer.total_steps}, {trainer.steps_per_epoch} an epoch"
-        + (f"; each epoch leaves out another {left} images, less than a step" if left else "")
+        + (f"; dropped in each epoch, being less than a step: {left}" if left else "")
     )
 
 

@@ -38,6 +38,8 @@ class Trainer:
         self.global_batch_size = self.replicas * config.replica_batch_size
         self.steps_per_epoch = dataset.steps_per_epoch(self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
+        # Right here: whatever else draws from the global generators must not move the weights.
+        keras.utils.set_random_seed(config.seed)
         with strategy.scope():
             self.model = build_model(config, dataset)
             self.optimizer = self._build_optimizer()

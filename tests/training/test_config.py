@@ -1,0 +1,118 @@
+import dataclasses
+import json
+
+import pytest
+
+from tfnorm import training
+from tfnorm.errors import UserError
+from tfnorm.layers import norms
+from tfnorm.training import flags
+
+CHANGED = {
+    "model": "resnet14", "width": 3, "stem_stride": 2, "norm": "brn",
+    "norm_options": {"momentum": 0.5}, "virtual_replicas": 2, "dataset": "mnist", "data_dir": "/d",
+    "train_examples": 7, "augment": "pad_crop", "distribution_strategy": "mirrored", "tpu": "local",
+    "num_replicas": 3, "replica_batch_size": 6, "epochs": 5, "steps": 9, "learning_rate": 0.25,
+    "reference_batch_size": 64, "schedule": "step", "warmup_epochs": 0.5, "momentum": 0.5,
+    "weight_decay": 0.25, "seed": 11, "mixed_precision": "mixed_bfloat16", "steps_per_loop": 13,
+    "evaluation_batch_size": 17, "checkpoint_every": 19, "resume": False, "model_dir": "/m",
+}  # fmt: skip
+
+
+def test_json_and_back():
+    config = training.Config(**CHANGED)
+    assert training.Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.to_dict() == CHANGED
+
+
+def test_every_field_is_a_flag():
+    defaults = training.Config()
+    assert set(CHANGED) == {field.name for field in dataclasses.fields(training.Config)}
+    assert all(getattr(defaults, name) != value for name, value in CHANGED.items())
+    arguments = ["train"]
+    for name, value in CHANGED.items():
+        text = "momentum=0.5" if name == "norm_options" else value
+        arguments.append(f"--{name}={text}")
+    values = flags.define()
+    values(arguments)
+    assert flags.config(values) == training.Config(**CHANGED)
+
+
+def test_flags_default_to_the_defaults():
+    values = flags.define()
+    values(["train"])
+    assert flags.config(values) == training.Config()
+
+
+def test_norm_options():
+    text = "window=4,compensate=false,covariance=full,initial_gain=0.5"
+    assert flags.parse_options(text) == {
+        "window": 4, "compensate": False, "covariance": "full", "initial_gain": 0.5,
+    }  # fmt: skip
+    with pytest.raises(UserError) as error:
+        flags.parse_options("window")
+    assert str(error.value) == ("norm_options 'window' is not of the form name=value,name=value")
+
+
+def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
+    told = {
+        name
+        for name in norms.NAMES
+        if "virtual_replicas" in training.Config(norm=name, virtual_replicas=4).normalizer().options
+    }
+    assert told == set(norms.NAMES) - {"gn", "ln", "in", "none"}
+    assert training.Config(norm="bn", virtual_replicas=1).normalizer().options == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model": "vgg"},
+            "unknown model 'vgg'; known: resnet8, resnet14, resnet20, resnet32, resnet56, "
+            "resnet110, inception_small",
+        ),
+        ({"norm": "xx"}, f"unknown norm 'xx'; known: {', '.join(norms.NAMES)}"),
+        (
+            {"distribution_strategy": "ps"},
+            "unknown distribution_strategy 'ps'; known: one_device, mirrored, "
+            "multi_worker_mirrored, tpu",
+        ),
+        ({"augment": "cut"}, "unknown augment 'cut'; known: none, pad_crop, pad_crop_flip"),
+        ({"schedule": "line"}, "unknown schedule 'line'; known: cosine, step"),
+        (
+            {"mixed_precision": "float8"},
+            "unknown mixed_precision 'float8'; known: float32, mixed_float16, mixed_bfloat16",
+        ),
+        ({"epochs": 0}, "epochs must be above 0, received 0"),
+        ({"learning_rate": -0.1}, "learning_rate must be above 0, received -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, received nan"),
+        ({"seed": -1}, "seed must be 0 or above, received -1"),
+        ({"momentum": 1.0}, "momentum must be below 1, received 1.0"),
+        (
+            {"replica_batch_size": 6, "virtual_replicas": 4},
+            "replica_batch_size=6 is not divisible by virtual_replicas=4; choose a multiple",
+        ),
+        (
+            {"num_replicas": 2},
+            "num_replicas=2 with distribution_strategy=one_device; "
+            "choose --distribution_strategy=mirrored",
+        ),
+    ],
+)
+def test_what_cannot_be(fields, message):
+    with pytest.raises(UserError) as error:
+        training.Config(**fields)
+    assert str(error.value) == message
+
+
+def test_options_that_a_norm_does_not_take():
+    with pytest.raises(UserError) as error:
+        training.Config(norm="bn", norm_options={"window": 3})
+    assert str(error.value).startswith("norm 'bn' does not take window; it takes ")
+
+
+def test_unknown_field():
+    with pytest.raises(UserError) as error:
+        training.Config.from_dict({"norms": "bn", "seed": 1})
+    assert str(error.value).startswith("unknown config field norms; known: augment, checkpoint_ev")

@@ -1,0 +1,178 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from tests.training.running import on_replicas, weights, without_times
+from tfnorm import training
+from tfnorm.errors import RunError, UserError
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ends a run as Ctrl-C would, after a step of an epoch."""
+
+    def __init__(self, epoch, step):
+        super().__init__()
+        self.epoch, self.step = epoch, step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch + 1) == (self.epoch, self.step):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(small, tmp_path, notices):
+    """A run with a checkpoint after every third step, ended in its second epoch after step 5."""
+
+    def make(**changes):
+        config = small(model_dir=str(tmp_path / "run"), checkpoint_every=3, epochs=3, **changes)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, [Interrupt(1, 5)], notices.append)
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize("norm", ["brn", "cbn"])
+def test_a_resumed_run_is_an_uninterrupted_one(interrupted, notices, norm):
+    config = interrupted(norm=norm)
+    resumed = training.train(config, notice=notices.append)
+    whole = training.train(dataclasses.replace(config, model_dir=None), notice=notices.append)
+    # Without files nothing is saved, and nothing synchronized: one device needs no synchronization.
+    for a, b in zip(weights(resumed), weights(whole)):
+        np.testing.assert_array_equal(a, b)
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert resumed.steps == whole.steps == 18
+
+
+def test_a_resumed_run_on_replicas_is_an_uninterrupted_one(small, tmp_path, notices):
+    def config(name):
+        changes = dict(norm="brn", checkpoint_every=3, model_dir=str(tmp_path / name))
+        return on_replicas(small(**changes), 2)
+
+    whole = training.train(config("whole"), notice=notices.append)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(config("parts"), [Interrupt(1, 5)], notices.append)
+    resumed = training.train(config("parts"), notice=notices.append)
+    for a, b in zip(weights(resumed), weights(whole)):
+        np.testing.assert_array_equal(a, b)
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_what_a_resumption_says(interrupted, tmp_path, notices):
+    config = interrupted()
+    notices.clear()
+    training.train(dataclasses.replace(config, momentum=0.8), notice=notices.append)
+    assert notices == [
+        "this part of the run differs from the one before: momentum was 0.9 and is 0.8",
+        f"going on from {tmp_path}/run/checkpoints/ckpt-9",
+        "resnet8 with bn on sklearn_digits: 50 images, 1 x 8 a step, steps 9 to 18, 6 an epoch; "
+        "dropped in each epoch, being less than a step: 2",
+    ]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_checkpoint_of_four_replicas_goes_on_with_others(small, tmp_path, notices, replicas):
+    options = {"norm": "syncbn", "model_dir": str(tmp_path / "run")}
+    training.train(on_replicas(small(**options, steps=4), 4), notice=notices.append)
+    more = dataclasses.replace(on_replicas(small(**options), replicas), steps=6)
+    result = training.train(more, notice=notices.append)
+    assert result.steps == 6
+    assert [row["epoch"] for row in result.history] == [1]
+
+
+def test_another_global_batch_goes_on_at_the_same_place(interrupted, notices):
+    config = interrupted()
+    result = training.train(
+        dataclasses.replace(config, replica_batch_size=4), notice=notices.append
+    )
+    # Step 9 of batches of 8 is 24 images into the second epoch: step 12 + 6 of batches of 4.
+    assert "steps 18 to 36, 12 an epoch" in notices[-1]
+    assert [row["step"] for row in result.history] == [6, 24, 36]
+    assert result.model is not None
+
+
+def test_a_finished_run_returns_its_result(small, tmp_path, notices):
+    config = small(model_dir=str(tmp_path), norm="gn")
+    one = training.train(config, notice=notices.append)
+    two = training.train(config, notice=notices.append)
+    assert two.history == one.history
+    assert (two.test_accuracy, two.test_loss) == (one.test_accuracy, one.test_loss)
+    assert two.step_time_median is None
+    assert one.step_time_median > 0
+    for a, b in zip(weights(one), weights(two)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("broken", ["data-00000-of-00001", "index"])
+def test_a_truncated_checkpoint_is_passed_over(interrupted, tmp_path, notices, broken):
+    config = interrupted()
+    whole = training.train(dataclasses.replace(config, model_dir=None), notice=notices.append)
+    path = tmp_path / "run" / "checkpoints" / f"ckpt-9.{broken}"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (tmp_path / "run" / "checkpoints" / "checkpoint").write_text("garbage")
+    notices.clear()
+    result = training.train(config, notice=notices.append)
+    assert notices[0].startswith(f"checkpoint {tmp_path}/run/checkpoints/ckpt-9 cannot be read (")
+    assert notices[0].endswith("); trying the one before")
+    assert notices[1] == f"going on from {tmp_path}/run/checkpoints/ckpt-6"
+    for a, b in zip(weights(result), weights(whole)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_checkpoint_can_be_read(interrupted, tmp_path, notices):
+    config = interrupted()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.data*"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError) as error:
+        training.train(config, notice=notices.append)
+    assert str(error.value) == (
+        f"none of the 3 checkpoints in {tmp_path}/run/checkpoints can be read; "
+        "to start anew choose another --model_dir, or remove it"
+    )
+
+
+def test_another_architecture(small, tmp_path, notices):
+    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    with pytest.raises(UserError) as error:
+        training.train(small(model_dir=str(tmp_path), norm="gn", width=8), notice=notices.append)
+    assert str(error.value) == (
+        f"model_dir {tmp_path} holds a run of another architecture: width was 4 and is 8, norm was "
+        "bn and is gn; give the flags it was trained with, or another --model_dir"
+    )
+
+
+def test_another_architecture_where_config_json_is_lost(small, tmp_path, notices):
+    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError) as error:
+        training.train(small(model_dir=str(tmp_path), width=8), notice=notices.append)
+    message = str(error.value)
+    assert message.startswith(
+        f"checkpoint {tmp_path}/checkpoints/ckpt-12 is of another network or optimizer ("
+    )
+    assert message.endswith("); give the flags it was trained with, or another --model_dir")
+    assert "\n" not in message
+
+
+def test_another_optimizer(small, tmp_path, notices):
+    training.train(small(model_dir=str(tmp_path), momentum=0.0), notice=notices.append)
+    with pytest.raises(UserError) as error:
+        training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    assert str(error.value).startswith(
+        f"checkpoint {tmp_path}/checkpoints/ckpt-12 is of another network or optimizer ("
+    )
+
+
+def test_a_run_that_must_not_be_resumed(small, tmp_path, notices):
+    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    with pytest.raises(UserError) as error:
+        training.train(small(model_dir=str(tmp_path), resume=False), notice=notices.append)
+    assert str(error.value) == (
+        f"model_dir {tmp_path} holds a run (ckpt-12) and resume is off; "
+        "choose another --model_dir, remove it, or resume"
+    )

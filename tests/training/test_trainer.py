@@ -1,0 +1,179 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training.running import on_replicas
+from tfnorm import data, models
+from tfnorm.layers import norms
+from tfnorm.training import strategies
+from tfnorm.training.optimizer import MomentumSGD, poison_overflow
+from tfnorm.training.trainer import Trainer
+
+
+def make(config):
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+    return Trainer(config, dataset, strategies.create(config))
+
+
+def run(config, steps):
+    trainer = make(config)
+    records = trainer.train_steps(trainer.epoch_iterator(0, 0), steps)
+    return trainer, records, [variable.numpy() for variable in trainer.model.variables]
+
+
+@pytest.mark.parametrize(("norm", "tolerance"), [("none", 1e-6), ("gn", 1e-6), ("syncbn", 1e-5)])
+def test_four_replicas_make_the_step_of_one_device(small, norm, tolerance):
+    config = small(norm=norm, weight_decay=0.1)
+    _, one_records, one = run(config, 4)
+    _, four_records, four = run(on_replicas(config, 4), 4)
+    np.testing.assert_allclose(four_records, one_records, rtol=tolerance, atol=tolerance)
+    for a, b in zip(one, four):
+        np.testing.assert_allclose(b, a, rtol=0, atol=tolerance)
+
+
+def test_four_replicas_of_plain_bn_do_not(small):
+    """The control of the test above: statistics of 2 images are not those of 8."""
+    _, one, _ = run(small(norm="bn"), 4)
+    _, four, _ = run(on_replicas(small(norm="bn"), 4), 4)
+    assert np.abs(four[:, 0] - one[:, 0]).max() > 1e-2
+
+
+def test_first_step_is_the_formula(small):
+    """Against plain Keras and NumPy, for two steps with momentum and L2 decay of the kernels."""
+    config = small(norm="none", weight_decay=0.3, warmup_epochs=0, momentum=0.7, epochs=1)
+    trainer = make(config)
+    model = keras.models.clone_model(trainer.model)
+    model.set_weights(trainer.model.get_weights())
+    records = trainer.train_steps(trainer.epoch_iterator(0, 0), 2)
+    velocity = [np.zeros(v.shape) for v in model.trainable_variables]
+    batches = trainer.dataset.train_batches(8, config.seed, 0, config.augment)
+    for step, (images, labels) in enumerate(batches.take(2)):
+        with tf.GradientTape() as tape:
+            logits = model(images)
+            losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+            loss = tf.reduce_mean(losses)
+        np.testing.assert_allclose(records[step, 0], loss, rtol=1e-6)
+        hits = np.mean(np.argmax(logits, -1) == labels)
+        assert records[step, 1] == hits
+        rate = 0.5 * 8 / 32 * 0.5 * (1 + np.cos(np.pi * step / 6))
+        for i, gradient in enumerate(tape.gradient(loss, model.trainable_variables)):
+            variable = model.trainable_variables[i]
+            decay = 0.3 * variable.numpy() * (variable.name == "kernel")
+            velocity[i] = 0.7 * velocity[i] - rate * (gradient.numpy() + decay)
+            variable.assign_add(velocity[i])
+    for expected, actual in zip(model.trainable_variables, trainer.model.trainable_variables):
+        np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_own_penalties_count_once(small, monkeypatch):
+    build = models.build
+
+    def with_penalty(*args, **kwargs):
+        model = build(*args, **kwargs)
+        model.layers[-1].kernel_regularizer = keras.regularizers.L2(0.2)
+        model.layers[-1].kernel.regularizer = model.layers[-1].kernel_regularizer
+        return model
+
+    base = small(norm="none", weight_decay=0.0)
+    _, _, without = run(base, 1)
+    monkeypatch.setattr(models, "build", with_penalty)
+    _, _, one = run(base, 1)
+    _, _, four = run(on_replicas(base, 4), 1)
+    assert max(np.abs(a - b).max() for a, b in zip(one, without)) > 1e-4
+    for a, b in zip(one, four):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+
+
+def test_without_momentum(small):
+    config = small(norm="none", momentum=0.0)
+    _, _, one = run(config, 3)
+    _, _, two = run(on_replicas(config, 2), 3)
+    for a, b in zip(one, two):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_evaluation_counts_every_example_once(small, replicas):
+    """360 test images in steps of 3 x 50, 2 x 50, 50; none counts twice, none is left out."""
+    config = on_replicas(small(norm="bn", evaluation_batch_size=50, replica_batch_size=6), replicas)
+    trainer = make(config)
+    trainer.train_steps(trainer.epoch_iterator(0, 0), 3)
+    loss, accuracy = trainer.evaluate()
+    images, labels = trainer.dataset.test
+    logits = trainer.model(trainer.dataset.standardize(images), training=False).numpy()
+    losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    assert round(accuracy * 360) == np.sum(logits.argmax(-1) == labels)
+    assert trainer._totals.read_value().numpy()[2] == 360
+
+
+def test_evaluation_is_that_of_the_model_outside_the_strategy(small):
+    """Replicas whose statistics have drifted apart are synchronized first."""
+    config = on_replicas(small(norm="bn", learning_rate=0.01), 4)
+    trainer = make(config)
+    trainer.train_steps(trainer.epoch_iterator(0, 0), 4)
+    (mean,) = [v for v in trainer.model.variables if v.name == "moving_mean"]
+    local = [part.numpy() for part in trainer.strategy.experimental_local_results(mean.value)]
+    assert np.ptp(local, axis=0).max() > 1e-3
+    trainer.evaluate()
+    after = [part.numpy() for part in trainer.strategy.experimental_local_results(mean.value)]
+    np.testing.assert_allclose(after, [np.mean(local, axis=0)] * 4, rtol=1e-6)
+
+
+def test_no_retracing(small):
+    trainer = make(on_replicas(small(), 2))
+    for skip, count in ((0, 1), (1, 4), (2, 3)):
+        trainer.train_steps(trainer.epoch_iterator(skip, skip), count)
+        trainer.evaluate()
+    assert trainer._train_loop.experimental_get_tracing_count() == 1
+    assert trainer._evaluation_loop.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("norm", norms.NAMES)
+def test_the_step_compiles_under_xla(small, norm):
+    """What a TPU would run of a step."""
+    trainer = make(small(norm=norm))
+    images, labels = next(iter(trainer.dataset.train_batches(8, 0, 0)))
+    step = tf.function(trainer.step, jit_compile=True)
+    losses = [step(images, labels)[0].numpy() / 8 for _ in range(3)]
+    assert step.experimental_get_tracing_count() == 1
+    assert np.isfinite(losses).all()
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_float16_skips_a_step_that_overflows_on_one_replica(small, replicas):
+    config = on_replicas(small(norm="none", mixed_precision="mixed_float16"), replicas)
+    keras.config.set_dtype_policy("mixed_float16")
+    trainer = make(config)
+    trainer.train_steps(trainer.epoch_iterator(0, 0), 1)
+    before = [v.numpy() for v in trainer.model.variables]
+    scale = trainer.optimizer.dynamic_scale.numpy()
+
+    @tf.function
+    def overflow_on_the_last():
+        def step():
+            context = tf.distribute.get_replica_context()
+            last = context.replica_id_in_sync_group == replicas - 1
+            variables = trainer.model.trainable_variables
+            gradients = [tf.fill(v.shape, tf.where(last, np.inf, 1.0)) for v in variables]
+            trainer.optimizer.apply(poison_overflow(gradients), variables)
+
+        trainer.strategy.run(step)
+
+    overflow_on_the_last()
+    for a, b in zip(before, trainer.model.variables):
+        np.testing.assert_array_equal(a, b.numpy())
+    assert trainer.optimizer.dynamic_scale.numpy() == scale / 2
+    records = trainer.train_steps(trainer.epoch_iterator(1, 0), 4)
+    assert np.isfinite(records).all()
+    assert any(np.any(a != b.numpy()) for a, b in zip(before, trainer.model.variables))
+
+
+def test_optimizer_config_is_json(small):
+    config = MomentumSGD(0.1, 0.9, l2=0.5).get_config()
+    assert (config["momentum"], config["l2"]) == (0.9, 0.5)
+    json.dumps(config)
