@@ -6,9 +6,15 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance import networks
-from tfnorm.layers import norms
+from tfnorm.layers import MovingAverageBatchNormalization, norms
 
 OPTIONS = {"mabn": {"window": 2, "warmup_steps": 2}, "cbn": {"window": 3}}
+# mabn subtracts no mean: its inputs are centralized before it.
+WITH_A_MEAN = [
+    name
+    for name in networks.NORMALIZERS
+    if not issubclass(norms.get(name).layer_class, MovingAverageBatchNormalization)
+]
 
 
 class Single:
@@ -147,6 +153,26 @@ def test_extreme_values_stay_finite(name, extreme):
         assert (layer.state()["moving_variance"] >= 0).all()
     inferred = layer.layer(tf.constant(x, tf.float32), training=False)
     assert_finite([inferred[0] if isinstance(inferred, tuple) else inferred])
+
+
+@pytest.mark.parametrize("groups, masked", [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize("name", WITH_A_MEAN)
+def test_a_small_variance_beside_a_large_mean(name, groups, masked):
+    """Mean 1000 and variance 0.01 in float32, where E[x²] − E[x]² has no digit left."""
+    layer = Single(name, (4, 64, 5), virtual_replicas=groups, momentum=0.0, epsilon=1e-6)
+    rng = np.random.default_rng(6)
+    x = rng.normal(1000, 0.1, (4, 64, 5)).astype(np.float32)
+    mask = rng.random((4, 64)) < 0.8 if masked else None
+    layer(x, rng.normal(size=x.shape), mask)
+    exact = [
+        part[valid].astype(np.float64).var(0)
+        for part, valid in zip(
+            np.split(x, groups), np.split(np.ones((4, 64), bool) if mask is None else mask, groups)
+        )
+    ]
+    if getattr(layer.layer, "synchronized", False):
+        exact = [x.astype(np.float64)[... if mask is None else mask].reshape(-1, 5).var(0)]
+    np.testing.assert_allclose(layer.state()["moving_variance"], np.mean(exact, 0), 0.01)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -81,7 +81,10 @@ def _correction(
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     dtype = own.mean.dtype
-    r_max, d_max = tf.cast(r_max, dtype), tf.cast(d_max, dtype)
+    # tf.cast alone would see a Python number as float32.
+    r_max, d_max = (
+        tf.cast(tf.convert_to_tensor(bound, dtype_hint=dtype), dtype) for bound in (r_max, d_max)
+    )
     sigma = tf.sqrt(moving_variance + epsilon)
     r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
     d = tf.clip_by_value((own.mean - moving_mean) / sigma, -d_max, d_max)
