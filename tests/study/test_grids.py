@@ -62,7 +62,7 @@ def test_steps_follow_from_epochs():
     base = dataclasses.replace(BASE, steps=0, epochs=2)
     grid = grids.comparison(["cbn"], [0], base)
     assert options(grid, "cbn")["burn_in_steps"] == 2 * (1437 // 8) // 4
-    assert grid.title == "sklearn_digits, resnet8 of width 16: 358 steps of 8 images, 1 seeds"
+    assert grid.title == "sklearn_digits, resnet8 of width 16: 358 steps of 8 images, 1 seed"
 
 
 def test_every_registered_norm_can_be_compared():

@@ -72,7 +72,7 @@ def test_only_missing_and_changed_cells_are_run(tmp_path, trained):
     path = tmp_path / "results.jsonl"
     told = []
     running.run(grid(A), Results(path), tmp_path, told.append)
-    assert told[0] == "1 runs"
+    assert told[0] == "1 run"
     told.clear()
     first = running.run(grid(A, B), Results(path), tmp_path, told.append)
     assert [config.norm for config in trained] == ["bn", "gn"]

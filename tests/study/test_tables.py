@@ -31,7 +31,7 @@ def comparison():
     found = rows(
         [
             record(labels("bn"), 0.9, 0.25, 0.010),
-            record(labels("bn"), 0.8, 0.35, 0.010),
+            record(labels("bn"), 0.8, 0.35, 0.018),
             record(labels("brn"), 0.95, 0.2, 0.014),
             record(labels("brn"), error=NAN),
             record(labels("gn"), 0.99, 0.1, None),

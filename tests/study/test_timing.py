@@ -41,3 +41,7 @@ def test_clock_scales_what_is_left_by_what_it_took(monkeypatch):
 )
 def test_duration(seconds, words):
     assert progress.duration(seconds) == words
+
+
+def test_count():
+    assert [progress.count(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]

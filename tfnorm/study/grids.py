@@ -11,6 +11,7 @@ from tfnorm import data, training
 from tfnorm.errors import UserError
 from tfnorm.schedules import LinearRamp
 from tfnorm.study.grid import Cell, Grid, Labels
+from tfnorm.study.progress import count
 
 # What a comparison runs by default: norms of a batch, and gn for one that is none.
 COMPARED = ("bn", "brn", "mabn", "cbn", "bkn", "syncbn", "gn")
@@ -49,7 +50,7 @@ def comparison(compared: Sequence[str], seeds: Sequence[int], base: training.Con
     ]
     title = (
         f"{base.dataset}, {base.model} of width {base.width}: {steps} steps of {batch} images, "
-        f"{len(set(seeds))} seeds"
+        f"{count(len(set(seeds)), 'seed')}"
     )
     baseline = next(labels for labels, config in rows if config.norm == "bn")
     return Grid("comparison", title, tuple(cells), baseline, reference=rows[-1][0])

@@ -1,4 +1,4 @@
-"""When a grid will be done."""
+"""Progress in words."""
 
 import time
 
@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
     """A time in words, such as "2 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, such as "1 run" or "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -46,8 +46,9 @@ def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell
     tell(f"\n{grid.title}\n\n{comparison.text()}\n")
     csv = comparison.csv()
     write_whole(output / "summary.csv", lambda path: path.write_text(csv))
-    plots.accuracy(found, name, grid.title, output / "accuracy.png")
-    plots.learning_curves(found, name, grid.title, output / "learning_curves.png")
+    title = f"{grid.title}\nnorm, replicas x images on each; the last is the reference"
+    plots.accuracy(found, name, title, output / "accuracy.png")
+    plots.learning_curves(found, name, title, output / "learning_curves.png")
     for file in ("results.jsonl", "summary.csv", "accuracy.png", "learning_curves.png"):
         tell(f"wrote {output / file}")
 

@@ -15,7 +15,7 @@ import keras
 from tfnorm import training
 from tfnorm.errors import RunError
 from tfnorm.study.grid import Cell, Grid
-from tfnorm.study.progress import Clock, duration
+from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
 from tfnorm.version import __version__
 
@@ -43,7 +43,7 @@ def run(
     """
     missing = [cell for cell in grid.cells if results.get(cell.hash) is None]
     total, done = len(grid.cells), len(grid.cells) - len(missing)
-    tell(f"{total} runs" + (f", {done} of {total} are done already" if done else ""))
+    tell(count(total, "run") + (f", {done} of {total} are done already" if done else ""))
     clock = Clock(len(missing))
     for number, cell in enumerate(missing, start=done + 1):
         tell(f"[{number}/{total}] {describe(cell)}")
