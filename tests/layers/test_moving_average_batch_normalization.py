@@ -43,6 +43,34 @@ def test_official_record(dtype):
     running.assert_close(inferred, record["y_inference"], tolerance)
 
 
+@pytest.mark.parametrize("warmup_steps, window", [(0, 3), (4, 3), (5, 2), (0, 1)])
+def test_the_averages_start_when_both_thresholds_are_behind(rng, warmup_steps, window):
+    """From a buffer of random values: one use of it too early or too late is seen."""
+    thresholds = {
+        "window": window,
+        "warmup_steps": warmup_steps,
+        "correction_start_step": 2,
+        "correction_limit": 1.5,
+    }
+    layer = MovingAverageBatchNormalization(dtype="float64", **thresholds)
+    layer.build((4, 3, 2))
+    running.randomize(layer, rng)
+    reference = references.MovingAverageBatchNormalization(
+        *running.common(layer),
+        **running.options(layer),
+        **thresholds,
+        squares=running.number(layer.square_history),
+        gradients=running.number(layer.gradient_history),
+    )
+    train = running.trainer(layer)
+    for step in range(6):
+        x, dy, _ = running.data(rng, (4, 3, 2))
+        wanted = reference.step(x, dy)
+        expected = (wanted.y, wanted.dx, wanted.dgamma, wanted.dbeta)
+        for a, b in zip(train(x, dy), expected):
+            running.assert_close(a, b, 1e-9, f"step {step + 1}")
+
+
 def test_the_gradient_is_not_that_of_the_forward_pass(rng):
     """Negative control: the backward pass is MABN's own, not autodiff's of the outputs."""
     layer = MovingAverageBatchNormalization(window=1, warmup_steps=0, dtype="float64")
