@@ -28,7 +28,8 @@ setup(
     extras_require={
         "report": ["matplotlib>=3.9"],
         "test": [
-            "hypothesis>=6.100",
+            "coverage>=7.10",
+        "hypothesis>=6.100",
             "matplotlib>=3.9",
             "pytest>=8.2",
             "pytest-cov>=6.0",
