@@ -78,7 +78,7 @@ def check_classification(builder: tfds.core.DatasetBuilder) -> None:
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise UserError(
             f"data set '{builder.name}' is not for image classification: needed are the features "
-            f"image and label, it has {', '.join(features) or 'none'}; choose another --dataset"
+            f"image and label, it has {', '.join(sorted(features)) or 'none'}; choose another --dataset"
         )
     if None in image.shape or image.np_dtype != np.uint8:
         raise UserError(
