@@ -76,9 +76,10 @@ def check_classification(builder: tfds.core.DatasetBuilder) -> None:
     features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        found = ", ".join(sorted(features)) or "none"
         raise UserError(
             f"data set '{builder.name}' is not for image classification: needed are the features "
-            f"image and label, it has {', '.join(sorted(features)) or 'none'}; choose another --dataset"
+            f"image and label, it has {found}; choose another --dataset"
         )
     if None in image.shape or image.np_dtype != np.uint8:
         raise UserError(
