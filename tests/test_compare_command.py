@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_a_second_call_runs_nothing_again(output, capsys, monkeypatch):
     assert "2 runs, 2 of 2 are done already\n" in capsys.readouterr().out
     assert (output / "results.jsonl").read_bytes() == before
     assert (output / "exported" / "2").is_dir()
+
+
+def test_a_model_that_is_gone_is_named(output, tmp_path, capsys):
+    copy = shutil.copytree(output, tmp_path / "copy")
+    identity = json.loads((copy / "results.jsonl").read_text().splitlines()[0])["hash"]
+    shutil.rmtree(copy / "models" / identity)
+    assert run("--norms=brn", "--steps=1", output=copy) == 2
+    assert capsys.readouterr().err == (
+        f"tfnorm: error: the model of brn, 2 x 2 is gone (no checkpoint in model_dir "
+        f"{copy / 'models' / identity}; train first, or choose another); to train it again, delete "
+        f"the line of {identity} in {copy / 'results.jsonl'}\n"
+    )
 
 
 def test_runs_that_fail_are_rows_that_say_so(tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import keras
 
 from tfnorm import data, training
 from tfnorm.data import Dataset
-from tfnorm.errors import RunError
+from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model
 from tfnorm.study import plots
 from tfnorm.study.grid import Grid
@@ -36,12 +36,13 @@ def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell
     config = grid.cells[0].config
     dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
     tell("Folding the models and timing them ...")
-    models = {id(row): _best_model(row, output, tell) for row in found if row.records}
-    if not models:
+    models = [_best_model(row, output, tell) if row.records else None for row in found]
+    trained = [model for model in models if model]
+    if not trained:
         raise RunError(f"no run ended well; the first error: {found[0].failures[0]}")
     images = next(iter(dataset.evaluation_batches(_TIMED_IMAGES)))[0]
-    costs = dict(zip(models, measure(list(models.values()), images)))
-    comparison = Comparison(grid, found, [costs.get(id(row)) for row in found])
+    costs = iter(measure(trained, images))
+    comparison = Comparison(grid, found, [next(costs) if model else None for model in models])
 
     tell(f"\n{grid.title}\n\n{comparison.text()}\n")
     csv = comparison.csv()
@@ -56,12 +57,18 @@ def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell
     if winner is None:
         tell("No norm folds, nothing is exported.")
     else:
-        _export(winner, models[id(winner)], dataset, output / "exported", tell)
+        _export(winner, models[found.index(winner)], dataset, output / "exported", tell)
 
 
 def _best_model(row: Row, output: pathlib.Path, tell: Tell) -> keras.Model:
-    directory = model_dir(output / "models", row.best()["hash"])
-    model, _ = training.load_model(directory, notice=tell)
+    identity = row.best()["hash"]
+    try:
+        model, _ = training.load_model(model_dir(output / "models", identity), notice=tell)
+    except UserError as error:
+        raise UserError(
+            f"the model of {name(row)} is gone ({error}); to train it again, delete the line of "
+            f"{identity} in {output / 'results.jsonl'}"
+        ) from error
     return model
 
 
