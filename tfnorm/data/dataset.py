@@ -223,8 +223,12 @@ def _rows_by_replica(order: np.ndarray, replicas: int, local: range | None) -> n
 
 
 def _pipeline(rows: np.ndarray, fetch: Callable) -> tf.data.Dataset:
+    options = tf.data.Options()
+    # The destructor of an iterator waits for its autotuner to wake up, up to a minute, an epoch.
+    options.autotune.enabled = False
     return (
         tf.data.Dataset.from_tensor_slices(rows)
-        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
+        .map(fetch, num_parallel_calls=2, deterministic=True)
+        .prefetch(4)
+        .with_options(options)
     )
