@@ -28,7 +28,7 @@ _ITS_OWN = (
     "model_dir",
 )  # fmt: skip
 # With these it takes minutes.
-_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 2}
+_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
