@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfnorm import compare, training
 from tfnorm.errors import RunError
 from tfnorm.layers import norms
+from tfnorm.study import grids
 
 
 def run(*arguments, output):
@@ -43,6 +44,24 @@ def test_one_step_leaves_results_table_plots_and_a_model(output):
         brn, reference = csv.DictReader(file)
     assert (brn["norm"], brn["folded"], brn["normalizers"]) == ("brn", "9", "9")
     assert float(reference["inference_time"]) == 1
+
+
+def test_studies_have_defaults_of_their_own_which_flags_override(tmp_path, monkeypatch):
+    configs = []
+
+    def train(config, *args, **kwargs):
+        configs.append(config)
+        raise RunError("enough")
+
+    monkeypatch.setattr(training, "train", train)
+    arguments = ["--study=micro-batches", "--dataset=sklearn_digits", "--norms=bkn", "--steps=1"]
+    assert run(*arguments, "--replica_batch_size=4", output=tmp_path) == 1
+    assert [(c.norm, c.virtual_replicas, c.replica_batch_size) for c in configs] == [
+        ("bkn", 2, 4), ("bkn", 4, 4), ("bn", 1, 4),
+    ]  # fmt: skip
+    assert {(c.model, c.stem_stride, c.dataset) for c in configs} == {
+        ("resnet14", 2, "sklearn_digits")
+    }
 
 
 def test_the_exported_model_answers_as_the_trained_one(output):
@@ -92,6 +111,7 @@ def test_runs_that_fail_are_rows_that_say_so(tmp_path, capsys, monkeypatch):
     "arguments, message",
     [
         (["--norms=bnn"], f"unknown norm 'bnn'; known: {', '.join(norms.NAMES)}"),
+        (["--study=speed"], f"unknown study 'speed'; known: {', '.join(grids.STUDIES)}"),
         (["--norms="], "nothing to run: norms [], seeds [3]"),
         (["--seeds=0,one"], "seeds are numbers from 0 on, as in --seeds=0,1; received 'one'"),
         (["--num_replicas=0"], "num_replicas must be 1 or above here, received 0"),

@@ -1,8 +1,8 @@
 """Trains one network under several normalizers: python -m tfnorm.compare --norms=bn,brn,gn.
 
 Each norm trains on small batches of several replicas, beside batch normalization on the whole batch
-as the reference. Then there are a table, plots, and the best foldable model as a SavedModel. Runs
-that are in --output_dir already are not made again.
+as the reference; --study names other experiments. Then there are a table, plots, and the best
+foldable model as a SavedModel. Runs that are in --output_dir already are not made again.
 """
 
 import dataclasses
@@ -27,8 +27,6 @@ _ITS_OWN = (
     "norm", "norm_options", "virtual_replicas", "seed", "distribution_strategy", "tpu", "resume",
     "model_dir",
 )  # fmt: skip
-# With these it takes minutes.
-_DEFAULTS = {"num_replicas": 4, "replica_batch_size": 2, "epochs": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,26 +38,39 @@ def _define() -> flags.FlagValues:
     values = training_flags.define()
     for name in _ITS_OWN:
         delattr(values, name)
-    for name, default in _DEFAULTS.items():
-        values.set_default(name, default)
+    flags.DEFINE_string(
+        "study",
+        "compare",
+        f"The experiment: {', '.join(grids.STUDIES)}. It has defaults of its own for the flags "
+        "below and those of the trainer.",
+        flag_values=values,
+    )
     flags.DEFINE_list(
-        "norms", list(grids.COMPARED), f"Some of {', '.join(norms.NAMES)}.", flag_values=values
+        "norms", None, f"Some of {', '.join(norms.NAMES)} (the study's).", flag_values=values
     )
     flags.DEFINE_list("seeds", ["0", "1"], "Each norm has a run for each.", flag_values=values)
     flags.DEFINE_string(
-        "output_dir", "runs/compare", "Where results, plots and models go.", flag_values=values
+        "output_dir",
+        None,
+        "Where results, plots and models go (runs/ and the study's name).",
+        flag_values=values,
     )
     return values
 
 
 def _compare(values: flags.FlagValues) -> None:
+    study = grids.get(values.study)
+    for name, default in study.defaults.items():
+        if values[name].using_default_value:
+            values[name].value = default
     prepare_cpu_devices(values.num_replicas)
     fields = [field.name for field in dataclasses.fields(training.Config) if field.name in values]
     base = training.Config(
         distribution_strategy="mirrored", **{name: values[name].value for name in fields}
     )
-    grid = grids.comparison(values.norms, _seeds(values.seeds), base)
-    output = pathlib.Path(values.output_dir)
+    compared = study.norms if values.norms is None else values.norms
+    grid = study.build(compared, _seeds(values.seeds), base)
+    output = pathlib.Path(values.output_dir or f"runs/{values.study}")
     _check_output(output)
     from tfnorm.study.report import report  # it needs matplotlib, an extra
 

@@ -9,7 +9,9 @@ from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study import grids
+from tfnorm.study.comparison import comparison
 from tfnorm.study.grid import Cell
+from tfnorm.study.micro_batches import micro_batches
 
 BASE = training.Config(
     distribution_strategy="mirrored", num_replicas=4, replica_batch_size=2, steps=1300
@@ -21,7 +23,7 @@ def options(grid, norm):
 
 
 def test_comparison_has_every_norm_and_the_reference_for_every_seed():
-    grid = grids.comparison(["brn", "syncbn", "gn"], [3, 5], BASE)
+    grid = comparison(["brn", "syncbn", "gn"], [3, 5], BASE)
     found = [
         (c.config.norm, c.config.seed, c.config.num_replicas, c.config.replica_batch_size)
         for c in grid.cells
@@ -36,16 +38,16 @@ def test_comparison_has_every_norm_and_the_reference_for_every_seed():
 
 
 def test_times_are_relative_to_bn_on_small_batches_where_it_is_compared():
-    assert grids.comparison(["gn", "bn"], [0], BASE).baseline["replicas"] == 4
-    assert grids.comparison(["gn"], [0], BASE).baseline["replicas"] == 1
+    assert comparison(["gn", "bn"], [0], BASE).baseline["replicas"] == 4
+    assert comparison(["gn"], [0], BASE).baseline["replicas"] == 1
 
 
 def test_repeated_norms_and_seeds_are_run_once():
-    assert len(grids.comparison(["gn", "gn"], [1, 1], BASE).cells) == 2
+    assert len(comparison(["gn", "gn"], [1, 1], BASE).cells) == 2
 
 
 def test_schedules_of_brn_are_those_of_the_paper_scaled_to_the_run():
-    ramps = options(grids.comparison(["brn"], [0], BASE), "brn")
+    ramps = options(comparison(["brn"], [0], BASE), "brn")
     r_max, d_max = (ramps[name]["config"] for name in ("r_max", "d_max"))
     assert r_max == {"start_value": 1, "end_value": 3, "start_step": 50, "end_step": 400}
     assert d_max == {"start_value": 0, "end_value": 5, "start_step": 50, "end_step": 250}
@@ -54,21 +56,21 @@ def test_schedules_of_brn_are_those_of_the_paper_scaled_to_the_run():
 @pytest.mark.parametrize("images, window", [(1, 8), (2, 8), (3, 6), (8, 2), (32, 1)])
 def test_window_and_burn_in_of_cbn_are_those_of_the_paper(images, window):
     base = dataclasses.replace(BASE, replica_batch_size=images)
-    found = options(grids.comparison(["cbn"], [0], base), "cbn")
+    found = options(comparison(["cbn"], [0], base), "cbn")
     assert found == {"window": window, "burn_in_steps": 325}
 
 
 def test_steps_follow_from_epochs():
     base = dataclasses.replace(BASE, steps=0, epochs=2)
-    grid = grids.comparison(["cbn"], [0], base)
+    grid = comparison(["cbn"], [0], base)
     assert options(grid, "cbn")["burn_in_steps"] == 2 * (1437 // 8) // 4
     assert grid.title == "sklearn_digits, resnet8 of width 16: 358 steps of 8 images, 1 seed"
 
 
 def test_every_registered_norm_can_be_compared():
-    cells = grids.comparison(norms.NAMES, [0], BASE).cells
+    cells = comparison(norms.NAMES, [0], BASE).cells
     assert [c.config.norm for c in cells] == [*norms.NAMES, "bn"]
-    assert set(grids.COMPARED) <= set(norms.NAMES)
+    assert set(grids.get("compare").norms) <= set(norms.NAMES)
     for cell in cells:
         assert training.Config.from_dict(json.loads(json.dumps(cell.config.to_dict())))
 
@@ -83,14 +85,38 @@ def test_every_registered_norm_can_be_compared():
 )
 def test_impossible_grids_are_user_errors(compared, seeds, replicas, message):
     with pytest.raises(UserError) as error:
-        grids.comparison(compared, seeds, dataclasses.replace(BASE, num_replicas=replicas))
+        comparison(compared, seeds, dataclasses.replace(BASE, num_replicas=replicas))
     assert str(error.value) == message
 
 
 def test_unknown_norms_are_user_errors_that_list_the_known():
     with pytest.raises(UserError) as error:
-        grids.comparison(["bn", "bnn"], [0], BASE)
+        comparison(["bn", "bnn"], [0], BASE)
     assert str(error.value) == f"unknown norm 'bnn'; known: {', '.join(norms.NAMES)}"
+
+
+def test_micro_batches_are_virtual_replicas_of_one_batch():
+    base = dataclasses.replace(BASE, replica_batch_size=8, steps=400)
+    grid = micro_batches(["brn", "cbn", "gn"], [3], base)
+    assert [(c.config.norm, c.config.virtual_replicas) for c in grid.cells] == [
+        *[("brn", 4), ("cbn", 4), ("brn", 8), ("cbn", 8)],
+        *[("gn", 1), ("bn", 1)],
+    ]
+    assert [c.labels["statistics_batch"] for c in grid.cells] == [2, 2, 1, 1, 1, 8]
+    assert {c.config.replica_batch_size for c in grid.cells} == {8}
+    assert {c.config.distribution_strategy for c in grid.cells} == {"one_device"}
+    assert {c.config.learning_rate for c in grid.cells} == {base.learning_rate}
+    assert grid.cells[1].config.norm_options == {"window": 8, "burn_in_steps": 100}
+    assert grid.reference == grid.cells[-1].labels
+    assert grid.title == (
+        "sklearn_digits, resnet8 of width 16: 400 steps of 8 images in virtual replicas, 1 seed"
+    )
+
+
+def test_micro_batches_of_two_need_an_even_batch():
+    with pytest.raises(UserError) as error:
+        micro_batches(["bn"], [0], dataclasses.replace(BASE, replica_batch_size=7))
+    assert str(error.value) == "replica_batch_size must be even here, received 7"
 
 
 def test_hash_is_of_what_the_run_does_and_not_of_where_it_is_kept():

@@ -1,0 +1,52 @@
+"""Micro-batches: what becomes of accuracy where a mean is taken over two images, or one."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tfnorm import training
+from tfnorm.errors import UserError
+from tfnorm.layers import ChannelNormalization, norms
+from tfnorm.study.grid import Grid
+from tfnorm.study.progress import count
+from tfnorm.study.settings import cells, check, setting, steps
+
+_IMAGES = (2, 1)
+
+
+def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
+    """Norms in virtual replicas of 2 images and of 1, beside bn on the whole batch.
+
+    The gradient is that of the whole batch everywhere, so that only the statistics differ. A norm
+    of single images has one row.
+
+    Args:
+        compared: Names of norms.
+        seeds: A run for each of them and each setting.
+        base: What all runs have in common, with the images of a step as `replica_batch_size`.
+
+    Raises:
+        UserError: A norm is unknown, there is no norm or no seed, or the batch is not even.
+    """
+    check(compared, seeds)
+    batch = base.replica_batch_size
+    if batch % max(_IMAGES):
+        raise UserError(f"replica_batch_size must be even here, received {batch}")
+    base = dataclasses.replace(
+        base, distribution_strategy="one_device", num_replicas=0, virtual_replicas=1
+    )
+    settings = []
+    for images in _IMAGES:
+        small = dataclasses.replace(base, virtual_replicas=batch // images)
+        settings += [setting(norm, small) for norm in dict.fromkeys(compared) if _of_batch(norm)]
+    settings += [setting(norm, base) for norm in dict.fromkeys(compared) if not _of_batch(norm)]
+    settings.append(setting("bn", base))
+    title = (
+        f"{base.dataset}, {base.model} of width {base.width}: {steps(base)} steps of {batch} "
+        f"images in virtual replicas, {count(len(set(seeds)), 'seed')}"
+    )
+    reference = settings[-1][0]
+    return Grid("micro-batches", title, cells(settings, seeds), reference, reference)
+
+
+def _of_batch(norm: str) -> bool:
+    return issubclass(norms.get(norm).layer_class or object, ChannelNormalization)
