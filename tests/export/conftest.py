@@ -1,15 +1,8 @@
-"""What the tests of folding and exporting share: random models, op counts of a SavedModel."""
-
-import collections
-import pathlib
+"""What the tests of folding and exporting share: random models, how far two models are apart."""
 
 import keras
 import numpy as np
 import pytest
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import saved_model_pb2
-
-FLOATS = {types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
 
 
 def drawn(variable, rng):
@@ -61,17 +54,3 @@ def difference(rng):
         return max(np.max(np.abs(a - b)) / np.max(np.abs(a)) for a, b in zip(ours, theirs))
 
     return measure
-
-
-def float_ops(path) -> collections.Counter:
-    """How often each op on floats stands in a SavedModel: main graph and function library."""
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString((pathlib.Path(path) / "saved_model.pb").read_bytes())
-    graph = saved.meta_graphs[0].graph_def
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    return collections.Counter(node.op for node in nodes if node.attr["T"].type in FLOATS)
-
-
-@pytest.fixture
-def count_ops():
-    return float_ops

@@ -1,7 +1,4 @@
-"""Folding: every pattern as a row, with its report, its op counts and its outputs."""
-
-import dataclasses
-from collections.abc import Callable
+"""Folding: the report and its reasons, what is left whole, dtypes. See test_fold_patterns too."""
 
 import keras
 import numpy as np
@@ -9,7 +6,7 @@ import pytest
 
 from tfnorm import models
 from tfnorm.errors import UserError
-from tfnorm.export import export_saved_model, fold
+from tfnorm.export import fold
 from tfnorm.layers import BatchKalmanNormalization, norms
 
 L = keras.layers
@@ -19,227 +16,7 @@ def bn(**options):
     return L.BatchNormalization(**options)
 
 
-def stack(*layers):
-    def build(x):
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    return build
-
-
-def after_conv(*layers):
-    return stack(L.Conv2D(4, 3), *layers)
-
-
-@dataclasses.dataclass
-class Row:
-    """A pattern: how it is built, on what, and what becomes of its normalizers.
-
-    `folded` holds for each normalizer whether it is; each that is not leaves one Mul and one Add.
-    """
-
-    name: str
-    shape: tuple
-    build: Callable
-    folded: list
-
-
-IMAGE, SEQUENCE, VOLUME, VECTOR = (8, 9, 6), (10, 6), (5, 6, 4, 6), (6,)
-
-
-def linear_rows():
-    """Every kind of layer, without and with bias, in its variants."""
-    table = [
-        ("conv1d", SEQUENCE, L.Conv1D, {"filters": 4, "kernel_size": 3}),
-        (
-            "conv1d-causal",
-            SEQUENCE,
-            L.Conv1D,
-            {"filters": 4, "kernel_size": 3, "padding": "causal"},
-        ),
-        ("conv2d", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "padding": "same"}),
-        ("conv2d-strided", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "strides": 2}),
-        ("conv2d-dilated", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "dilation_rate": 2}),
-        ("conv2d-groups", IMAGE, L.Conv2D, {"filters": 4, "kernel_size": 3, "groups": 2}),
-        ("conv3d", VOLUME, L.Conv3D, {"filters": 4, "kernel_size": 2}),
-        ("conv1d-transpose", SEQUENCE, L.Conv1DTranspose, {"filters": 4, "kernel_size": 3}),
-        (
-            "conv2d-transpose",
-            IMAGE,
-            L.Conv2DTranspose,
-            {"filters": 4, "kernel_size": 3, "strides": 2},
-        ),
-        ("conv3d-transpose", VOLUME, L.Conv3DTranspose, {"filters": 4, "kernel_size": 2}),
-        (
-            "depthwise1d",
-            SEQUENCE,
-            L.DepthwiseConv1D,
-            {"kernel_size": 3, "depth_multiplier": 2},
-        ),
-        (
-            "depthwise2d",
-            IMAGE,
-            L.DepthwiseConv2D,
-            {"kernel_size": 3, "depth_multiplier": 2, "padding": "same"},
-        ),
-        ("separable1d", SEQUENCE, L.SeparableConv1D, {"filters": 4, "kernel_size": 3}),
-        (
-            "separable2d",
-            IMAGE,
-            L.SeparableConv2D,
-            {"filters": 4, "kernel_size": 3, "depth_multiplier": 2},
-        ),
-        ("dense-rank2", VECTOR, L.Dense, {"units": 4}),
-        ("dense-rank3", SEQUENCE, L.Dense, {"units": 4}),
-        ("dense-rank4", IMAGE, L.Dense, {"units": 4}),
-    ]
-    for name, shape, kind, options in table:
-        without, with_bias = (stack(kind(**options, use_bias=bias), bn()) for bias in (False, True))
-        yield Row(name, shape, lambda x, a=without, b=with_bias: [a(x), b(x)], [True, True])
-
-
-def two_consumers(x):
-    y = L.Conv2D(4, 3)(x)
-    return L.Add()([bn()(y), y])
-
-
-def shared_with_one_norm(x):
-    convolution, norm = L.Conv2D(6, 3, padding="same"), bn()
-    return norm(convolution(L.ReLU()(norm(convolution(x)))))
-
-
-def shared_with_two_norms(x):
-    convolution = L.Conv2D(6, 3, padding="same")
-    return bn()(convolution(L.ReLU()(bn()(convolution(x)))))
-
-
-def shared_with_half_a_norm(x):
-    convolution = L.Conv2D(6, 3, padding="same")
-    return L.Add()([convolution(x), bn()(convolution(L.ReLU()(x)))])
-
-
-def dropout_at_all_times(x):
-    return bn()(L.Dropout(0.5)(L.Conv2D(4, 3)(x), training=True))
-
-
-def shared_norm(x):
-    norm = bn()
-    return L.Add()([norm(L.Conv2D(4, 1)(x)), norm(L.Conv2D(4, 3, padding="same")(x))])
-
-
-def nested(x):
-    block = keras.Sequential([L.Conv2D(6, 3, padding="same"), bn(), L.ReLU()])
-    inner = keras.Input(x.shape[1:])
-    twice = keras.Model(inner, block(block(inner)))
-    return bn()(L.Conv2D(4, 3)(twice(block(x))))
-
-
-def across_the_border(x):
-    head = keras.Input(x.shape[1:-1] + (4,))
-    return keras.Model(head, L.ReLU()(bn()(head)))(L.Conv2D(4, 3, padding="same")(x))
-
-
-ROWS = [
-    *linear_rows(),
-    # Position
-    Row("chain", IMAGE, stack(L.Conv2D(4, 3), bn(), bn(), bn(), L.ReLU()), [True] * 3),
-    Row("before-activation", IMAGE, stack(L.Conv2D(4, 3), bn(), L.ReLU()), [True]),
-    Row("no-center", IMAGE, stack(L.Conv2D(4, 3), bn(center=False)), [True]),
-    Row("no-scale", IMAGE, stack(L.Conv2D(4, 3), bn(scale=False)), [True]),
-    Row("synchronized", IMAGE, stack(L.Conv2D(4, 3), bn(synchronized=True)), [True]),
-    Row("linear-activation", IMAGE, stack(L.Conv2D(4, 3, activation="linear"), bn()), [True]),
-    Row("after-activation", IMAGE, stack(L.Conv2D(4, 3, activation="relu"), bn()), [False]),
-    Row("after-input", IMAGE, stack(bn(), L.ReLU()), [False]),
-    Row("merged", VECTOR, stack(bn(), bn(), L.ReLU(), bn()), [False, True, False]),
-    Row("other-axis", IMAGE, stack(L.Conv2D(4, 3), bn(axis=1)), [False]),
-    Row("negative-axis", IMAGE, stack(L.Conv2D(4, 3), bn(axis=3)), [True]),
-    Row(
-        "channels-first",
-        IMAGE,
-        stack(
-            L.Conv2D(5, 3, data_format="channels_first"),
-            L.AveragePooling2D(2, data_format="channels_first"),
-            bn(axis=1),
-        ),
-        [True],
-    ),
-    # Keras would add the bias along the width, which is that of the channels.
-    Row(
-        "channels-first-ambiguous",
-        IMAGE,
-        stack(L.Conv2D(4, 3, data_format="channels_first"), bn(axis=1)),
-        [False],
-    ),
-    Row(
-        "channels-first-other-axis",
-        IMAGE,
-        stack(L.Conv2D(4, 3, data_format="channels_first"), bn()),
-        [False],
-    ),
-    Row(
-        "pooling-of-other-axes",
-        IMAGE,
-        stack(L.Conv2D(4, 3), L.AveragePooling2D((1, 2), data_format="channels_first"), bn()),
-        [False],
-    ),
-    # Sharing and branches
-    Row("two-consumers", IMAGE, two_consumers, [False]),
-    Row("shared-with-one-norm", IMAGE, shared_with_one_norm, [True, True]),
-    Row("shared-with-two-norms", IMAGE, shared_with_two_norms, [False, False]),
-    Row("shared-with-half-a-norm", IMAGE, shared_with_half_a_norm, [False]),
-    Row("dropout-at-all-times", IMAGE, dropout_at_all_times, [False]),
-    Row("shared-norm", IMAGE, shared_norm, [True, True]),
-    Row("nested", IMAGE, nested, [True] * 4),
-    Row("across-the-border", IMAGE, across_the_border, [True]),
-    # Into the layer after
-    Row("before-dense", SEQUENCE, stack(bn(), L.Dense(4)), [True]),
-    Row("before-valid", IMAGE, stack(bn(), L.Conv2D(4, 3, strides=2)), [True]),
-    Row("before-groups", IMAGE, stack(bn(), L.Conv2D(4, 3, groups=2)), [True]),
-    Row("before-pointwise", IMAGE, stack(bn(), L.Conv2D(4, 1, padding="same")), [True]),
-    Row("before-depthwise", IMAGE, stack(bn(), L.DepthwiseConv2D(3, depth_multiplier=2)), [True]),
-    Row("before-separable", IMAGE, stack(bn(), L.SeparableConv2D(4, 3)), [True]),
-    Row("before-relu-dense", VECTOR, stack(bn(), L.Dense(4, activation="relu")), [True]),
-    Row("before-padding", IMAGE, stack(bn(), L.Conv2D(4, 3, padding="same")), [False]),
-    Row("before-causal", SEQUENCE, stack(bn(), L.Conv1D(4, 3, padding="causal")), [False]),
-    Row("before-transpose", IMAGE, stack(bn(), L.Conv2DTranspose(4, 3)), [False]),
-    Row("between", IMAGE, stack(L.Conv2D(4, 3), L.ReLU(), bn(), L.Conv2D(4, 3)), [True]),
-    # Through layers between
-    Row("average", IMAGE, after_conv(L.AveragePooling2D(2, padding="same"), bn()), [True]),
-    Row("global-average", IMAGE, stack(L.Conv2D(4, 3), L.GlobalAveragePooling2D(), bn()), [True]),
-    Row("global-average-after", IMAGE, stack(bn(), L.GlobalAveragePooling2D(), L.Dense(4)), [True]),
-    Row("up", IMAGE, after_conv(L.UpSampling2D(2, interpolation="bilinear"), bn()), [True]),
-    Row("bicubic", IMAGE, after_conv(L.UpSampling2D(2, interpolation="bicubic"), bn()), [True]),
-    Row("lanczos", IMAGE, after_conv(L.UpSampling2D(2, interpolation="lanczos3"), bn()), [True]),
-    Row("cropping", IMAGE, after_conv(L.Cropping2D(1), bn()), [True]),
-    Row("maximum", IMAGE, after_conv(L.MaxPooling2D(2), bn(scale=False)), [True]),
-    Row("maximum-negative", IMAGE, after_conv(L.MaxPooling2D(2), bn()), [False]),
-    Row("padding", IMAGE, after_conv(L.ZeroPadding2D(1), bn()), [False]),
-    Row("dropout", IMAGE, after_conv(L.Dropout(0.5), L.SpatialDropout2D(0.5), bn()), [True]),
-    Row("identity", IMAGE, after_conv(L.Identity(), L.Activation("linear"), bn()), [True]),
-    Row("activation", IMAGE, after_conv(L.Activation("tanh"), bn()), [False]),
-    Row("reshape", VECTOR, stack(L.Dense(24), L.Reshape((2, 3, 4)), bn()), [True]),
-    Row("flatten", IMAGE, stack(L.Conv2D(4, 3), L.Flatten(), bn()), [False]),
-    Row("flatten-after", IMAGE, stack(bn(), L.Flatten(), L.Dense(4)), [True]),
-    Row("flatten-merging", (4, 6), stack(L.Dense(4), L.Reshape((2, 8)), bn()), [False]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_pattern(row, randomized, difference, count_ops, tmp_path):
-    inputs = keras.Input(row.shape)
-    model = randomized(keras.Model(inputs, row.build(inputs)))
-
-    result = export_saved_model(model, tmp_path, verify=False)
-    folded, report = fold(model)
-
-    assert [x.folded for x in report.rows] == row.folded, report
-    assert difference(model, folded) < 1e-5
-    ops = count_ops(result.path)
-    left = row.folded.count(False)
-    assert (ops["Rsqrt"], ops["Sub"], ops["Mul"]) == (0, 0, left)
-    assert not any("Normalization" in type(x).__name__ for x in folded.layers)
-
+IMAGE, SEQUENCE, VECTOR = (8, 9, 6), (10, 6), (6,)
 
 REST = "; one multiply and one add are left"
 
@@ -289,15 +66,14 @@ def test_reasons_at_branches(randomized):
     y = L.Add(name="add")([bn(name="of_forked")(forked), forked])
     returned = L.Conv2D(4, 1, name="returned")(L.ReLU()(y))
     y = L.ReLU()(bn(name="of_returned")(returned))
-    shared = L.Conv2D(4, 1, name="shared")
-    y = L.ReLU()(bn(name="one")(shared(y)))
-    y = bn(name="two")(shared(y))
-    twice = "shared is called 2 times, and not each time with the same normalizer" + REST
+    half = L.Add(name="sum")([L.Conv2D(4, 1)(y), L.Conv2D(4, 1, activation="relu", name="half")(y)])
+    y = L.ReLU(name="relu")(bn(name="of_half")(half))
+    y = L.Multiply(name="gate")([bn(name="gated")(y), y])
     assert rows_of(randomized(keras.Model(x, [L.ReLU()(y), returned]))) == [
         unfolded("of_forked", "the output of forked is used 2 times, by add, of_forked" + REST),
         unfolded("of_returned", "the output of returned is an output of the model" + REST),
-        unfolded("one", twice),
-        unfolded("two", twice),
+        unfolded("of_half", "half before it ends in the activation relu" + REST),
+        unfolded("gated", "the output of relu is used 2 times, by gate, gated" + REST),
     ]
 
 
@@ -453,14 +229,45 @@ def test_masks_of_training_leave_no_trace(randomized, difference):
 
 def test_shared_layer_with_norms_that_differ_in_the_offset_only(randomized, difference):
     x = keras.Input(VECTOR)
-    dense, norms_ = L.Dense(6), [bn(), bn()]
+    dense, norms_ = L.Dense(6, name="dense"), [bn(), bn()]
     y = norms_[1](dense(L.ReLU()(norms_[0](dense(x)))))
     model = randomized(keras.Model(x, y))
     gamma, beta, mean, variance = norms_[0].get_weights()
     norms_[1].set_weights([gamma, beta + 1, mean, variance])
     folded, report = fold(model)
-    assert [row.folded for row in report.rows] == [False, False]
+    assert [row.into for row in report.rows] == ["dense", "dense"]
+    assert len(folded.weights) == 4
     assert difference(model, folded) < 1e-5
+
+
+def test_layer_shared_by_several_normalizers_is_made_once_for_each(randomized, difference):
+    x = keras.Input(VECTOR)
+    dense, one, other = L.Dense(6, name="dense"), bn(), bn()
+    calls = [one(dense(x)), L.ReLU()(one(dense(-x))), other(dense(2 * x)), L.ReLU()(dense(x))]
+    model = randomized(keras.Model(x, calls))
+    folded, report = fold(model)
+    assert [row.into for row in report.rows] == ["dense"] * 3
+    made = [layer for layer in folded.layers if isinstance(layer, L.Dense)]
+    assert sorted(len(layer._inbound_nodes) for layer in made) == [1, 1, 2]
+    assert difference(model, folded) < 1e-5
+
+
+def test_branches_are_named_together(randomized):
+    x = keras.Input(VECTOR)
+    y = L.Concatenate()([L.Dense(4, name="left")(x), L.Dense(4, name="right")(x)])
+    assert rows_of(randomized(keras.Model(x, bn(name="norm")(y)))) == [
+        ("norm", "bn", True, "left, right", None)
+    ]
+
+
+def test_way_that_forks_and_meets_again_is_left(randomized, difference):
+    x = keras.Input(VECTOR)
+    y = bn(name="norm")(x)
+    y = L.Dense(4, name="dense")(L.Concatenate(name="pair")([L.Identity()(y), L.Dropout(0.5)(y)]))
+    model = randomized(keras.Model(x, y))
+    folded, report = fold(model)
+    assert [row.folded for row in report.rows] == [False]
+    assert difference(model, folded) < 1e-6
 
 
 def test_layer_with_lora_is_left_whole(randomized, difference):

@@ -61,6 +61,15 @@ class AffinePart(Part):
         """Takes in a map of the output."""
         self.affine = affine.after(self.affine)
 
+    def check_affine_before(self, affine: Affine, call: Call) -> None:
+        """Raises Obstacle unless `absorb_before` can take in a map of what the call is given."""
+        if affine.axis != self.affine.axis:
+            raise Obstacle(f"{self.path} after it works on another axis")
+
+    def absorb_before(self, affine: Affine) -> None:
+        """Takes in a map of the input."""
+        self.affine = self.affine.after(affine)
+
     def make(self, name: str) -> keras.Layer:
         """A plain Keras layer that multiplies and adds, in the dtype of the normalizer."""
         dtype = self.operation.dtype_policy

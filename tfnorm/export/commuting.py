@@ -5,31 +5,54 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from tfnorm.export import merging
 from tfnorm.export.affine import Affine, Obstacle
 from tfnorm.graph import Call, Tensor
 
 layers = keras.layers
 
 
-def move_before(call: Call, affine: Affine) -> Affine:
-    """The map A' with call(A'(x)) = affine(call(x)). Raises Obstacle if there is none."""
-    return _move(call, affine, backward=True)
+def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
+    """The maps A', one for each input x, with call(A'(x), ...) = affine(call(x, ...)).
+
+    Raises:
+        Obstacle: if there are none.
+    """
+    _check_dtypes(call, call.tensors)
+    if type(call.part.operation) in merging.KINDS:
+        return merging.move_before(call, affine)
+    rule = _rule(call)
+    (source,), (target,) = call.tensors, call.outputs
+    return [(source, rule(call, affine, target, source))]
 
 
-def move_after(call: Call, affine: Affine) -> Affine:
-    """The map A' with A'(call(x)) = call(affine(x)). Raises Obstacle if there is none."""
-    return _move(call, affine, backward=False)
+def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
+    """The map A' with A'(call(x)) = call(affine(x)), for x = `tensor` among the inputs.
+
+    Raises:
+        Obstacle: if there is none.
+    """
+    _check_dtypes(call, [tensor])
+    if type(call.part.operation) in merging.KINDS:
+        return merging.move_after(call, tensor, affine)
+    rule = _rule(call)
+    (source,), (target,) = call.tensors, call.outputs
+    return rule(call, affine, source, target)
 
 
-def _move(call: Call, affine: Affine, backward: bool) -> Affine:
-    layer = call.part.operation
-    rule = _RULES.get(type(layer))
+def _rule(call: Call) -> Callable[[Call, Affine, Tensor, Tensor], Affine]:
+    rule = _RULES.get(type(call.part.operation))
     one_to_one = len(call.tensors) == 1 and len(call.outputs) == 1
     if rule is None or not one_to_one or call.kwargs.get("training"):
-        raise Obstacle(f"{call.part.path} ({type(layer).__name__}) lies in between")
-    shapes = call.tensors[0], call.outputs[0]
-    source, target = reversed(shapes) if backward else shapes
-    return rule(call, affine, source, target)
+        raise Obstacle(f"{call.part.path} ({type(call.part.operation).__name__}) lies in between")
+    return rule
+
+
+def _check_dtypes(call: Call, tensors: list[Tensor]) -> None:
+    new = call.outputs[0].dtype
+    old = next((x.dtype for x in tensors if x.dtype != new), new)
+    if old != new:
+        raise Obstacle(f"{call.part.path} lies in between and takes {old} to {new}")
 
 
 def _same(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
@@ -51,8 +74,7 @@ def _over_windows(call: Call, affine: Affine, source: Tensor, target: Tensor) ->
 
 def _increasing(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
     """The largest value stays the largest under an increasing map."""
-    if np.any(affine.scale < 0):
-        raise Obstacle(f"{call.part.path} lies in between, and a channel has a negative scale")
+    _check_increasing(call, affine)
     return _over_windows(call, affine, source, target)
 
 
@@ -66,6 +88,12 @@ def _without_offset(call: Call, affine: Affine, source: Tensor, target: Tensor) 
 def _over_positions(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
     """Global pooling: the channels are on another axis of a tensor of another rank."""
     return _with_axis(call, affine, _channel_axis(call, source), _channel_axis(call, target))
+
+
+def _largest(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """Global pooling that keeps the largest value."""
+    _check_increasing(call, affine)
+    return _over_positions(call, affine, source, target)
 
 
 def _rearranged(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
@@ -85,9 +113,26 @@ def _rearranged(call: Call, affine: Affine, source: Tensor, target: Tensor) -> A
     raise Obstacle(f"{call.part.path} lies in between and mixes channels with positions")
 
 
+def _permuted(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    order = (0, *call.part.operation.dims)  # the output's axis i is the input's axis order[i]
+    backward = source is call.outputs[0]
+    axis = order[affine.axis] if backward else order.index(affine.axis)
+    return Affine(affine.scale, affine.offset, axis)
+
+
+def _repeated(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """RepeatVector puts an axis between the batch and the channels."""
+    return _with_axis(call, affine, len(source.shape) - 1, len(target.shape) - 1)
+
+
 def _channel_axis(call: Call, tensor: Tensor) -> int:
     first = getattr(call.part.operation, "data_format", "channels_last") == "channels_first"
     return 1 if first else len(tensor.shape) - 1
+
+
+def _check_increasing(call: Call, affine: Affine) -> None:
+    if np.any(affine.scale < 0):
+        raise Obstacle(f"{call.part.path} lies in between, and a channel has a negative scale")
 
 
 def _with_axis(call: Call, affine: Affine, expected: int, axis: int) -> Affine:
@@ -116,15 +161,20 @@ def _rules() -> dict[type, Callable[[Call, Affine, Tensor, Tensor], Affine]]:
         "AveragePooling": _over_windows,
         "UpSampling": _over_windows,
         "Cropping": _over_windows,
+        "AdaptiveAveragePooling": _over_windows,
         "MaxPooling": _increasing,
+        "AdaptiveMaxPooling": _increasing,
         "ZeroPadding": _without_offset,
         "GlobalAveragePooling": _over_positions,
+        "GlobalMaxPooling": _largest,
     }.items():
         rules |= {getattr(layers, kind + rank): rule for rank in ranks}
     return rules | {
         layers.Activation: _linear_activation,
         layers.Reshape: _rearranged,
         layers.Flatten: _rearranged,
+        layers.Permute: _permuted,
+        layers.RepeatVector: _repeated,
     }
 
 

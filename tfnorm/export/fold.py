@@ -1,18 +1,21 @@
-"""Normalizers that are affine at inference go into the layer before them, or into the one after."""
+"""Normalizers that are affine at inference go into the layers before them, or into those after."""
 
+import collections
+import copy
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import keras
 
-from tfnorm.export.affine import Affine, AffinePart, Obstacle
-from tfnorm.export.commuting import move_after, move_before
-from tfnorm.export.linear import LinearPart
+from tfnorm.export.affine import Obstacle
 from tfnorm.export.lowering import Norm, lower
 from tfnorm.export.report import Report, Row
-from tfnorm.graph import Call, Graph, Part, Tensor, build, inline, read
+from tfnorm.export.sites import Site, sites_after, sites_before
+from tfnorm.graph import Call, Graph, Part, build, inline, read
 
 _REST = "; one multiply and one add are left"
+
+Moves = dict[Call, list[Site]]  # for the call of a normalizer, what takes in its map
+Into = dict[Call, list[Call]]  # for the call of a folded normalizer, whose parts took it in
 
 
 def fold(model: keras.Model) -> tuple[keras.Model, Report]:
@@ -20,8 +23,11 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
 
     A normalizer goes into the convolution or dense layer before it, else into the one after it,
     through layers that its map commutes with (pooling, dropout, reshape and the like), where the
-    result is exact. What remains of one that is affine but cannot move is a multiplication and an
-    addition; normalizers that use the statistics of their input stay as they are.
+    result is exact. Before an addition or a concatenation it goes into every branch, and after
+    a fork into every user, or else stays. A layer that is shared between places with different
+    normalizers becomes a layer for each. What remains of a normalizer that is affine but cannot
+    move is a multiplication and an addition; normalizers that use the statistics of their input
+    stay as they are.
 
     Args:
         model: a functional or Sequential Keras model, nested ones included. It stays as it is.
@@ -35,122 +41,114 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
     """
     graph = inline(read(model))
     norms = lower(graph)
-    into: dict[Call, Part] = {}
-    reasons = _fold_until_nothing_moves(graph, norms, _site_before, into)
-    after = _fold_until_nothing_moves(graph, norms, _site_after, into)
+    into: Into = {}
+    reasons = _fold_until_nothing_moves(graph, norms, sites_before, into)
+    after = _fold_until_nothing_moves(graph, norms, sites_after, into)
     # A row of the report names what stood in the way of the usual place, the layer before.
     reasons = {call: reasons.get(call, reason) for call, reason in after.items()}
     return build(graph), Report(tuple(_row(norm, into, reasons) for norm in norms))
 
 
-class _Site(NamedTuple):
-    """A call that can take in an affine map, as the map is at its place."""
-
-    call: Call
-    affine: Affine
-    check: Callable[[Affine, Call], None]
-    absorb: Callable[[Affine], None]
-
-
-Offers = dict[Part, list[tuple[Call, _Site]]]  # the normalizers that a part could take in
-
-
 def _fold_until_nothing_moves(
     graph: Graph,
     norms: Iterable[Norm],
-    find: Callable[[Graph, Call], _Site],
-    into: dict[Call, Part],
+    find: Callable[[Graph, Call], list[Site]],
+    into: Into,
 ) -> dict[Call, str]:
-    """Folds what `find` has a place for; writes down where to, returns why not for the rest.
+    """Folds what `find` has places for; writes down where to, returns why not for the rest."""
+    while True:
+        reasons: dict[Call, str] = {}
+        found: Moves = {}
+        for call in (norm.call for norm in norms if norm.call and norm.call not in into):
+            try:
+                found[call] = find(graph, call)
+            except Obstacle as obstacle:
+                reasons[call] = str(obstacle)
+        if not found:
+            return reasons
+        moves = _one_for_each_place(found)
+        ready = _of_one_mind(graph, moves)
+        if ready:
+            _apply(graph, ready, into)
+        else:
+            _split(graph, moves)
+
+
+def _one_for_each_place(found: Moves) -> Moves:
+    """The moves that do not wait for others: the place stays, and is offered one map."""
+    moves: Moves = {}
+    claimed: set[Call] = set()
+    for norm, sites in found.items():
+        places = {site.call for site in sites}
+        if not places & (found.keys() | claimed):
+            moves[norm] = sites
+            claimed |= places
+    return moves
+
+
+def _of_one_mind(graph: Graph, moves: Moves) -> Moves:
+    """The moves that can be made at once.
 
     A part that is called several times changes for all of its calls, so it takes in a map only
     if all of its calls are offered the same one.
     """
+    calls = collections.Counter(call.part for call in graph.calls)
     while True:
-        reasons: dict[Call, str] = {}
-        offers: Offers = {}
-        for call in (norm.call for norm in norms if norm.call and norm.call not in into):
-            try:
-                site = find(graph, call)
-                site.check(site.affine, site.call)
-                offers.setdefault(site.call.part, []).append((call, site))
-            except Obstacle as obstacle:
-                reasons[call] = str(obstacle)
-        taken = {part: sites for part, sites in offers.items() if _agree(graph, part, sites)}
-        if not taken:
-            return reasons | _reasons_of_sharing(graph, offers)
-        for part, sites in taken.items():
-            if any(site.call in into for _, site in sites):
-                continue  # it went elsewhere in this very round; the next one looks again
-            sites[0][1].absorb(sites[0][1].affine)
-            for call, _ in sites:
-                graph.substitute(call.outputs[0], call.first)
-                graph.remove(call)
-                into[call] = part
+        offers = _offers(moves)
+        torn = {
+            part
+            for part, sites in offers.items()
+            if len(sites) < calls[part] or not all(_same(site, sites[0]) for site in sites)
+        }
+        if not torn:
+            return moves
+        moves = {
+            norm: sites
+            for norm, sites in moves.items()
+            if not any(site.call.part in torn for site in sites)
+        }
 
 
-def _agree(graph: Graph, part: Part, sites: list[tuple[Call, _Site]]) -> bool:
-    called = {site.call for _, site in sites} == set(graph.calls_of(part))
-    return called and all(site.affine.equals(sites[0][1].affine) for _, site in sites)
+def _split(graph: Graph, moves: Moves) -> None:
+    """Gives each shared part that is offered different maps a twin for each of them."""
+    for sites in _offers(moves).values():
+        while sites:
+            alike = [site for site in sites if _same(site, sites[0])]
+            sites = [site for site in sites if not _same(site, sites[0])]
+            twin = copy.copy(alike[0].call.part)
+            for site in alike:
+                site.call.part = twin
 
 
-def _reasons_of_sharing(graph: Graph, offers: Offers) -> dict[Call, str]:
-    return {
-        call: f"{part.path} is called {len(graph.calls_of(part))} times, "
-        "and not each time with the same normalizer"
-        for part, sites in offers.items()
-        for call, _ in sites
-    }
+def _apply(graph: Graph, moves: Moves, into: Into) -> None:
+    for sites in _offers(moves).values():
+        sites[0].absorb(sites[0].affine)
+    for norm, sites in moves.items():
+        graph.substitute(norm.outputs[0], norm.first)
+        graph.remove(norm)
+        into[norm] = [site.call for site in sites]
 
 
-def _site_before(graph: Graph, call: Call) -> _Site:
-    """The linear layer whose output reaches the normalizer and nothing else."""
-    tensor, affine = call.first, call.part.affine
-    if tensor.dtype != call.outputs[0].dtype:
-        raise Obstacle(f"it takes {tensor.dtype} and returns {call.outputs[0].dtype}")
-    while True:
-        producer = graph.producer(tensor)
-        if producer is None:
-            raise Obstacle("it follows an input of the model")
-        _check_sole_user(graph, tensor, f"the output of {producer.part.path}")
-        part = producer.part
-        if isinstance(part, LinearPart | AffinePart):
-            return _Site(producer, affine, part.check_affine_after, part.absorb_after)
-        affine = move_before(producer, affine)
-        (tensor,) = producer.tensors
+def _offers(moves: Moves) -> dict[Part, list[Site]]:
+    offers: dict[Part, list[Site]] = {}
+    for site in (site for sites in moves.values() for site in sites):
+        offers.setdefault(site.call.part, []).append(site)
+    return offers
 
 
-def _site_after(graph: Graph, call: Call) -> _Site:
-    """The linear layer that is reached by the output of the normalizer and by nothing else."""
-    tensor, affine = call.outputs[0], call.part.affine
-    if tensor.dtype != call.first.dtype:
-        raise Obstacle(f"it takes {call.first.dtype} and returns {tensor.dtype}")
-    while True:
-        _check_sole_user(graph, tensor, "its output")
-        (user,) = graph.users(tensor)
-        part = user.part
-        if isinstance(part, LinearPart):
-            return _Site(user, affine, part.check_affine_before, part.absorb_before)
-        affine = move_after(user, affine)
-        (tensor,) = user.outputs
+def _same(site: Site, other: Site) -> bool:
+    return site.affine.equals(other.affine)
 
 
-def _check_sole_user(graph: Graph, tensor: Tensor, what: str) -> None:
-    users = graph.users(tensor)
-    if graph.is_output(tensor):
-        raise Obstacle(f"{what} is an output of the model")
-    if len(users) > 1:
-        names = ", ".join(dict.fromkeys(user.part.path for user in users))
-        raise Obstacle(f"{what} is used {len(users)} times, by {names}")
-
-
-def _row(norm: Norm, into: dict[Call, Part], reasons: dict[Call, str]) -> Row:
+def _row(norm: Norm, into: Into, reasons: dict[Call, str]) -> Row:
     if norm.call is None:
         return Row(norm.path, norm.name, False, None, norm.reason)
     if norm.call not in into:
         return Row(norm.path, norm.name, False, None, reasons[norm.call] + _REST)
-    moved = {call.part: part for call, part in into.items()}
-    target = into[norm.call]
-    while target in moved:
-        target = moved[target]
-    return Row(norm.path, norm.name, True, target.path, None)
+    targets = dict.fromkeys(call.part.path for call in _final(norm.call, into))
+    return Row(norm.path, norm.name, True, ", ".join(targets), None)
+
+
+def _final(norm: Call, into: Into) -> list[Call]:
+    """Where a normalizer ended up: what took it in may have gone into another part itself."""
+    return [end for call in into.get(norm, []) for end in _final(call, into) or [call]]

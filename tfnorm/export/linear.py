@@ -1,5 +1,6 @@
 """Convolutions and dense layers as linear maps that take in an affine map of channels."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from tfnorm.graph import Call, Part
 from tfnorm.graph.copying import copy_operation
 
 Kernels = list[np.ndarray]
+Shape = tuple[int | None, ...]
 
 
 class Kind(NamedTuple):
@@ -19,13 +21,16 @@ class Kind(NamedTuple):
     Attributes:
         scale_outputs: (kernels, scale [C_out]) -> kernels of the layer with scaled outputs.
         scale_inputs: (kernels, scale [C_in]) -> kernels of the layer on scaled inputs.
-        response: (kernels, offset [C_in]) -> [C_out], what inputs of `offset` everywhere give;
-            None where that is not the same at every position, whatever the padding.
+        response: (kernels, offset [C_in]) -> [C_out], what inputs of `offset` everywhere give
+            where no kernel reaches over the border.
+        uneven: (layer, input shape) -> whether a kernel of the layer reaches over the border, so
+            that the response to the same input everywhere is not the same everywhere.
     """
 
     scale_outputs: Callable[[Kernels, np.ndarray], Kernels]
     scale_inputs: Callable[[Kernels, np.ndarray], Kernels]
-    response: Callable[[Kernels, np.ndarray], np.ndarray] | None
+    response: Callable[[Kernels, np.ndarray], np.ndarray]
+    uneven: Callable[[keras.Layer, Shape], bool]
 
 
 def _by_input(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -38,33 +43,65 @@ def _total(kernel: np.ndarray, channel_axes: int) -> np.ndarray:
     return kernel.sum(axis=tuple(range(kernel.ndim - channel_axes)))
 
 
+def _never(layer: keras.Layer, shape: Shape) -> bool:
+    return False
+
+
+def _pads(layer: keras.Layer, shape: Shape) -> bool:
+    """Whether a convolution of inputs of that shape puts zeros at the border."""
+    if layer.padding == "causal":
+        return any(size > 1 for size in layer.kernel_size)
+    sizes = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+    windows = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+    return layer.padding == "same" and any(_same_pads(*window) for window in windows)
+
+
+def _same_pads(size: int | None, kernel: int, stride: int, dilation: int) -> bool:
+    if size is None or kernel == 1:
+        return kernel > 1
+    return (math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 > size
+
+
+def _spreads(layer: keras.Layer, shape: Shape) -> bool:
+    """Whether a transposed convolution is more than one matrix for each position.
+
+    Else an output near the border, or between two strides, gets fewer terms than others.
+    """
+    return any(size > 1 for size in (*layer.kernel_size, *layer.strides))
+
+
 # Kernels: [..., C_in / groups, C_out].
 _CONVOLUTION = Kind(
     lambda k, scale: [k[0] * scale],
     lambda k, scale: [k[0] * _by_input(k[0], scale)],
     lambda k, offset: _total(k[0] * _by_input(k[0], offset), 1),
+    _pads,
 )
-# Kernels: [..., C_out, C_in]. An output near the border gets fewer terms than one inside.
+_DENSE = _CONVOLUTION._replace(uneven=_never)
+# Kernels: [..., C_out, C_in].
 _TRANSPOSED = Kind(
     lambda k, scale: [k[0] * scale[:, None]],
     lambda k, scale: [k[0] * scale],
-    None,
+    lambda k, offset: _total(k[0] @ offset, 1),
+    _spreads,
 )
 # Kernels: [..., C_in, multiplier]; the outputs are [C_in, multiplier], flattened.
 _DEPTHWISE = Kind(
     lambda k, scale: [k[0] * scale.reshape(k[0].shape[-2:])],
     lambda k, scale: [k[0] * scale[:, None]],
     lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1),
+    _pads,
 )
 # Kernels: depthwise [..., C_in, multiplier], then pointwise [..., C_in · multiplier, C_out].
 _SEPARABLE = Kind(
     lambda k, scale: [k[0], k[1] * scale],
     lambda k, scale: [k[0] * scale[:, None], k[1]],
     lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1) @ _total(k[1], 2),
+    _pads,
 )
 
 KINDS: dict[type, Kind] = {
-    keras.layers.Dense: _CONVOLUTION,
+    keras.layers.Dense: _DENSE,
     keras.layers.Conv1D: _CONVOLUTION,
     keras.layers.Conv2D: _CONVOLUTION,
     keras.layers.Conv3D: _CONVOLUTION,
@@ -112,7 +149,8 @@ class LinearPart(Part):
     def check_affine_before(self, affine: Affine, call: Call) -> None:
         """Raises Obstacle unless `absorb_before` can take in a map of what the call is given."""
         self._check_place(affine, call)
-        if np.any(affine.offset != 0) and (self._kind.response is None or self._pads()):
+        shape = call.tensors[0].shape
+        if np.any(affine.offset != 0) and self._kind.uneven(self.operation, shape):
             raise Obstacle(f"{self.path} after it pads its input with zeros")
 
     def absorb_before(self, affine: Affine) -> None:
@@ -155,10 +193,6 @@ class LinearPart(Part):
                 f"Keras may add the bias of {self.path} to axis {len(shape) - 1} instead of 1, "
                 f"because that has size {shape[-1]}"
             )
-
-    def _pads(self) -> bool:
-        padding = getattr(self.operation, "padding", "valid")
-        return padding != "valid" and any(k > 1 for k in self.operation.kernel_size)
 
 
 def linear_part(part: Part, kernel: np.ndarray | None = None) -> LinearPart | None:

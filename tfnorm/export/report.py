@@ -12,7 +12,7 @@ class Row:
         name: path of the layer in the model, such as "encoder/bn1".
         norm: short name of the normalizer, such as "bn".
         folded: whether nothing is left of it in the graph.
-        into: path of the layer that took it in, None if it is not folded.
+        into: path of the layer that took it in, several joined by ", "; None if it is not folded.
         reason: why it is not folded and what stands for it now, None if it is folded.
     """
 

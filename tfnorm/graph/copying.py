@@ -33,12 +33,19 @@ def copy_operation(operation: keras.Operation, name: str, **changes) -> keras.Op
 def _copy_layer(layer: keras.Layer, name: str, changes: dict) -> keras.Layer:
     try:
         config = layer.get_config() | changes | {"name": name}
-        return type(layer).from_config(config)
+        return type(layer).from_config(_with_policy(config, layer))
     except Exception as error:
         raise UserError(
             f"The layer {layer.name!r} of class {type(layer).__name__} cannot be copied: {error} "
             "Give the class a get_config() that returns all arguments of its constructor."
         ) from error
+
+
+def _with_policy(config: dict, layer: keras.Layer) -> dict:
+    """SpatialDropout and others write down the dtype of their variables in place of a policy."""
+    if isinstance(layer, keras.layers.InputLayer) or not isinstance(config.get("dtype"), str):
+        return config
+    return config | {"dtype": layer.dtype_policy.name}
 
 
 def _copy_lambda(layer: keras.layers.Lambda, name: str) -> keras.layers.Lambda:

@@ -1,0 +1,76 @@
+"""Layers that make one tensor of several, and how an affine map of channels crosses them."""
+
+import keras
+import numpy as np
+
+from tfnorm.export.affine import Affine, Obstacle
+from tfnorm.graph import Call, Tensor
+
+KINDS = (
+    keras.layers.Add,
+    keras.layers.Average,
+    keras.layers.Concatenate,
+    keras.layers.Subtract,
+)
+
+
+def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
+    """The maps A', one for each input x, with call(A'(x), ...) = affine(call(x, ...)).
+
+    Raises:
+        Obstacle: if there are none.
+    """
+    inputs, scale, offset = call.tensors, affine.scale, affine.offset
+    if isinstance(call.part.operation, keras.layers.Concatenate):
+        bounds = _bounds(call, affine.axis)
+        return [
+            (x, Affine(scale[start:end], offset[start:end], affine.axis))
+            for x, (start, end) in zip(inputs, bounds)
+        ]
+    _check_shapes(call, affine.axis)
+    if isinstance(call.part.operation, keras.layers.Average):
+        offsets = [offset] * len(inputs)
+    elif isinstance(call.part.operation, keras.layers.Subtract):
+        offsets = [offset, 0 * offset]
+    else:  # The same for each, so that branches of shared layers stay shared.
+        offsets = [offset / len(inputs)] * len(inputs)
+    return [(x, Affine(scale, share, affine.axis)) for x, share in zip(inputs, offsets)]
+
+
+def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
+    """The map A' with A'(call(..., x, ...)) = call(..., affine(x), ...), for x = `tensor`.
+
+    Raises:
+        Obstacle: if there is none.
+    """
+    path = call.part.path
+    if not isinstance(call.part.operation, keras.layers.Concatenate):
+        raise Obstacle(f"{path} lies in between and adds what is not normalized")
+    if call.part.operation.axis % len(tensor.shape) != affine.axis:
+        raise Obstacle(f"{path} lies in between and puts beside it what is not normalized")
+    bounds = _bounds(call, affine.axis)
+    channels = bounds[-1][1]
+    scale, offset = np.ones(channels), np.zeros(channels)
+    for x, (start, end) in zip(call.tensors, bounds):
+        if x is tensor:
+            scale[start:end], offset[start:end] = affine.scale, affine.offset
+    return Affine(scale, offset, affine.axis)
+
+
+def _bounds(call: Call, axis: int) -> list[tuple[int | None, int | None]]:
+    """Where the channels of each input are in those of the output."""
+    inputs = call.tensors
+    if call.part.operation.axis % len(inputs[0].shape) != axis:
+        return [(None, None)] * len(inputs)
+    sizes = [x.shape[axis] for x in inputs]
+    if None in sizes:
+        raise Obstacle(f"{call.part.path} lies in between and its sizes are not known")
+    ends = np.cumsum(sizes).tolist()
+    return list(zip([0, *ends[:-1]], ends))
+
+
+def _check_shapes(call: Call, axis: int) -> None:
+    """What is added has to have every channel, or the map of one input would spread."""
+    shape = call.outputs[0].shape
+    if any(len(x.shape) != len(shape) or x.shape[axis] != shape[axis] for x in call.tensors):
+        raise Obstacle(f"{call.part.path} lies in between and repeats one of its inputs")
