@@ -1,15 +1,18 @@
 """python -m tfnorm.export: what it prints, writes and returns."""
 
+import json
 import pathlib
 import re
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfnorm
-from tfnorm import training
+from tfnorm import data, training
 from tfnorm.export.__main__ import main
 
 L = keras.layers
@@ -54,27 +57,76 @@ def test_as_a_program(saved, tmp_path):
         cwd=pathlib.Path(tfnorm.__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr
-    verified = r"verified without tfnorm and Keras on batches of 1, 3, 8: largest difference "
+    verified = (
+        r"verified without tfnorm and Keras on batches of 1, 3, 32 by tf\.saved_model\.load, "
+        r"TensorFlow's C API: largest difference "
+    )
     pattern = rf".*{re.escape(TABLE)}{verified}[\d.e-]+ \(allowed 1e-05\)\nwrote .*/exported/1\n"
     assert re.fullmatch(pattern, done.stdout, re.DOTALL), done.stdout
 
 
-def test_exports_a_training_run(tmp_path, capsys):
-    run, directory = tmp_path / "run", tmp_path / "exported"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The model_dir of a short training run."""
+    directory = str(tmp_path_factory.mktemp("run"))
     config = training.Config(
-        model="resnet8", width=4, norm="brn", steps=1, replica_batch_size=4, model_dir=str(run)
+        model="resnet8", width=4, norm="brn", steps=1, replica_batch_size=4, model_dir=directory
     )
     training.train(config, validate=False)
-    assert main(["export", f"--model_dir={run}", f"--directory={directory}", "--noverify"]) == 0
+    return directory
+
+
+def test_exports_a_training_run(run, tmp_path, capsys):
+    assert main(["export", f"--model_dir={run}", f"--directory={tmp_path}", "--noverify"]) == 0
     assert "9 of 9 normalizers folded\n" in capsys.readouterr().out
-    assert (directory / "1" / "saved_model.pb").is_file()
+    path = tmp_path / "1"
+    assert (path / "saved_model.pb").is_file()
+    card = json.loads((path / "assets.extra" / "model_card.json").read_text())
+    assert card["norms"] == ["brn"]
+    assert card["training"]["replica_batch_size"] == 4
+    assert "model_dir" not in card["training"]
+    assert card["metrics"]["steps"] == 1
+    assert run not in (path / "assets.extra" / "model_card.md").read_text()
 
 
-def test_mistakes(tmp_path, capsys):
+def test_exports_what_takes_pixels_and_names_classes(run, tmp_path, capsys):
+    flags = ["--uint8_images", "--resize", "--top_k=3", "--warmup_batch_sizes=1,4"]
+    flags += ["--weights_dtype=bfloat16"]
+    assert main(["export", f"--model_dir={run}", f"--directory={tmp_path}", *flags]) == 0
+    assert "(allowed 8e-02)\nwrote" in capsys.readouterr().out
+    serve = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    dataset = data.load("sklearn_digits")
+    answer = serve(tf.constant(np.repeat(dataset.test[0][:5], 2, axis=1)))
+    model, _ = training.load_model(run)
+    expected = tf.nn.softmax(model(dataset.standardize(dataset.test[0][:5])))
+    np.testing.assert_allclose(answer["scores"], tf.math.top_k(expected, 3)[0], atol=0.03)
+    assert set(answer["classes"].numpy().ravel()) <= {b"%d" % i for i in range(10)}
+    assert (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").is_file()
+
+
+def test_labels_and_scale_of_a_keras_file(saved, tmp_path, capsys):
+    (tmp_path / "labels").write_text("Kätzchen\ndog\nbird\nfish\n")
+    arguments = ["export", f"--model={saved}", f"--directory={tmp_path / 'out'}", "--noverify"]
+    arguments += ["--uint8_images", "--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.25"]
+    arguments += ["--top_k=2", f"--labels={tmp_path / 'labels'}", "--nosoftmax"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    card = json.loads((tmp_path / "out/1/assets.extra/model_card.json").read_text())
+    assert card["preprocessing"] == {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.25],
+        "resize": False,
+    }
+    labels = ["Kätzchen", "dog", "bird", "fish"]
+    assert card["postprocessing"] == {"softmax": False, "top_k": 2, "label_names": labels}
+
+
+def test_mistakes(saved, tmp_path, capsys):
     (tmp_path / "model.h5").write_text("")
     (tmp_path / "broken.keras").write_text("no zip")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "few").write_text("one\ntwo\n")
     directory = f"--directory={tmp_path}"
+    of_file = [directory, f"--model={saved}"]
     cure = "Give one: --model=model.keras, or --model_dir= of a training run."
     for arguments, message in (
         (
@@ -98,6 +150,45 @@ def test_mistakes(tmp_path, capsys):
         (
             [directory, f"--model_dir={tmp_path}/empty"],
             f"no checkpoint in model_dir {tmp_path}/empty; train first, or choose another",
+        ),
+        (
+            [*of_file, "--uint8_images"],
+            "--uint8_images needs --mean and --std, which standardized pixel / 255 in the "
+            "training of the model, as --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225.",
+        ),
+        ([*of_file, "--resize"], "--resize is for --uint8_images, which is not given."),
+        (
+            [*of_file, "--uint8_images", "--mean=a,2", "--std=1"],
+            "--mean=a,2 is no list of numbers. Separate them by commas.",
+        ),
+        (
+            [*of_file, "--warmup_batch_sizes=1,2.5"],
+            "--warmup_batch_sizes=1,2.5 is no list of whole numbers. Separate them by commas.",
+        ),
+        (
+            [*of_file, "--warmup_batch_sizes=0"],
+            "Batches of warm-up must be 1 or more, received [0].",
+        ),
+        ([*of_file, "--labels=l"], "--labels is for --top_k, which is not given."),
+        (
+            [*of_file, "--top_k=1", "--labels=none"],
+            "Cannot read labels from 'none': [Errno 2] No such file or directory: 'none'. Name a "
+            "text file in UTF-8, one label a line.",
+        ),
+        (
+            [*of_file, "--top_k=1", f"--labels={tmp_path}/few"],
+            "There are 2 labels for a model of 4 classes. Give one for each, in the order of the "
+            "model's outputs.",
+        ),
+        ([*of_file, "--top_k=0"], "top_k must be 1 or more, received 0."),
+        (
+            [*of_file, "--format=tf"],
+            "There is no format 'tf'. Choose from saved_model, litert, onnx.",
+        ),
+        (
+            [*of_file, "--weights_dtype=int8"],
+            "Weights cannot be stored as 'int8'. Choose one of float16, bfloat16, or leave "
+            "weights_dtype out to store them as they are.",
         ),
     ):
         assert main(["export", *arguments]) == 2

@@ -1,8 +1,19 @@
 """From a trained model to one that serves: folded, written as a SavedModel, verified."""
 
 from tfnorm.export.fold import fold
+from tfnorm.export.postprocessing import Postprocessing
+from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.export.report import Report, Row
 from tfnorm.export.saved_model import ExportResult, export_saved_model
 from tfnorm.export.verify import Verification
 
-__all__ = ["ExportResult", "Report", "Row", "Verification", "export_saved_model", "fold"]
+__all__ = [
+    "ExportResult",
+    "Postprocessing",
+    "Preprocessing",
+    "Report",
+    "Row",
+    "Verification",
+    "export_saved_model",
+    "fold",
+]

@@ -1,64 +1,120 @@
 """Exports a trained model: folds its normalizers, writes a SavedModel, verifies it.
 
 python -m tfnorm.export --model=model.keras --directory=exported
-python -m tfnorm.export --model_dir=runs/brn --directory=exported
+python -m tfnorm.export --model_dir=runs/brn --directory=exported --uint8_images --top_k=3
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from absl import flags
 
 from tfnorm import commands, data, training
 from tfnorm.errors import UserError
+from tfnorm.export.formats import FORMATS
+from tfnorm.export.postprocessing import Postprocessing
+from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
+from tfnorm.export.writing import WEIGHTS_DTYPES
+
+_METRICS = ("test_accuracy", "test_loss", "train_loss", "steps")
 
 
 def define() -> flags.FlagValues:
     """The flags of the command."""
     values = flags.FlagValues()
-    flags.DEFINE_string("model", None, "A model saved as a .keras file.", flag_values=values)
-    flags.DEFINE_string(
-        "model_dir",
-        None,
-        "The --model_dir of a training run; its newest checkpoint is exported.",
-        flag_values=values,
+    text = {
+        "model": "A model saved as a .keras file.",
+        "model_dir": "The --model_dir of a training run; its newest checkpoint is exported.",
+        "directory": "Where the versions are: <directory>/1, 2, ...",
+        "labels": "File with the names of the classes, one a line, for --top_k. Those of a "
+        "training run are known.",
+        "weights_dtype": f"{' or '.join(WEIGHTS_DTYPES)}: kernels are stored in half the bytes, "
+        "and computed with as before.",
+    }
+    for name, help in text.items():
+        flags.DEFINE_string(name, None, help, flag_values=values)
+    lists = {
+        "mean": "Mean of pixel / 255 for each channel, for --uint8_images. Those of a training "
+        "run are known.",
+        "std": "Standard deviation of pixel / 255 for each channel, in the same way.",
+        "warmup_batch_sizes": "Batches that TensorFlow Serving runs on loading the model, as 1,8.",
+    }
+    for name, help in lists.items():
+        flags.DEFINE_list(name, None, help, flag_values=values)
+    flags.DEFINE_list(
+        "format", ["saved_model"], f"What to write, of {', '.join(FORMATS)}.", flag_values=values
     )
-    flags.DEFINE_string(
-        "directory", None, "Where the versions are: <directory>/1, 2, ...", flag_values=values
+    flags.DEFINE_integer(
+        "top_k", None, "Return so many of the best classes, with their scores.", flag_values=values
     )
-    flags.DEFINE_bool(
-        "verify",
-        True,
-        "Compare the export with the model in a new process that cannot import tfnorm or Keras.",
-        flag_values=values,
-    )
+    switches = {
+        "uint8_images": (False, "Take pixels from 0 to 255, and standardize them in the graph."),
+        "resize": (False, "Take images of any size, for --uint8_images."),
+        "softmax": (None, "Return probabilities (default with --top_k)."),
+        "verify": (
+            True,
+            "Compare the export with the model in new processes that cannot import tfnorm or "
+            "Keras: by tf.saved_model.load and by TensorFlow's C API.",
+        ),
+    }
+    for name, (default, help) in switches.items():
+        flags.DEFINE_bool(name, default, help, flag_values=values)
     return values
+
+
+class Source(NamedTuple):
+    """What is exported.
+
+    Attributes:
+        model: a Keras model.
+        dataset: what it was trained on, None if that is not known.
+        training: its configuration, None in the same way.
+        metrics: what the training came to.
+    """
+
+    model: keras.Model
+    dataset: data.Dataset | None = None
+    training: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
 
 
 def export(values: flags.FlagValues) -> None:
     """Loads the model, exports it, prints the fold report, the comparison and the path."""
     if not values.directory:
         raise UserError("--directory is missing. Say where to write, as --directory=exported.")
-    model, examples = load(values)
+    warmup_batch_sizes = _numbers(values, "warmup_batch_sizes", int)
+    source = load(values)
+    preprocessing = _preprocessing(values, source.dataset)
+    postprocessing = _postprocessing(values, source.dataset)
+    model = source.model
     print(f"Exporting {model.name} ({model.count_params():,} parameters) ...", flush=True)
-    result = export_saved_model(model, values.directory, verify=values.verify, examples=examples)
+    result = export_saved_model(
+        model,
+        values.directory,
+        verify=values.verify,
+        examples=_examples(source.dataset, preprocessing),
+        preprocessing=preprocessing,
+        postprocessing=postprocessing,
+        weights_dtype=values.weights_dtype,
+        warmup_batch_sizes=warmup_batch_sizes,
+        formats=values.format,
+        training=source.training,
+        metrics=source.metrics,
+    )
     print(result.report)
     if result.verification is not None:
-        sizes = ", ".join(map(str, result.verification.batch_sizes))
-        print(
-            f"verified without tfnorm and Keras on batches of {sizes}: largest difference "
-            f"{result.verification.difference:.1e} (allowed {result.verification.tolerance:.0e})"
-        )
+        print(result.verification)
     print(f"wrote {result.path}")
 
 
-def load(values: flags.FlagValues) -> tuple[keras.Model, Any]:
-    """The model that the flags name, and inputs to compare it on (None is noise).
+def load(values: flags.FlagValues) -> Source:
+    """The model that the flags name, and what is known of its training.
 
     Raises:
         UserError: if there is none, or two, or it cannot be loaded.
@@ -69,11 +125,13 @@ def load(values: flags.FlagValues) -> tuple[keras.Model, Any]:
             "--model=model.keras, or --model_dir= of a training run."
         )
     if values.model:
-        return _load_keras_file(Path(values.model)), None
+        return Source(_load_keras_file(Path(values.model)))
     model, config = training.load_model(values.model_dir)
-    dataset = data.load(config.dataset, config.data_dir)
-    images, *_ = next(iter(dataset.evaluation_batches(max(BATCH_SIZES))))
-    return model, images.numpy()
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+    result = Path(values.model_dir).expanduser() / "result.json"
+    found = json.loads(result.read_text()) if result.exists() else {}
+    metrics = {name: found[name] for name in _METRICS if found.get(name) is not None}
+    return Source(model, dataset, config.to_dict(), metrics)
 
 
 def _load_keras_file(path: Path) -> keras.Model:
@@ -92,6 +150,66 @@ def _load_keras_file(path: Path) -> keras.Model:
         return keras.models.load_model(path, compile=False)
     except Exception as error:
         raise UserError(f"Cannot load a model from {str(path)!r}: {error}") from error
+
+
+def _examples(dataset: data.Dataset | None, preprocessing: Preprocessing | None) -> Any:
+    """Test images in the form in which the export takes them; None is noise."""
+    if dataset is None:
+        return None
+    images = dataset.test[0][: max(BATCH_SIZES)]
+    return images if preprocessing else dataset.standardize(images).numpy()
+
+
+def _preprocessing(values: flags.FlagValues, dataset: data.Dataset | None) -> Preprocessing | None:
+    given = [name for name in ("resize", "mean", "std") if getattr(values, name)]
+    if not values.uint8_images:
+        if given:
+            raise UserError(f"--{given[0]} is for --uint8_images, which is not given.")
+        return None
+    mean, std = _numbers(values, "mean", float), _numbers(values, "std", float)
+    if not mean and not std and dataset is not None:
+        mean, std = dataset.mean, dataset.std
+    if not len(mean) or not len(std):
+        raise UserError(
+            "--uint8_images needs --mean and --std, which standardized pixel / 255 in the "
+            "training of the model, as --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225."
+        )
+    return Preprocessing(mean, std, values.resize)
+
+
+def _postprocessing(
+    values: flags.FlagValues, dataset: data.Dataset | None
+) -> Postprocessing | None:
+    if values.labels and values.top_k is None:
+        raise UserError("--labels is for --top_k, which is not given.")
+    if values.top_k is None and not values.softmax:
+        return None
+    names = None
+    if values.labels:
+        names = _lines(Path(values.labels))
+    elif values.top_k is not None and dataset is not None:
+        names = dataset.label_names
+    return Postprocessing(values.softmax is not False, values.top_k, names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"Cannot read labels from {str(path)!r}: {error}. Name a text file in UTF-8, one "
+            "label a line."
+        ) from error
+
+
+def _numbers(values: flags.FlagValues, name: str, kind: Callable[[str], Any]) -> list:
+    try:
+        return [kind(text) for text in getattr(values, name) or []]
+    except ValueError:
+        raise UserError(
+            f"--{name}={','.join(getattr(values, name))} is no list of "
+            f"{'whole ' if kind is int else ''}numbers. Separate them by commas."
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,103 +1,125 @@
 """What a model answers on some batches, by the names of the inputs and outputs of its export."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.graph import function_of
+from tfnorm.export.signature import Signature
 
-BATCH_SIZES = (1, 3, 8)
-_FREE_SIZE = 32  # of a dimension that the model leaves open
-
-
-def input_names(model: keras.Model) -> list[str]:
-    """Names of the inputs, in flat order."""
-    return [x._keras_history.operation.name for x in model.inputs]
-
-
-def output_names(model: keras.Model) -> list[str]:
-    """Names of the outputs, in flat order: keys of a dict, else names of the layers they are of."""
-    names = []
-    function = function_of(model)
-    paths = keras.tree.flatten_with_path(function.output)
-    for (path, _), layer_name in zip(paths, function.output_names, strict=True):
-        keyed = any(isinstance(key, str) for key in path)
-        names.append("_".join(map(str, path)) if keyed else layer_name)
-    return [
-        name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}"
-        for i, name in enumerate(names)
-    ]
+BATCH_SIZES = (1, 3, 32)
+_FREE_SIZE = 32  # of a dimension that the model leaves open, and its multiples
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One batch: arrays by the names of the inputs, and of the outputs in float64."""
+    """One batch.
+
+    Attributes:
+        size: how many examples it has.
+        inputs: arrays by the names of the inputs.
+        outputs: arrays by the names of the outputs, numbers in float64.
+        scores: of all classes, where the outputs are only the best of them.
+    """
 
     size: int
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    scores: np.ndarray | None = None
 
 
-def record(model: keras.Model, examples: Any = None) -> list[Batch]:
-    """Runs the model in inference mode on batches of several sizes.
+def example_inputs(
+    signature: Signature, examples: Any = None, sizes: Sequence[int] = BATCH_SIZES
+) -> dict[int, dict[str, np.ndarray]]:
+    """Inputs for an export in batches of several sizes, or of the only one that it takes.
+
+    Args:
+        signature: of the export.
+        examples: inputs in the form in which the export takes them, repeated to the batch sizes.
+            By default normal noise for floats, 0 and 1 for integers (0 to 255 for uint8), with
+            other sizes for each batch where the model leaves them open.
+        sizes: of the batches.
+
+    Returns:
+        Arrays by name, for each batch size.
+
+    Raises:
+        UserError: if the examples do not fit the inputs, or there is no noise of a dtype.
+    """
+    sizes = sorted({spec.shape[0] for spec in signature.inputs} - {None} or sizes, reverse=True)
+    if examples is not None:
+        values = _checked(signature, examples)
+        batches = [[np.resize(x, (size, *x.shape[1:])) for x in values] for size in sizes]
+    else:
+        rng = np.random.default_rng(0)
+        batches = [
+            [_noise(spec, size, _FREE_SIZE * (1 + place), rng) for spec in signature.inputs]
+            for place, size in enumerate(sizes)
+        ]
+    names = [spec.name for spec in signature.inputs]
+    found = {size: dict(zip(names, batch)) for size, batch in zip(sizes, batches)}
+    return dict(sorted(found.items()))
+
+
+def record(model: keras.Model, signature: Signature, examples: Any = None) -> list[Batch]:
+    """Runs the model in inference mode, with what is around it in its export, on several batches.
 
     Args:
         model: a functional or Sequential model.
-        examples: inputs in the form in which the model takes them, repeated to the batch sizes.
-            By default normal noise for floats, 0 and 1 for integers (0 to 255 for uint8).
+        signature: of its export.
+        examples: as `example_inputs` takes them.
 
     Raises:
-        UserError: if the model has no graph, the examples do not fit the inputs, or the model
-            cannot be run on them.
+        UserError: if the examples do not fit the inputs, or the model cannot be run on them.
     """
-    function_of(model)
-    sizes = {x.shape[0] for x in model.inputs} - {None} or BATCH_SIZES
-    values = _noise(model) if examples is None else _checked(model, examples)
-    return [_run(model, [_resized(x, size) for x in values], size) for size in sizes]
+    return [
+        _run(model, signature, size, inputs)
+        for size, inputs in example_inputs(signature, examples).items()
+    ]
 
 
-def _run(model: keras.Model, values: list[np.ndarray], size: int) -> Batch:
+def _run(
+    model: keras.Model, signature: Signature, size: int, inputs: dict[str, np.ndarray]
+) -> Batch:
+    tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
     try:
-        results = model(
-            keras.tree.pack_sequence_as(function_of(model).input, values), training=False
-        )
+        results = signature.run(lambda x: model(x, training=False), tensors)
     except Exception as error:
-        shapes = ", ".join(f"{n} {x.shape}" for n, x in zip(input_names(model), values))
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise UserError(
             f"The model {model.name!r} cannot be run on inputs of shape {shapes}: {error} "
             "Give examples=, inputs that it can be run on."
         ) from error
-    outputs = [keras.ops.convert_to_numpy(y).astype("float64") for y in keras.tree.flatten(results)]
-    return Batch(
-        size,
-        dict(zip(input_names(model), values, strict=True)),
-        dict(zip(output_names(model), outputs, strict=True)),
-    )
+    outputs = {
+        name: y.numpy() if y.dtype == tf.string else tf.cast(y, tf.float64).numpy()
+        for name, y in signature.outputs(results).items()
+    }
+    ranking = signature.postprocessing
+    if ranking is None or ranking.top_k is None:
+        return Batch(size, inputs, outputs)
+    return Batch(size, inputs, outputs, ranking.scores(results[0]).numpy().astype("float64"))
 
 
-def _noise(model: keras.Model) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [_noise_like(x, rng) for x in model.inputs]
-
-
-def _noise_like(x: keras.KerasTensor, rng: np.random.Generator) -> np.ndarray:
-    shape = [max(BATCH_SIZES), *(size or _FREE_SIZE for size in x.shape[1:])]
-    if "float" in x.dtype:
-        return rng.normal(size=shape).astype("float64" if x.dtype == "float64" else "float32")
-    if "int" in x.dtype or x.dtype == "bool":
-        return rng.integers(256 if x.dtype == "uint8" else 2, size=shape).astype(x.dtype)
+def _noise(spec: tf.TensorSpec, size: int, free_size: int, rng: np.random.Generator) -> np.ndarray:
+    shape = [size, *(known or free_size for known in spec.shape[1:])]
+    if spec.dtype.is_floating:
+        return rng.normal(size=shape).astype("float64" if spec.dtype == "float64" else "float32")
+    if spec.dtype.is_integer or spec.dtype.is_bool:
+        largest = 255 if spec.dtype == "uint8" else 1
+        return rng.integers(largest + 1, size=shape).astype(spec.dtype.as_numpy_dtype)
     raise UserError(
-        f"There is no noise of dtype {x.dtype} for the input {x.name!r}. "
+        f"There is no noise of dtype {spec.dtype.name} for the input {spec.name!r}. "
         "Give examples=, inputs that the model can be run on, or verify=False."
     )
 
 
-def _checked(model: keras.Model, examples: Any) -> list[np.ndarray]:
+def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
     values = [np.asarray(x) for x in keras.tree.flatten(examples)]
-    expected = [(n, tuple(x.shape)) for n, x in zip(input_names(model), model.inputs)]
+    expected = [(spec.name, tuple(spec.shape)) for spec in signature.inputs]
     received = [x.shape for x in values]
     fits = len(values) == len(expected) and all(
         len(shape) == len(own) and all(b in (None, a) for a, b in zip(shape[1:], own[1:]))
@@ -105,12 +127,8 @@ def _checked(model: keras.Model, examples: Any) -> list[np.ndarray]:
     )
     if not fits or not all(x.size for x in values):
         raise UserError(
-            f"The examples do not fit the inputs of the model {model.name!r}, which are "
+            "The examples do not fit the inputs of the export, which are "
             f"{', '.join(f'{name} {shape}' for name, shape in expected)}. Received arrays of shape "
             f"{', '.join(map(str, received))}. Give one non-empty array for each input."
         )
     return values
-
-
-def _resized(x: np.ndarray, size: int) -> np.ndarray:
-    return np.resize(x, (size, *x.shape[1:]))

@@ -1,24 +1,28 @@
-"""Folded SavedModels in numbered directories, as TensorFlow Serving watches them."""
+"""Folded, verified exports in numbered directories, as TensorFlow Serving watches them."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfnorm.errors import UserError
 from tfnorm.export.fold import fold
-from tfnorm.export.record import input_names, output_names, record
+from tfnorm.export.formats import FORMATS, check_formats, convert
+from tfnorm.export.model_card import model_card, write_model_card
+from tfnorm.export.postprocessing import Postprocessing
+from tfnorm.export.preprocessing import Preprocessing
+from tfnorm.export.record import example_inputs, record
 from tfnorm.export.report import Report
+from tfnorm.export.signature import Signature
 from tfnorm.export.verify import Verification, default_tolerance, verify_export
-
-SIGNATURE = "serving_default"
+from tfnorm.export.versions import new_version
+from tfnorm.export.warmup import FILE as WARMUP_FILE
+from tfnorm.export.warmup import write_warmup
+from tfnorm.export.writing import check_weights_dtype, write_saved_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,91 +49,84 @@ def export_saved_model(
     verify: bool = True,
     examples: Any = None,
     tolerance: float | None = None,
+    preprocessing: Preprocessing | None = None,
+    postprocessing: Postprocessing | None = None,
+    weights_dtype: str | None = None,
+    warmup_batch_sizes: Sequence[int] = (),
+    formats: Sequence[str] = ("saved_model",),
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Folds a model and writes it as a SavedModel that serves without tfnorm or Keras.
 
     It is written and verified beside its place and then renamed to <directory>/<next integer>, so
     that a server which watches the directory sees only whole versions. The signature
     "serving_default" takes and returns tensors by name, in batches of any size where the model
-    leaves the size open. The report is stored with it, as assets.extra/fold_report.json.
+    leaves the size open. A model card is stored with it, as assets.extra/model_card.{json,md}, and
+    the report as assets.extra/fold_report.json.
 
     Args:
         model: a functional or Sequential Keras model. It stays as it is.
         directory: where the versions are; it is made if it does not exist.
-        verify: whether to run the export in a new process and compare it with the model.
-        examples: inputs for the comparison, in the form in which the model takes them, at least
-            one of each. By default noise.
+        verify: whether to run the export in new processes and compare it with the model.
+        examples: inputs for the comparison and the warm-up, in the form in which the export takes
+            them, at least one of each. By default noise.
         tolerance: largest difference allowed, relative to an output's largest value. By default
-            1e-5, and ten times the resolution of float16 or bfloat16 where a layer computes in it.
+            1e-5, and ten times the resolution of float16 or bfloat16 where a layer computes in it
+            or weights are stored in it.
+        preprocessing: makes the export take uint8 images.
+        postprocessing: makes the export return probabilities, or the best classes by name.
+        weights_dtype: "float16" or "bfloat16" stores the kernels of the SavedModel in half the
+            bytes. What is computed in stays the same; other formats hold the rounded values.
+        warmup_batch_sizes: of requests that TensorFlow Serving answers to itself on loading the
+            model, before the first client waits for it. By default there are none.
+        formats: of "saved_model", "litert" (model.tflite) and "onnx" (model.onnx), side by side.
+        training: configuration of the training run, for the card.
+        metrics: what the training came to, for the card.
 
     Raises:
-        UserError: if the model has no graph, the directory cannot be written, or the model cannot
-            be run on the examples.
-        RunError: if the export differs from the model. Nothing is left of it then.
+        UserError: if the model has no graph, the directory cannot be written, the model cannot
+            be run on the examples, or something asked for does not suit the model or is not
+            installed.
+        RunError: if the export differs from the model, or a format does not take it. Nothing is
+            left of it then.
     """
-    batches = record(model, examples) if verify else None
+    check_formats(formats)
+    check_weights_dtype(weights_dtype)
+    if any(size < 1 for size in warmup_batch_sizes):
+        raise UserError(f"Batches of warm-up must be 1 or more, received {warmup_batch_sizes}.")
+    signature = Signature(model, preprocessing, postprocessing)
+    warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
+    batches = record(model, signature, examples) if verify else None
     folded, report = fold(model)
-    with _new_version(Path(directory)) as (draft, place):
-        _write(model, folded, draft)
+    with new_version(Path(directory)) as (draft, place):
+        serve = write_saved_model(folded, signature, draft, weights_dtype)
+        convert(formats, draft, serve)
         extra = draft / "assets.extra"
         extra.mkdir()
-        (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        if warmup and "saved_model" in formats:
+            write_warmup(draft / WARMUP_FILE, model.name, signature, warmup.values())
         verification = None
         if batches is not None:
-            allowed = default_tolerance(model) if tolerance is None else tolerance
-            verification = verify_export(draft, batches, allowed)
+            verification = verify_export(
+                draft,
+                batches,
+                default_tolerance(model, weights_dtype) if tolerance is None else tolerance,
+                [runtime for name in formats for runtime in FORMATS[name].runtimes],
+                postprocessing,
+            )
+        (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        card = model_card(
+            model.name,
+            signature,
+            serve,
+            report,
+            verification,
+            formats=formats,
+            weights_dtype=weights_dtype,
+            training=training,
+            metrics=metrics,
+        )
+        write_model_card(extra, card, report)
         path = place()
     return ExportResult(path, int(path.name), report, verification)
-
-
-def _write(model: keras.Model, folded: keras.Model, path: Path) -> None:
-    """Saves the folded model under the names of the inputs and outputs of the model."""
-    names = output_names(model)
-    specs = [
-        tf.TensorSpec(x.shape, x.dtype, name)
-        for x, name in zip(model.inputs, input_names(model), strict=True)
-    ]
-
-    @tf.function(input_signature=specs)
-    def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        results = folded(keras.tree.pack_sequence_as(folded.input, tensors), training=False)
-        return dict(zip(names, keras.tree.flatten(results), strict=True))
-
-    # A bare module with the variables that serving reads: no trace of Keras objects.
-    module = tf.Module()
-    module.variables_ = list(serve.get_concrete_function().graph.variables)
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(path), signatures={SIGNATURE: serve}, options=options)
-
-
-@contextlib.contextmanager
-def _new_version(directory: Path) -> Iterator[tuple[Path, Any]]:
-    """Gives a path to write to and a function that makes it the next version.
-
-    What is not made a version is removed.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = directory / f".unfinished-{os.getpid()}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to the directory {str(directory)!r}: {error.strerror}. "
-            "Choose a directory that exists, or can be made, and that you may write to."
-        ) from error
-    try:
-        yield draft, lambda: _rename_to_next(draft, directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _rename_to_next(draft: Path, directory: Path) -> Path:
-    while True:
-        taken = [int(p.name) for p in directory.iterdir() if p.name.isdecimal()]
-        place = directory / str(max(taken, default=0) + 1)
-        try:
-            return draft.rename(place)
-        except OSError:
-            if not place.exists():  # else another export was faster: take the next number
-                raise

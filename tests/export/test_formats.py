@@ -1,0 +1,120 @@
+"""LiteRT and ONNX beside the SavedModel, each run by its own runtime."""
+
+import importlib.util
+import sys
+
+import keras
+import pytest
+
+import tfnorm
+from tfnorm.errors import RunError, UserError
+from tfnorm.export import Postprocessing, Preprocessing, export_saved_model, formats
+
+L = keras.layers
+
+
+def needs(*modules):
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+EXTRAS = [
+    pytest.param("litert", "model.tflite", marks=needs("ai_edge_litert")),
+    pytest.param("onnx", "model.onnx", marks=needs("tf2onnx", "onnxruntime")),
+]
+FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
+
+
+def classifier(name="image"):
+    x = keras.Input((8, 8, 3), name=name)
+    y = L.Conv2D(4, 3, use_bias=False)(x)
+    y = L.ReLU()(tfnorm.layers.BatchRenormalization()(y))
+    y = L.GroupNormalization(2)(L.Conv2D(4, 1)(y))
+    return keras.Model(x, L.Dense(5, name="logits")(L.GlobalAveragePooling2D()(y)))
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_beside_a_saved_model_and_alone(name, file, randomized, tmp_path):
+    model = randomized(classifier())
+    both = export_saved_model(model, tmp_path, formats=["saved_model", name])
+    runtime = formats.FORMATS[name].runtimes
+    assert both.verification.runtimes == ("tensorflow_python", "tensorflow_c", *runtime)
+    assert 0 < both.verification.difference < 1e-5
+    assert (both.path / file).is_file()
+    assert (both.path / "saved_model.pb").is_file()
+    alone = export_saved_model(model, tmp_path, formats=[name])
+    assert alone.verification.runtimes == runtime
+    assert sorted(p.name for p in alone.path.iterdir()) == ["assets.extra", file]
+    assert str(tmp_path).encode() not in (alone.path / file).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_pixels_in_and_names_out(name, file, randomized, tmp_path):
+    result = export_saved_model(
+        randomized(classifier("my-image")),
+        tmp_path,
+        formats=[name],
+        preprocessing=Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.25), resize=True),
+        postprocessing=Postprocessing(top_k=2, label_names=["Kätzchen", "b", "c", "d", "e"]),
+        weights_dtype="bfloat16",
+    )
+    assert result.verification.batch_sizes == (1, 3, 32)
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_many_inputs_and_outputs(name, file, randomized, tmp_path):
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b", dtype="int32")
+    y = a + L.Flatten()(L.Embedding(3, 4)(b)[:, 0])
+    model = randomized(keras.Model({"b": b, "a": a}, {"sum": y, "more": [L.Dense(2)(a), y * y]}))
+    assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_a_wrong_conversion_is_found(name, file, randomized, tmp_path, monkeypatch):
+    model, other = randomized(classifier()), randomized(classifier())
+    wrong = export_saved_model(other, tmp_path / "other", formats=[name], verify=False).path / file
+
+    def swapped(path, serve):
+        (path / file).write_bytes(wrong.read_bytes())
+
+    format = formats.FORMATS[name]
+    swapped = formats.Format(format.runtimes, format.modules, swapped)
+    monkeypatch.setitem(formats.FORMATS, name, swapped)
+    with pytest.raises(RunError, match="differs from the model: output 'logits'"):
+        export_saved_model(model, tmp_path / "export", formats=[name])
+    assert list((tmp_path / "export").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"), [("litert", ["ai_edge_litert"]), ("onnx", ["tf2onnx", "onnxruntime"])]
+)
+def test_what_is_not_installed(name, modules, tmp_path, monkeypatch):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError) as error:
+        export_saved_model(classifier(), tmp_path / "out", formats=["saved_model", name])
+    assert str(error.value) == (
+        f"The format {name} needs {' and '.join(modules)}, not installed here: "
+        f"pip install 'tfnorm[{name}]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_format(tmp_path):
+    for given in (["saved_model", "tflite"], [""]):
+        with pytest.raises(UserError) as error:
+            export_saved_model(classifier(), tmp_path, formats=given)
+        assert str(error.value) == (
+            f"There is no format {given[-1]!r}. Choose from saved_model, litert, onnx."
+        )
+
+
+def test_converter_that_refuses(tmp_path, monkeypatch):
+    def refuse(path, serve):
+        raise NotImplementedError("no such operation")
+
+    monkeypatch.setitem(formats.FORMATS, "litert", formats.Format(("litert",), (), refuse))
+    with pytest.raises(RunError) as error:
+        export_saved_model(classifier(), tmp_path, formats=["litert"], verify=False)
+    assert str(error.value) == "The model cannot be converted to litert: no such operation"
+    assert list(tmp_path.iterdir()) == []

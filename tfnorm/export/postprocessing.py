@@ -1,0 +1,111 @@
+"""The scores of a classifier to what a client wants: probabilities, or the best classes by name."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnorm.errors import UserError
+
+PROBABILITIES, SCORES, CLASSES = "probabilities", "scores", "classes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Postprocessing:
+    """Makes an export return probabilities, or the best classes with their scores.
+
+    Without `top_k` the output is "probabilities" [batch, classes]. With it the outputs are
+    "classes" [batch, top_k], names if there are any, else numbers, and "scores" [batch, top_k],
+    best first; both are of each position where the model classifies positions.
+
+    Attributes:
+        softmax: whether the model returns logits, of which probabilities are to be made.
+        top_k: how many classes are returned, at most; None is all their probabilities.
+        label_names: a name for each class, in the order of the model's outputs.
+
+    Raises:
+        UserError: if there is nothing to do, or top_k or the names make no sense.
+    """
+
+    softmax: bool = True
+    top_k: int | None = None
+    label_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_names is not None:
+            object.__setattr__(self, "label_names", tuple(map(str, self.label_names)))
+            twice = [x for x in self.label_names if self.label_names.count(x) > 1]
+            if twice:
+                raise UserError(f"Two classes have the label {twice[0]!r}. Give each its own name.")
+        if self.top_k is None and (self.label_names is not None or not self.softmax):
+            raise UserError(
+                "Postprocessing without top_k returns the probabilities of all classes: it needs "
+                "softmax and takes no label_names. Give top_k to return the best classes."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be 1 or more, received {self.top_k}.")
+
+    def check(self, outputs: Sequence[keras.KerasTensor]) -> None:
+        """Raises UserError unless a model with these outputs is a classifier of such labels."""
+        shapes = [tuple(y.shape) for y in outputs]
+        if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] is None:
+            raise UserError(
+                "Postprocessing needs a model with one output of shape [batch, classes]; this one "
+                f"has {', '.join(map(str, shapes))}."
+            )
+        classes, operation = shapes[0][-1], outputs[0]._keras_history.operation
+        ends_in = getattr(operation, "activation", None)
+        if self.softmax and (
+            ends_in is keras.activations.softmax or isinstance(operation, keras.layers.Softmax)
+        ):
+            raise UserError(
+                f"The model ends in softmax already, in layer {operation.name!r}: a second one "
+                "would flatten its probabilities. Give softmax=False (--nosoftmax) and top_k."
+            )
+        if self.label_names is not None and len(self.label_names) != classes:
+            raise UserError(
+                f"There are {len(self.label_names)} labels for a model of {classes} classes. "
+                "Give one for each, in the order of the model's outputs."
+            )
+
+    def scores(self, output: tf.Tensor) -> tf.Tensor:
+        """The score of every class, in float32."""
+        output = tf.cast(output, tf.float32)
+        return tf.nn.softmax(output) if self.softmax else output
+
+    def __call__(self, output: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The model's output to those of the export."""
+        scores = self.scores(output)
+        if self.top_k is None:
+            return {PROBABILITIES: scores}
+        best, indices = tf.math.top_k(scores, min(self.top_k, scores.shape[-1]))
+        if self.label_names is not None:
+            indices = tf.gather(tf.constant(self.label_names), indices)
+        return {CLASSES: indices, SCORES: best}
+
+    def misplaced(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """How far the score of each class that was returned is from that of its place.
+
+        Classes of equal scores may come in any order, so it is not their names that are compared.
+
+        Args:
+            classes: [..., k] that were returned.
+            scores: [..., classes] that decide the right order.
+
+        Returns:
+            Absolute differences [..., k]; infinite for a class that does not exist.
+        """
+        names = self.label_names or range(scores.shape[-1])
+        columns = {x.encode() if isinstance(x, str) else x: i for i, x in enumerate(names)}
+        found = np.array([columns.get(x, -1) for x in classes.ravel().tolist()], int)
+        found = found.reshape(classes.shape)
+        right = -np.sort(-scores, axis=-1)[..., : classes.shape[-1]]
+        given = np.take_along_axis(scores, np.maximum(found, 0), axis=-1)
+        return np.where(found < 0, np.inf, np.abs(given - right))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self)

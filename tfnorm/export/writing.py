@@ -1,0 +1,73 @@
+"""A model as a bare SavedModel: a graph and the variables that it reads, no trace of Keras."""
+
+import os
+
+import keras
+import tensorflow as tf
+
+from tfnorm.errors import UserError
+from tfnorm.export.signature import NAME, Signature
+
+WEIGHTS_DTYPES = ("float16", "bfloat16")
+
+
+def check_weights_dtype(name: str | None) -> None:
+    """Raises UserError unless weights can be stored in this dtype; None is their own."""
+    if name is not None and name not in WEIGHTS_DTYPES:
+        raise UserError(
+            f"Weights cannot be stored as {name!r}. Choose one of {', '.join(WEIGHTS_DTYPES)}, or "
+            "leave weights_dtype out to store them as they are."
+        )
+
+
+def write_saved_model(
+    folded: keras.Model,
+    signature: Signature,
+    path: str | os.PathLike,
+    weights_dtype: str | None = None,
+) -> tf.types.experimental.GenericFunction:
+    """Saves a model under its signature.
+
+    Args:
+        folded: the model.
+        signature: of the export.
+        path: a directory.
+        weights_dtype: dtype in which kernels are stored. They are cast back in the graph, where
+            they are read: what the model computes in stays the same. Vectors keep their dtype.
+
+    Returns:
+        The function of the signature.
+
+    Raises:
+        UserError: if a weight is too large for the dtype.
+    """
+    stored = {id(v): _stored(v, weights_dtype) for v in folded.variables}
+
+    @tf.function(input_signature=signature.inputs)
+    def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        trainable, fixed = (
+            [tf.cast(stored[id(v)], v.dtype) for v in variables]
+            for variables in (folded.trainable_variables, folded.non_trainable_variables)
+        )
+        results = signature.run(
+            lambda x: folded.stateless_call(trainable, fixed, x, training=False)[0], tensors
+        )
+        return signature.outputs(results)
+
+    module = tf.Module()
+    module.variables_ = list(serve.get_concrete_function().graph.variables)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, os.fspath(path), signatures={NAME: serve}, options=options)
+    return serve
+
+
+def _stored(variable: keras.Variable, dtype: str | None) -> tf.Variable:
+    value = tf.convert_to_tensor(variable)
+    if dtype is not None and value.dtype == tf.float32 and value.shape.rank > 1:
+        value = tf.cast(value, dtype)
+        if not bool(tf.reduce_all(tf.math.is_finite(tf.cast(value, tf.float32)))):
+            raise UserError(
+                f"The weight {variable.path!r} has values that {dtype} cannot hold. Choose "
+                "weights_dtype='bfloat16', which has the range of float32, or none."
+            )
+    return tf.Variable(value, trainable=False, name=variable.name)
