@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfnorm import training
 from tfnorm.errors import UserError
-from tfnorm.training import strategies
+from tfnorm.training import strategies, workers
 
 
 def create(**fields):
@@ -16,14 +16,14 @@ def create(**fields):
 
 def test_one_device():
     assert create().num_replicas_in_sync == 1
-    assert strategies.is_chief(create())
+    assert workers.is_chief(create())
 
 
 @pytest.mark.parametrize(("asked", "replicas"), [(0, 1), (1, 1), (3, 3)])
 def test_mirrored_over_logical_cpus(asked, replicas):
     strategy = create(distribution_strategy="mirrored", num_replicas=asked)
     assert strategy.num_replicas_in_sync == replicas
-    assert strategies.is_chief(strategy)
+    assert workers.is_chief(strategy)
 
 
 def test_more_replicas_than_cpu_devices_once_tensorflow_has_started():
@@ -53,7 +53,17 @@ def test_gpus_are_used_where_they_are(monkeypatch):
     assert create() == "GPU:0"
 
 
-@pytest.mark.parametrize("value", [None, "{}", "nonsense"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "{}",
+        "nonsense",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+    ],
+)
 def test_multi_worker_without_a_cluster(monkeypatch, value):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if value:
@@ -68,13 +78,15 @@ def test_multi_worker_without_a_cluster(monkeypatch, value):
     )
 
 
-def test_multi_worker_with_many_cpu_replicas(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["127.0.0.1:1"]}}))
+def test_multi_worker_on_some_of_the_gpus(monkeypatch):
+    cluster = {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a", "b", "c"])
     with pytest.raises(UserError) as error:
         create(distribution_strategy="multi_worker_mirrored", num_replicas=2)
     assert str(error.value) == (
-        "num_replicas=2 with multi_worker_mirrored on a machine without GPU: a worker has one "
-        "replica there; start more workers"
+        "num_replicas=2, but each worker takes part with all of its 3 GPUs; leave --num_replicas "
+        "out, or hide GPUs with CUDA_VISIBLE_DEVICES"
     )
 
 
@@ -99,7 +111,7 @@ def test_who_is_chief(monkeypatch, kind, index, chief, expected):
         cluster_resolver = Cluster()
 
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Workers)
-    assert strategies.is_chief(Workers()) is expected
+    assert workers.is_chief(Workers()) is expected
 
 
 class TestTpu:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import keras
 import tensorflow as tf
 
+from tfnorm.errors import RunError
 from tfnorm.layers.replicas import synchronize_statistics
 
 
@@ -150,7 +151,16 @@ class HistoryFile(keras.callbacks.Callback):
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all.
+
+    Raises:
+        RunError: It cannot be written, as on a full disk.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror})") from error
+    finally:
+        aside.unlink(missing_ok=True)

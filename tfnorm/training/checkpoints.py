@@ -1,17 +1,21 @@
 """Checkpoints that hold all a run goes on with, and that survive being cut off."""
 
+import base64
 import contextlib
 import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import RunError, UserError
+from tfnorm.training import workers
 
 _KEEP = 3
 
@@ -26,6 +30,7 @@ class Progress(tf.train.experimental.PythonState):
         loss_sum: Sum of the losses of this epoch's steps.
         accuracy_sum: Sum of their accuracies.
         history: One row an epoch that has ended.
+        replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
     """
 
     step: int = 0
@@ -33,6 +38,20 @@ class Progress(tf.train.experimental.PythonState):
     loss_sum: float = 0.0
     accuracy_sum: float = 0.0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    replicas: str = ""
+
+    def keep_replicas(self, state: np.ndarray | None) -> None:
+        """Keeps the state of each replica, [replicas, values] float64, beside their mean."""
+        if state is not None:
+            self.replicas = f"{len(state)} {base64.b64encode(state.tobytes()).decode()}"
+
+    def take_replicas(self) -> np.ndarray | None:
+        """Returns what was kept, once."""
+        replicas, _, text = self.replicas.partition(" ")
+        self.replicas = ""
+        if not text:
+            return None
+        return np.frombuffer(base64.b64decode(text), np.float64).reshape(int(replicas), -1)
 
     def serialize(self) -> str:
         """As TensorFlow writes it into a checkpoint."""
@@ -65,14 +84,19 @@ class Checkpoints:
 
         Raises:
             RunError: It cannot be written, as on a full disk.
+            OpError: One of workers.LOST.
         """
         try:
             if self._keep:
+                _remove_leftovers(self._directory)
                 self._manager.save(checkpoint_number=step)
             else:
                 with tempfile.TemporaryDirectory() as aside:
                     self._checkpoint.write(f"{aside}/ckpt")
+        except workers.LOST:
+            raise
         except (tf.errors.OpError, OSError) as error:
+            _remove_leftovers(self._directory)
             raise RunError(
                 f"cannot write the checkpoint of step {step} to {self._directory} "
                 f"({_first_line(error)}); the ones before it are untouched"
@@ -128,6 +152,14 @@ def newest_first(directory: pathlib.Path) -> list[str]:
 
 class _Unreadable(Exception):
     pass
+
+
+def _remove_leftovers(directory: pathlib.Path) -> None:
+    """Removes what was written of checkpoints that were never finished: those without an index."""
+    for path in directory.glob("ckpt-*"):
+        name = re.match(r"ckpt-\d+", path.name)
+        if name and not (directory / f"{name[0]}.index").exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,10 +18,11 @@ import numpy as np
 from tfnorm import data
 from tfnorm.errors import RunError, UserError
 from tfnorm.layers.replicas import synchronize_statistics
-from tfnorm.training import strategies
+from tfnorm.training import replica_state, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars, write_text
 from tfnorm.training.checkpoints import Checkpoints, Progress, newest_first
 from tfnorm.training.config import Config
+from tfnorm.training.preemption import Preempted, SigtermWatch
 from tfnorm.training.trainer import Trainer, build_model
 
 Notice = Callable[[str], None]
@@ -103,6 +105,9 @@ def train(
     The same configuration gives the same weights, bit for bit on CPU, whether or not the run was
     interrupted. Seeds Python's, NumPy's and TensorFlow's global generators.
 
+    With a model_dir, SIGTERM to any worker ends the run after the steps of the running call of
+    the training loop, at most `steps_per_loop`: with a checkpoint, by SystemExit of code 0.
+
     Args:
         config: The run. Without a model_dir nothing is written.
         callbacks: Keras callbacks: on_train_begin, on_epoch_begin, on_train_batch_end (after every
@@ -116,12 +121,21 @@ def train(
 
     Raises:
         UserError: The configuration cannot be run, or does not fit what is in model_dir.
-        RunError: The loss is not finite, or no checkpoint can be read or written.
+        RunError: The loss is not finite, no checkpoint can be read or written, or another worker
+            is gone.
+        Preempted: SIGTERM has been received.
     """
-    with _policy(config.mixed_precision):
+    watch = SigtermWatch()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_policy(config.mixed_precision))
         strategy = strategies.create(config)
+        stack.enter_context(workers.losses_told(strategy))
+        if config.model_dir:
+            stack.enter_context(watch)
         dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
-        directory = _open_model_dir(config, notice) if config.model_dir else None
+        directory = None
+        if config.model_dir:
+            directory = _open_model_dir(config, workers.is_chief(strategy), notice)
         trainer = Trainer(config, dataset, strategy)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
@@ -129,9 +143,9 @@ def train(
             checkpoints = _checkpoints(directory, trainer, progress)
             _restore(checkpoints, trainer, progress, notice)
         _describe(trainer, progress, notice)
-        run = _Run(trainer, progress, checkpoints, validate)
+        run = _Run(trainer, progress, checkpoints, validate, watch, notice)
         files = []
-        if directory and strategies.is_chief(strategy):
+        if directory and workers.is_chief(strategy):
             write_text(directory / "config.json", _json(config.to_dict()))
             files = [
                 HistoryFile(directory / "history.csv", progress.history),
@@ -139,7 +153,7 @@ def train(
             ]
         run.run([*callbacks, *files])
         result = run.result()
-        if directory and strategies.is_chief(strategy):
+        if directory and workers.is_chief(strategy):
             write_text(directory / "result.json", _json(result.to_dict()))
         return result
 
@@ -200,11 +214,15 @@ class _Run:
         progress: Progress,
         checkpoints: Checkpoints | None,
         validate: bool,
+        watch: SigtermWatch,
+        notice: Notice,
     ) -> None:
         self._trainer = trainer
         self._progress = progress
         self._checkpoints = checkpoints
         self._validate = validate
+        self._watch = watch
+        self._notice = notice
         self._saved_step = progress.step
         self._step_times: list[float] = []
 
@@ -225,6 +243,7 @@ class _Run:
             listeners.on_epoch_end(epoch, row)
             if self._due() or not trainer.config.checkpoint_every:
                 self._save()
+            self._stop_if_asked()
         self._save()
         synchronize_statistics(trainer.model)
         listeners.on_train_end()
@@ -243,8 +262,10 @@ class _Run:
                 progress.loss_sum += loss
                 progress.accuracy_sum += accuracy
                 listeners.on_train_batch_end(progress.step - first - 1, self._means(first))
-            if self._due() and progress.step < last:  # The last waits for its epoch's row.
-                self._save()
+            if progress.step < last:  # The last waits for its epoch's row.
+                if self._due():
+                    self._save()
+                self._stop_if_asked()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
         if self._validate:
             row["val_loss"], row["val_accuracy"] = trainer.evaluate()
@@ -291,6 +312,22 @@ class _Run:
             self._checkpoints.save(self._progress.step)
             self._saved_step = self._progress.step
 
+    def _stop_if_asked(self) -> None:
+        """Ends the process after SIGTERM, unless nothing is left to do."""
+        trainer, progress = self._trainer, self._progress
+        if not self._checkpoints or progress.step == trainer.total_steps:
+            return
+        if not self._watch.noted(trainer.strategy):
+            return
+        if self._saved_step != progress.step:
+            progress.keep_replicas(replica_state.read(trainer.strategy, trainer.model))
+            self._checkpoints.save(progress.step)
+        self._notice(
+            f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
+            "the same command goes on from its checkpoint"
+        )
+        raise Preempted
+
     def result(self) -> Result:
         trainer, history = self._trainer, self._progress.history
         last = history[-1]
@@ -314,13 +351,16 @@ def _check_finite(value: float, what: str, saved_step: int) -> None:
         raise RunError(f"{what} is {value}; {kept}; a lower --learning_rate may help")
 
 
-def _open_model_dir(config: Config, notice: Notice) -> pathlib.Path:
-    """Makes the directory of a run, and checks that what is there may be gone on with."""
+def _open_model_dir(config: Config, write: bool, notice: Notice) -> pathlib.Path:
+    """The directory of a run; checks that what is there may be gone on with, and makes it to write.
+
+    It is one directory that all workers see, of whom one writes.
+    """
     directory = pathlib.Path(config.model_dir).expanduser()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / ".writable", "")
-        (directory / ".writable").unlink()
+        if write:
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
         raise UserError(
             f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
@@ -379,7 +419,7 @@ def _changes(config: Config, directory: pathlib.Path, names: Sequence[str]) -> s
 def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) -> Checkpoints:
     return Checkpoints(
         directory / "checkpoints",
-        keep=strategies.is_chief(trainer.strategy),
+        keep=workers.is_chief(trainer.strategy),
         model=trainer.model,
         optimizer=trainer.optimizer,
         progress=progress,
@@ -391,9 +431,13 @@ def _restore(
 ) -> None:
     with trainer.strategy.scope():
         path = checkpoints.restore(notice)
+    workers.check_step(trainer.strategy, progress.step)
     if path is None:
         return
     notice(f"going on from {path}")
+    state = progress.take_replicas()
+    if state is not None and len(state) == trainer.replicas:
+        replica_state.assign(trainer.strategy, trainer.model, state)
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
     if before != trainer.global_batch_size:
         # The same place in the same epoch, counted in steps of another size.

@@ -1,12 +1,16 @@
 """From flags to a tf.distribute.Strategy."""
 
+import functools
 import json
 import os
+import signal
 import socket
+import threading
+from typing import Any
 
 import tensorflow as tf
 
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
 from tfnorm.training.config import Config
 
 
@@ -44,18 +48,6 @@ def prepare_cpu_devices(count: int) -> None:
         ) from None
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes logs, tables and checkpoints."""
-    resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        return True
-    return resolver.task_type in (None, "chief") or (
-        resolver.task_type == "worker"
-        and resolver.task_id == 0
-        and "chief" not in resolver.cluster_spec().jobs
-    )
-
-
 def _one_device(config: Config) -> tf.distribute.Strategy:
     del config
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -80,21 +72,71 @@ def _mirrored(config: Config) -> tf.distribute.Strategy:
 
 
 def _multi_worker_mirrored(config: Config) -> tf.distribute.Strategy:
+    _check_tf_config(os.environ.get("TF_CONFIG", ""))
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if gpus and config.num_replicas not in (0, gpus):
+        raise UserError(
+            f"num_replicas={config.num_replicas}, but each worker takes part with all of its "
+            f"{gpus} GPUs; leave --num_replicas out, or hide GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    return _join_cluster(0 if gpus else max(config.num_replicas, 1))
+
+
+def _check_tf_config(text: str) -> None:
     try:
-        json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]["worker"]
-    except (ValueError, KeyError, TypeError):
+        values = json.loads(text)
+        cluster, task = values["cluster"], values["task"]
+        cluster["worker" if "chief" not in cluster else "chief"]
+        cluster[task["type"]][task["index"]]
+    except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(
             "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG "
-            f"in every worker, received '{os.environ.get('TF_CONFIG', '')}'; such as "
+            f"in every worker, received '{text}'; such as "
             '{"cluster": {"worker": ["host0:1234", "host1:1234"]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from None
-    if config.num_replicas > 1 and not tf.config.list_physical_devices("GPU"):
-        raise UserError(
-            f"num_replicas={config.num_replicas} with multi_worker_mirrored on a machine without "
-            "GPU: a worker has one replica there; start more workers"
-        )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@functools.cache  # A process joins its cluster once, and numbers all collectives in one sequence.
+def _join_cluster(cpu_replicas: int) -> tf.distribute.Strategy:
+    if cpu_replicas:
+        prepare_cpu_devices(cpu_replicas)
+    try:
+        if cpu_replicas > 1:
+            return _CpuWorkers(cpu_replicas)
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"cannot join the cluster of TF_CONFIG={os.environ['TF_CONFIG']} ({reason})"
+        ) from error
+    finally:
+        _take_sigterm_back()
+
+
+class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
+    """Workers with several replicas each on machines without GPU, for tests and rehearsals.
+
+    TensorFlow's own class has one replica a worker there, and no public argument for more; this one
+    overrides the method that names a worker's devices, and nothing else (TensorFlow 2.20, 2.21).
+    """
+
+    def __init__(self, replicas: int) -> None:
+        from tensorflow.python.distribute import collective_all_reduce_strategy
+
+        class Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
+            def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple:
+                return tuple(f"{worker}/device:CPU:{i}" for i in range(replicas)), "CPU"
+
+        options = tf.distribute.experimental.CommunicationOptions()
+        tf.distribute.Strategy.__init__(self, Extended(self, None, options))
+
+
+def _take_sigterm_back() -> None:
+    """Undoes that TensorFlow, joining a cluster, makes the process deaf to SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _tpu(config: Config) -> tf.distribute.Strategy:
