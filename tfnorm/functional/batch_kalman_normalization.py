@@ -107,7 +107,9 @@ def batch_kalman_normalization(
         )
 
         def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor, _: tf.Tensor):  # noqa: ANN202
-            dy_sum, dy_x_sum = channelwise.gradient_sums(dy, x, mean, variance, epsilon, valid)
+            direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
+                dy, x, mean, variance, gamma, epsilon, valid
+            )
             rstd = tf.math.rsqrt(variance + epsilon)
             factor = gamma * rstd
             dvariance = -0.5 * factor * rstd * dy_x_sum
@@ -123,8 +125,8 @@ def batch_kalman_normalization(
             )
             count = tf.maximum(own.count, 1)
             down_variance = tf.zeros_like(down_mean) if full_covariance else down_spread
-            dx = channelwise.affine_gradient(
-                dy, x, own.mean, factor, 2 * down_variance / count, down_mean / count, valid
+            dx = channelwise.add_affine(
+                direct, x, own.mean, 2 * down_variance / count, down_mean / count, valid
             )
             if full_covariance:
                 dx += channelwise.covariance_gradient(down_spread, x, own, valid)

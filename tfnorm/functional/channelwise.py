@@ -16,6 +16,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 _FUSED_DTYPES = (tf.float32, tf.bfloat16, tf.float16)
+# Any that a GPU's kernel takes: at least 1e-5.
+_UNIT_EPSILON = 1e-3
 
 
 class Moments(NamedTuple):
@@ -114,8 +116,9 @@ def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Mome
     divisor = tf.maximum(count, 1)
     x = tf.cast(x, statistics_dtype(x))
     mean = _sum(x, mask) / divisor
-    variance = _sum(tf.math.squared_difference(x, mean[:, None]), mask) / divisor
-    return Moments(count, mean, variance)
+    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
+    # hide it (0.3 ms of 3.7 for both passes of BN in 16 groups).
+    return Moments(count, mean, _sum_of_squares(x - mean[:, None], mask) / divisor)
 
 
 def normalize(
@@ -183,57 +186,78 @@ def batch_normalize_gradient(
         )
         dx = tf.squeeze(result.x_backprop, 2)
         return dx, result.scale_backprop[None], result.offset_backprop[None]
-    rstd = tf.math.rsqrt(own.variance + epsilon)
-    dy_sum, dy_x_sum = gradient_sums(dy, x, own.mean, own.variance, epsilon, mask)
-    count = tf.maximum(own.count, 1)
-    factor = scale * rstd
-    dx = affine_gradient(
-        dy, x, own.mean, factor, -factor * rstd * dy_x_sum / count, -factor * dy_sum / count, mask
+    direct, dy_x_sum, dy_sum = normalize_gradient(
+        dy, x, own.mean, own.variance, scale, epsilon, mask
     )
+    rstd = tf.math.rsqrt(own.variance + epsilon)
+    share = scale * rstd / tf.maximum(own.count, 1)
+    dx = add_affine(direct, x, own.mean, -share * rstd * dy_x_sum, -share * dy_sum, mask)
     return dx, dy_x_sum, dy_sum
 
 
-def gradient_sums(
+def normalize_gradient(
     dy: tf.Tensor,
     x: tf.Tensor,
     mean: tf.Tensor,
     variance: tf.Tensor,
+    scale: tf.Tensor,
     epsilon: float,
     mask: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(Σ dy, Σ dy·x̂) over the valid positions, each [G, C], x̂ = (x − mean)/sqrt(variance + ε)."""
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradient of `normalize` beside its statistics: (scale/σ·dy, Σ dy·x̂, Σ dy).
+
+    The sums are [G, C] and take the valid positions only; x̂ = (x − mean)/sqrt(variance + ε). What
+    reaches x through the statistics as well is for `add_affine` to add.
+    """
+    if _is_fused(x, mask):
+        # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
+        result = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy[:, :, None],
+            x=x[:, :, None],
+            scale=_vector(scale, x),
+            reserve_space_1=_vector(mean, x),
+            reserve_space_2=_vector(variance, x),
+            reserve_space_3=tf.zeros([0]),
+            epsilon=epsilon,
+            is_training=False,
+        )
+        direct = tf.squeeze(result.x_backprop, 2)
+        return direct, result.scale_backprop[None], result.offset_backprop[None]
     dtype = statistics_dtype(x)
+    rstd = tf.math.rsqrt(variance + epsilon)
     dy = tf.cast(dy, dtype)
-    centred = tf.cast(x, dtype) - mean[:, None]
-    dy_x_sum = _sum(dy * centred, mask) * tf.math.rsqrt(variance + epsilon)
-    return _sum(dy, mask), dy_x_sum
+    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
+    centred = tf.cast(x, dtype) + -mean[:, None]
+    direct = dy * (scale * rstd)[:, None]
+    return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
 
 
-def affine_gradient(
-    dy: tf.Tensor,
+def add_affine(
+    direct: tf.Tensor,
     x: tf.Tensor,
     mean: tf.Tensor,
-    dy_factor: tf.Tensor,
-    x_factor: tf.Tensor,
+    factor: tf.Tensor,
     offset: tf.Tensor,
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Dx = dy_factor·dy + x_factor·(x − mean) + offset; at a masked position dy_factor·dy alone.
+    """Dx = direct + factor·(x − mean) + offset in the dtype of x; at a masked position `direct`.
 
-    Every method's gradient has this form: a masked position is normalized with statistics that do
-    not depend on it.
+    Every method's gradient has this form: what reaches x directly, and through the statistics, on
+    which a masked position has no effect.
     """
-    dtype = statistics_dtype(x)
-    through = (tf.cast(x, dtype) - mean[:, None]) * x_factor[:, None] + offset[:, None]
-    dx = tf.cast(dy, dtype) * dy_factor[:, None] + _keep(through, mask)
-    return tf.cast(dx, x.dtype)
+    if _is_fused(x, mask):
+        # As a normalization by the variance 1: one operation in place of three (0.7, 1.2 ms).
+        unit = tf.fill([1, x.shape[-1]], 1 - _UNIT_EPSILON)
+        return direct + normalize(x, mean, unit, factor, offset, _UNIT_EPSILON)
+    through = (tf.cast(x, mean.dtype) + -mean[:, None]) * factor[:, None] + offset[:, None]
+    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
 
 
 def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Count [G, 1] and mean of x² [G, C] over the valid positions."""
     count = _count(x, mask)
-    square = tf.square(tf.cast(x, statistics_dtype(x)))
-    return count, _sum(square, mask) / tf.maximum(count, 1)
+    squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
+    return count, squares / tf.maximum(count, 1)
 
 
 def moment_cotangents(
@@ -324,3 +348,10 @@ def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     x = _keep(x, mask)
     # A reduction of the leading dimension is faster here than one of the middle (0.26, 0.46 ms).
     return tf.reduce_sum(x[0], axis=0)[None] if x.shape[0] == 1 else tf.reduce_sum(x, axis=1)
+
+
+def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    x = _keep(x, mask)
+    # The norm is one pass without an array of squares (0.4 against 0.65 ms).
+    norm = tf.math.reduce_euclidean_norm
+    return tf.square(norm(x[0], axis=0)[None] if x.shape[0] == 1 else norm(x, axis=1))

@@ -40,7 +40,8 @@ def compensate(
     """
     shape = tf.shape(past.mean)
     mean = tf.reshape(tf.einsum("kGqg,qgc->kGgc", mean_patch, kernel), shape)
-    projection = tf.reshape(tf.einsum("kGqgc,qgc->kGgc", covariance, kernel), shape)
+    # Each channel its own inner product: as an einsum that takes five times as long.
+    projection = tf.reshape(tf.reduce_sum(covariance * kernel, 2), shape)
     variance = projection - past.variance - tf.math.squared_difference(mean, past.mean)
     return PastMoments(mean, variance, past.weight)
 
@@ -55,8 +56,9 @@ def moment_cotangents(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What to feed into a convolution's kernel gradient for P and D of `compensate`.
 
-    P is the kernel gradient, with one output channel in each channel group, of 1/m at each valid
-    position; D is that of 2·(x − μ)/m.
+    P is the kernel gradient of 1/m at each valid position. It takes the whole batch at once, with
+    an output channel in each channel group for each of the G groups of the batch, which is 0 at
+    the positions of the others. D is that of 2·(x − μ)/m, in each group by itself.
 
     Args:
         x: the convolution's output, channels on `axis`.
@@ -66,13 +68,15 @@ def moment_cotangents(
         mask: the shape of x without its channel axis, True where valid.
 
     Returns:
-        Both in the layout of x, with g and C channels, in the dtype of the moments.
+        Both in the layout of x, with g·G and C channels, in the dtype of the moments.
     """
-    view = channelwise.View(x, axis, own.count.shape[0])
+    groups = own.count.shape[0]
+    view = channelwise.View(x, axis, groups)
     x, valid = view.flatten(x), view.flatten_mask(mask)
     of_mean, of_variance = channelwise.moment_cotangents(x, own, valid)
-    of_mean = tf.repeat(of_mean, channel_groups, axis=2)
-    return view.restore(of_mean, channel_groups), view.restore(of_variance)
+    own_group = tf.eye(groups, dtype=of_mean.dtype)[:, None]
+    of_mean = tf.tile(of_mean * own_group, [1, 1, channel_groups])
+    return view.restore(of_mean, groups * channel_groups), view.restore(of_variance)
 
 
 def cross_iteration_batch_normalization(
@@ -126,12 +130,13 @@ def cross_iteration_batch_normalization(
         )
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dy_sum, dy_x_sum = channelwise.gradient_sums(dy, x, mean, variance, epsilon, valid)
+            direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
+                dy, x, mean, variance, gamma, epsilon, valid
+            )
             rstd = tf.math.rsqrt(variance + epsilon)
-            factor = gamma * rstd
-            share = factor / (steps * tf.maximum(own.count, 1))
-            dx = channelwise.affine_gradient(
-                dy, x, mean, factor, -share * rstd * dy_x_sum, -share * dy_sum, valid
+            share = gamma * rstd / (steps * tf.maximum(own.count, 1))
+            dx = channelwise.add_affine(
+                direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid
             )
             return dx, tf.reduce_sum(dy_x_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
 

@@ -61,12 +61,11 @@ def moving_average_batch_normalization(
         )
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dy_sum, dy_y_sum = channelwise.gradient_sums(dy, x, zero, square, epsilon, valid)
-            psi = smooth_gradient(gamma * r * dy_y_sum / tf.maximum(count, 1), count)
-            rstd = tf.math.rsqrt(square + epsilon)
-            dx = channelwise.affine_gradient(
-                dy, x, zero, gamma * r * rstd, -psi * tf.square(rstd), zero, valid
+            direct, dy_y_sum, dy_sum = channelwise.normalize_gradient(
+                dy, x, zero, square, gamma * r, epsilon, valid
             )
+            psi = smooth_gradient(gamma * r * dy_y_sum / tf.maximum(count, 1), count)
+            dx = channelwise.add_affine(direct, x, zero, -psi / (square + epsilon), zero, valid)
             return dx, tf.reduce_sum(r * dy_y_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
 
         return y, gradient

@@ -49,19 +49,19 @@ def synchronized_batch_normalization(
         y = channelwise.normalize(x, merged.mean, merged.variance, gamma, beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            sums = channelwise.gradient_sums(
-                dy, x, merged.mean, merged.variance, epsilon, valid
+            direct, *sums = channelwise.normalize_gradient(
+                dy, x, merged.mean, merged.variance, gamma, epsilon, valid
             )
-            dy_mean, dy_x_mean = tf.split(
+            dy_x_mean, dy_mean = tf.split(
                 reduce_sum(tf.concat([sums[0][0], sums[1][0]], 0)) / tf.maximum(merged.count[0], 1),
                 2,
             )
             rstd = tf.math.rsqrt(merged.variance + epsilon)
             factor = gamma * rstd
-            dx = channelwise.affine_gradient(
-                dy, x, merged.mean, factor, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
+            dx = channelwise.add_affine(
+                direct, x, merged.mean, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
             )
-            return dx, sums[1], sums[0]
+            return dx, *sums
 
         return (y, merged.count, merged.mean, merged.variance), gradient
 

@@ -98,7 +98,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         if self.window == 1:
             return
         kernel_shape = tuple(self.layer.kernel.shape)
-        self.probe_shape = linear.probe_shape(self.layer, kernel_shape)
+        self.probe_shape = linear.probe_shape(self.layer, kernel_shape, self.virtual_replicas)
         elements, groups, channels = self.factors = linear.factors(self.layer, kernel_shape)
         self.past_mean = self._add_history("past_mean", (self.channels,))
         self.past_variance = self._add_history("past_variance", (self.channels,))
@@ -205,22 +205,24 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """(P [G, Q, g], D [G, Q, g, c]) of each group, as kernel gradients of the layer."""
         groups = self.virtual_replicas
         elements, channel_groups, channels = self.factors
-        cotangents = functional.moment_cotangents(
+        of_mean, of_variance = functional.moment_cotangents(
             tf.stop_gradient(outputs), own, channel_groups, **options
         )
-        with tf.control_dependencies(cotangents):  # which check that groups divide the batch
+        # The cotangents check that groups divide the batch.
+        with tf.control_dependencies([of_mean, of_variance]):
             inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
         if options["mask"] is not None:
             # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
             inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
         probe = tf.zeros(self.probe_shape, self.statistics_dtype)
-        patches, covariances = [], []
-        for x, of_mean, of_variance in zip(*(tf.split(t, groups) for t in (inputs, *cotangents))):
-            patches.append(linear.kernel_gradient(self.layer, x, probe, of_mean))
-            covariances.append(linear.kernel_gradient(self.layer, x, kernel, of_variance))
-        patch = tf.reshape(tf.stack(patches), [groups, elements, channel_groups])
-        covariance = tf.reshape(tf.stack(covariances), [groups, elements, channel_groups, channels])
-        return patch, covariance
+        patches = linear.kernel_gradient(self.layer, inputs, probe, of_mean)
+        patches = tf.transpose(tf.reshape(patches, [elements, channel_groups, groups]), [2, 0, 1])
+        covariances = [
+            linear.kernel_gradient(self.layer, x, kernel, cotangent)
+            for x, cotangent in zip(tf.split(inputs, groups), tf.split(of_variance, groups))
+        ]
+        shape = [groups, elements, channel_groups, channels]
+        return patches, tf.reshape(tf.stack(covariances), shape)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The layer's."""

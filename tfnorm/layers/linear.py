@@ -61,10 +61,12 @@ def factors(layer: keras.layers.Layer, kernel_shape: tuple[int, ...]) -> tuple[i
     return math.prod(spatial) * inputs, groups, outputs // groups
 
 
-def probe_shape(layer: keras.layers.Layer, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a kernel with one output channel in each group."""
+def probe_shape(
+    layer: keras.layers.Layer, kernel_shape: tuple[int, ...], channels: int
+) -> tuple[int, ...]:
+    """The shape of a kernel with so many output channels in each group."""
     _, groups, _ = factors(layer, kernel_shape)
-    return (*kernel_shape[:-1], 1 if isinstance(layer, DEPTHWISE) else groups)
+    return (*kernel_shape[:-1], channels * (1 if isinstance(layer, DEPTHWISE) else groups))
 
 
 def channel_axis(layer: keras.layers.Layer) -> int:
