@@ -27,7 +27,7 @@ def trained(monkeypatch):
         history = [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
         return types.SimpleNamespace(
             test_accuracy=0.75, test_loss=0.5, train_loss=2.5, steps=9, step_time_median=0.125,
-            params=1234, history=history,
+            params=1234, normalization_collectives=18, normalization_bytes=23456, history=history,
         )  # fmt: skip
 
     monkeypatch.setattr(training, "train", train)
@@ -60,7 +60,8 @@ def test_record_says_all_that_a_run_depends_on(tmp_path, trained):
     assert record["error"] is None
     assert record["result"] == {
         "test_accuracy": 0.75, "test_loss": 0.5, "train_loss": 2.5, "steps": 9,
-        "step_time_median": 0.125, "params": 1234,
+        "step_time_median": 0.125, "params": 1234, "normalization_collectives": 18,
+        "normalization_bytes": 23456,
     }  # fmt: skip
     assert record["history"] == [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
     assert record["versions"]["tfnorm"] == __version__

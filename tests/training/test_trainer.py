@@ -123,6 +123,31 @@ def test_evaluation_is_that_of_the_model_outside_the_strategy(small):
     np.testing.assert_allclose(after, [np.mean(local, axis=0)] * 4, rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm", norms.NAMES)
+def test_collectives_and_bytes_of_a_step_are_counted(small, norm, monkeypatch):
+    """Against TensorFlow's own calls: those for normalization, without that for the gradients."""
+    calls = []
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def counted(self, reduce_op, value, options=None):
+        if tf.get_static_value(self.replica_id_in_sync_group) == 1:
+            calls.append(value.dtype.size * value.shape.num_elements())
+        return all_reduce(self, reduce_op, value, options)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", counted)
+    trainer = make(on_replicas(small(norm=norm), 4))
+    assert trainer.payloads is None
+    trainer.train_steps(trainer.epoch_iterator(0, 0), 1)
+    assert trainer.payloads == calls[:-1]
+    # One layer of 4 channels: (count, mean, variance) of 4 replicas; the sums of dy and dy·x̂.
+    assert trainer.payloads == ([4 * 4 * 9, 4 * 8] if norm == "syncbn" else [])
+
+
+def test_one_replica_communicates_nothing(small):
+    trainer, _, _ = run(small(norm="syncbn"), 1)
+    assert trainer.payloads == []
+
+
 def test_no_retracing(small):
     trainer = make(on_replicas(small(), 2))
     for skip, count in ((0, 1), (1, 4), (2, 3)):

@@ -21,7 +21,10 @@ from tfnorm.version import __version__
 
 Tell = Callable[[str], None]
 
-_METRICS = ("test_accuracy", "test_loss", "train_loss", "steps", "step_time_median", "params")
+_METRICS = (
+    "test_accuracy", "test_loss", "train_loss", "steps", "step_time_median", "params",
+    "normalization_collectives", "normalization_bytes",
+)  # fmt: skip
 
 
 def run(

@@ -33,7 +33,7 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """One number a repetition, NaN where it was not measured; none if all failed."""
-        values = [r["result"][metric] for r in self.records]
+        values = [r["result"].get(metric) for r in self.records]
         return [float("nan") if value is None else value for value in values]
 
     def mean(self, metric: str) -> float:

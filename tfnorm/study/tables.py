@@ -10,7 +10,8 @@ from tfnorm.study.summary import Row, csv_table, text_table
 
 _NUMBERS = (
     "runs", "failed", "test_accuracy", "test_accuracy_spread", "train_loss", "train_loss_spread",
-    "step_seconds", "step_time", "inference_seconds", "inference_time", "folded", "normalizers",
+    "step_seconds", "step_time", "normalization_collectives", "normalization_bytes",
+    "inference_seconds", "inference_time", "folded", "normalizers",
 )  # fmt: skip
 
 
@@ -33,18 +34,20 @@ class Comparison:
     ) -> None:
         self.grid, self.rows, self.inference = grid, rows, inference
         place = next(i for i, row in enumerate(rows) if row.labels == grid.baseline)
-        self._step = _step_seconds(rows[place])
+        self._step = _least(rows[place], "step_time_median")
         self._inference = inference[place].seconds if inference[place] else float("nan")
 
     def numbers(self, row: Row, inference: Inference | None) -> dict[str, float]:
         """All numbers of a row, NaN where there is none."""
         seconds = inference.seconds if inference else float("nan")
-        step = _step_seconds(row)
+        step = _least(row, "step_time_median")
         values = (
             len(row.records), len(row.failures),
             row.mean("test_accuracy"), row.spread("test_accuracy"),
             row.mean("train_loss"), row.spread("train_loss"),
-            step, step / self._step, seconds, seconds / self._inference,
+            step, step / self._step,
+            _least(row, "normalization_collectives"), _least(row, "normalization_bytes"),
+            seconds, seconds / self._inference,
             inference.folded if inference else float("nan"),
             inference.normalizers if inference else float("nan"),
         )  # fmt: skip
@@ -79,6 +82,8 @@ class Comparison:
             "test accuracy\n(%)",
             "train\nloss",
             "step\ntime",
+            "collectives\na step",
+            "sent\n(kB)",
             "inference\ntime",
             "folded",
         ]
@@ -93,7 +98,7 @@ class Comparison:
             str(labels["statistics_batch"]),
         ]
         if not row.records:
-            return [*head, "failed", *["-"] * 4]
+            return [*head, "failed", *["-"] * 6]
         numbers = self.numbers(row, inference)
         failed = f" ({len(row.failures)} failed)" if row.failures else ""
         return [
@@ -102,6 +107,8 @@ class Comparison:
             f"{100 * numbers['test_accuracy_spread']:.1f}{failed}",
             _decimals(numbers["train_loss"], 4),
             _decimals(numbers["step_time"], 2),
+            _decimals(numbers["normalization_collectives"], 0),
+            _decimals(numbers["normalization_bytes"] / 1e3, 1),
             _decimals(numbers["inference_time"], 2),
             "yes" if inference.foldable else f"{inference.folded} of {inference.normalizers}",
         ]
@@ -115,6 +122,8 @@ class Comparison:
             f"Times are multiples of those of {baseline}: "
             f"{1e3 * self._step:.1f} ms a training step, {1e3 * self._inference:.2f} ms a batch of "
             "the folded model.",
+            "Collectives and what a replica sends in them: for normalization, as counted in the "
+            "training step; the gradients are not among it.",
         ]
         notes += [f"{name(row)} failed: {error}" for row in self.rows for error in row.failures]
         return notes
@@ -124,7 +133,8 @@ def _decimals(value: float, places: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{places}f}"
 
 
-def _step_seconds(row: Row) -> float:
-    # The fastest repetition: what else the machine did meanwhile has only made runs slower.
-    values = [value for value in row.values("step_time_median") if not math.isnan(value)]
+def _least(row: Row, metric: str) -> float:
+    # Of times the fastest repetition's: what else the machine did has only made runs slower. What
+    # is counted is the same in all of them, but older records lack it.
+    values = [value for value in row.values(metric) if not math.isnan(value)]
     return min(values, default=float("nan"))

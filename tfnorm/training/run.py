@@ -51,6 +51,9 @@ class Result:
         step_time_median: Seconds; the median over the calls of the training loop, without the
             first, which traces; None if there was one only.
         params: Number of trainable parameters.
+        normalization_collectives: Collectives of a training step for normalization, counted in the
+            step that was traced; None if the run had no step to make.
+        normalization_bytes: Bytes that each replica hands to them in a step.
         model_dir: Where its files are; None if nothing was written.
     """
 
@@ -63,6 +66,8 @@ class Result:
     test_accuracy: float | None
     step_time_median: float | None
     params: int
+    normalization_collectives: int | None
+    normalization_bytes: int | None
     model_dir: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -330,7 +335,7 @@ class _Run:
 
     def result(self) -> Result:
         trainer, history = self._trainer, self._progress.history
-        last = history[-1]
+        last, payloads = history[-1], trainer.payloads
         return Result(
             config=trainer.config,
             model=trainer.model,
@@ -341,6 +346,8 @@ class _Run:
             test_accuracy=last.get("val_accuracy"),
             step_time_median=statistics.median(self._step_times[1:] or [0.0]) or None,
             params=sum(math.prod(v.shape) for v in trainer.model.trainable_variables),
+            normalization_collectives=None if payloads is None else len(payloads),
+            normalization_bytes=None if payloads is None else sum(payloads),
             model_dir=trainer.config.model_dir,
         )
 

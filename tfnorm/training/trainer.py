@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfnorm import models
 from tfnorm.data import Dataset
-from tfnorm.layers.replicas import synchronize_statistics
+from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.training.config import Config
 from tfnorm.training.learning_rate import WarmedUp
 from tfnorm.training.optimizer import MomentumSGD, poison_overflow
@@ -28,7 +28,11 @@ class Trainer:
         global_batch_size: Images of a step.
         steps_per_epoch: Whole global batches in the training images.
         total_steps: Steps of the run.
+        payloads: Bytes that a replica hands to each collective of its normalizers in a step;
+            None before the first step.
     """
+
+    payloads: list[int] | None = None
 
     def __init__(self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
         self.config = config
@@ -119,13 +123,14 @@ class Trainer:
             [2]: sum of the replica's cross-entropies, number of images it got right.
         """
         variables = self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
-            loss = tf.reduce_sum(_cross_entropies(logits, labels))
-            # The optimizer adds up what all replicas say, of the layers' own penalties too.
-            penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self.replicas
-            objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
-        gradients = tape.gradient(objective, variables)
+        with recorded() as self.payloads:  # Not those of the gradients, below.
+            with tf.GradientTape() as tape:
+                logits = self.model(images, training=True)
+                loss = tf.reduce_sum(_cross_entropies(logits, labels))
+                # The optimizer adds up what all replicas say, of the layers' own penalties too.
+                penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self.replicas
+                objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
+            gradients = tape.gradient(objective, variables)
         if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
             gradients = poison_overflow(gradients)
         self.optimizer.apply(gradients, variables)
