@@ -15,6 +15,7 @@ from tfnorm import compare, training
 from tfnorm.errors import RunError
 from tfnorm.layers import norms
 from tfnorm.study import grids
+from tfnorm.training import local_cluster
 
 
 def run(*arguments, output):
@@ -71,6 +72,40 @@ def test_the_exported_model_answers_as_the_trained_one(output):
     serve = tf.saved_model.load(str(output / "exported" / "1")).signatures["serving_default"]
     answer = serve(image=tf.constant(images))["logits"]
     np.testing.assert_allclose(answer, model(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_the_table_counts_what_normalization_communicates(tmp_path, capsys):
+    """On 2 workers with one replica each; the reference stands alone on the chief."""
+    flags = [
+        "--distribution_strategy=multi_worker_mirrored", "--width=4", "--num_replicas=2",
+        "--replica_batch_size=2", "--seeds=3", "--steps=1", "--norms=syncbn",
+        f"--output_dir={tmp_path}",
+    ]  # fmt: skip
+    assert local_cluster.run(2, [sys.executable, "-m", "tfnorm.compare", *flags]) == 0
+    with open(tmp_path / "summary.csv") as file:
+        syncbn, reference = csv.DictReader(file)
+    # Two for each of 9 layers, of 3 x 4, 3 x 8, 3 x 16 channels: twice (count, mean, variance)
+    # forward, the sums of dy and dy·x̂ backward.
+    sent = 4 * sum(3 * (2 * (1 + 2 * channels) + 2 * channels) for channels in (4, 8, 16))
+    columns = ("replicas", "normalization_collectives", "normalization_bytes")
+    assert [syncbn[column] for column in columns] == ["2", "18", str(sent)]
+    assert [reference[column] for column in columns] == ["1", "0", "0"]
+    # A step of 2 x 2 images under syncbn is one of 4 images.
+    assert float(syncbn["train_loss"]) == pytest.approx(float(reference["train_loss"]), rel=1e-5)
+
+
+def test_virtual_replicas_in_place_of_real_ones(tmp_path, monkeypatch):
+    configs = []
+
+    def train(config, *args, **kwargs):
+        configs.append(config)
+        raise RunError("enough")
+
+    monkeypatch.setattr(training, "train", train)
+    flags = ["--distribution_strategy=one_device", "--norms=brn", "--steps=1"]
+    assert run(*flags, output=tmp_path) == 1
+    assert [(c.distribution_strategy, c.virtual_replicas, c.replica_batch_size) for c in configs] \
+        == [("one_device", 2, 4), ("one_device", 1, 4)]  # fmt: skip
 
 
 def test_a_second_call_runs_nothing_again(output, capsys, monkeypatch):

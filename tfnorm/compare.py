@@ -1,7 +1,9 @@
 """Trains one network under several normalizers: python -m tfnorm.compare --norms=bn,brn,gn.
 
 Each norm trains on small batches of several replicas, beside batch normalization on the whole batch
-as the reference; --study names other experiments. Then there are a table, plots, and the best
+as the reference; --study names other experiments. --distribution_strategy says where the replicas
+stand: on devices of their own, on those of several workers that all run this command with TF_CONFIG
+and one --output_dir, or virtually on one device. Then there are a table, plots, and the best
 foldable model as a SavedModel. Runs that are in --output_dir already are not made again.
 """
 
@@ -17,16 +19,19 @@ from absl import flags
 from tfnorm import commands, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
-from tfnorm.study import grids, running
+from tfnorm.study import grids, placing, running
 from tfnorm.study.results import Results
 from tfnorm.training import flags as training_flags
-from tfnorm.training.strategies import prepare_cpu_devices
+from tfnorm.training import strategies, workers
+from tfnorm.training.config import STRATEGIES
 
 # Fields of training.Config that the comparison sets itself, so that they are no flags here.
 _ITS_OWN = (
-    "norm", "norm_options", "virtual_replicas", "seed", "distribution_strategy", "tpu", "resume",
-    "model_dir",
+    "norm", "norm_options", "virtual_replicas", "seed", "distribution_strategy", "num_replicas",
+    "resume", "model_dir",
 )  # fmt: skip
+
+_WORKERS = "multi_worker_mirrored"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +53,16 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_list(
         "norms", None, f"Some of {', '.join(norms.NAMES)} (the study's).", flag_values=values
     )
+    flags.DEFINE_enum(
+        "distribution_strategy",
+        None,
+        STRATEGIES,
+        "Where the replicas stand; with one_device they are virtual (the study's).",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_replicas", 1, "Replicas of a run, those of all workers together.", flag_values=values
+    )
     flags.DEFINE_list("seeds", ["0", "1"], "Each norm has a run for each.", flag_values=values)
     flags.DEFINE_string(
         "output_dir",
@@ -63,21 +78,36 @@ def _compare(values: flags.FlagValues) -> None:
     for name, default in study.defaults.items():
         if values[name].using_default_value:
             values[name].value = default
-    prepare_cpu_devices(values.num_replicas)
-    fields = [field.name for field in dataclasses.fields(training.Config) if field.name in values]
-    base = training.Config(
-        distribution_strategy="mirrored", **{name: values[name].value for name in fields}
-    )
+    chief = _start(values)
+    names = {field.name for field in dataclasses.fields(training.Config)} & set(values)
+    fields = {name: values[name].value for name in names}
+    base = training.Config(**{**fields, "distribution_strategy": "mirrored", "tpu": ""})
     compared = study.norms if values.norms is None else values.norms
     grid = study.build(compared, _seeds(values.seeds), base)
+    if values.distribution_strategy:
+        among = placing.workers() if values.distribution_strategy == _WORKERS else 1
+        grid = placing.place(grid, values.distribution_strategy, values.tpu, among)
     output = pathlib.Path(values.output_dir or f"runs/{values.study}")
     _check_output(output)
     from tfnorm.study.report import report  # it needs matplotlib, an extra
 
     results = Results(output / "results.jsonl")
+    if not chief:
+        running.take_part(grid, results, output / "models")
+        return
     _tell(grid.title)
     records = running.run(grid, results, output / "models", _tell)
     report(grid, records, output, _tell)
+
+
+def _start(values: flags.FlagValues) -> bool:
+    """Sets up TensorFlow's devices before anything uses them; returns whether this is the chief."""
+    if values.distribution_strategy != _WORKERS:
+        strategies.prepare_cpu_devices(values.num_replicas)
+        return True
+    each = values.num_replicas // placing.workers()
+    config = training.Config(distribution_strategy=_WORKERS, num_replicas=max(each, 1))
+    return workers.is_chief(strategies.create(config))
 
 
 def _seeds(texts: Sequence[str]) -> list[int]:

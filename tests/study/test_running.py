@@ -11,6 +11,7 @@ from tfnorm.errors import RunError
 from tfnorm.study import running
 from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.results import Results
+from tfnorm.training.workers import LostWorker
 from tfnorm.version import __version__
 
 
@@ -96,6 +97,32 @@ def test_a_failed_run_is_recorded_and_stops_no_other(tmp_path, trained):
     assert any(t.startswith("[1/2] failed: the loss of step 3 is nan; about ") for t in told)
     running.run(grid(BAD, A), results, tmp_path, told.append)
     assert len(trained) == 2
+
+
+def test_a_lost_worker_says_nothing_about_the_run(tmp_path, monkeypatch):
+    def train(*args, **kwargs):
+        raise LostWorker("lost contact with worker 1")
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(LostWorker):
+        running.run(grid(A), Results(tmp_path / "results.jsonl"), tmp_path, lambda text: None)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_other_workers_take_part_in_the_missing_runs_of_many_workers(tmp_path, trained):
+    many = [
+        Cell({"replicas": 4}, dataclasses.replace(c, distribution_strategy="multi_worker_mirrored"))
+        for c in (A, B)
+    ]
+    cells = Grid("test", "a test", (many[0], Cell({"replicas": 1}, A), many[1]), {}, {})
+    results = Results(tmp_path / "results.jsonl")
+    results.append({"hash": many[0].hash})
+    before = (tmp_path / "results.jsonl").read_bytes()
+    running.take_part(cells, results, tmp_path / "models")
+    assert [(c.norm, c.model_dir) for c in trained] == [
+        ("gn", str(tmp_path / "models" / many[1].hash))
+    ]
+    assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
 def test_an_interrupted_grid_keeps_what_was_done(tmp_path, trained, monkeypatch):

@@ -30,6 +30,8 @@ class Cell:
     def hash(self) -> str:
         """Identifies the run: twelve hexadecimal digits of its configuration's SHA-256."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in _PLACES}
+        if self.config.distribution_strategy == "multi_worker_mirrored":
+            config["replicas"] = self.labels["replicas"]  # The configuration knows one worker's.
         text = json.dumps(config, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -17,6 +17,7 @@ from tfnorm.errors import RunError
 from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
+from tfnorm.training.workers import LostWorker
 from tfnorm.version import __version__
 
 Tell = Callable[[str], None]
@@ -44,7 +45,7 @@ def run(
     Returns:
         The records of all cells of the grid, in its order.
     """
-    missing = [cell for cell in grid.cells if results.get(cell.hash) is None]
+    missing = _missing(grid, results)
     total, done = len(grid.cells), len(grid.cells) - len(missing)
     tell(count(total, "run") + (f", {done} of {total} are done already" if done else ""))
     clock = Clock(len(missing))
@@ -54,6 +55,23 @@ def run(
         results.append({"grid": grid.name, **record})
         tell(f"[{number}/{total}] {_outcome(record)}; {clock.tick()}")
     return results.select([cell.hash for cell in grid.cells])
+
+
+def take_part(grid: Grid, results: Results, directory: str | os.PathLike[str]) -> None:
+    """What a worker does that is not the chief: its share of the runs that `run` makes there.
+
+    Args:
+        grid: The same as the chief's.
+        results: The chief's file, on a disk that all workers share; it is only read.
+        directory: The same as the chief's.
+    """
+    for cell in _missing(grid, results):
+        if cell.config.distribution_strategy == "multi_worker_mirrored":
+            run_cell(cell, model_dir(directory, cell.hash), lambda text: None)
+
+
+def _missing(grid: Grid, results: Results) -> list[Cell]:
+    return [cell for cell in grid.cells if results.get(cell.hash) is None]
 
 
 def model_dir(directory: str | os.PathLike[str], identity: str) -> str:
@@ -67,6 +85,9 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
     Returns:
         Its record, as results.jsonl keeps it: hash, labels, config, versions, machine, result and
         history, and the error if it failed.
+
+    Raises:
+        LostWorker: Another worker is gone; that says nothing about the run.
     """
     start = time.time()
     config = dataclasses.replace(cell.config, model_dir=directory)
@@ -86,6 +107,8 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         outcome = training.train(config, [training.ProgressLines()], notice=tell)
         record["result"] = {metric: getattr(outcome, metric) for metric in _METRICS}
         record["history"] = outcome.history
+    except LostWorker:
+        raise
     except RunError as error:
         record["error"] = str(error)
     finally:
