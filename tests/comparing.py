@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from tfnorm.graph import function_of
+
 
 def drawn(variable, rng):
     """Values that no initializer gives: variances spread, scales of both signs, kernels scaled."""
@@ -40,6 +42,6 @@ def difference(model, other, rng, batch=3):
 
 def answers(model, inputs):
     """The outputs of a model at inference, flattened, in float64."""
-    outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
+    outputs = model(keras.tree.pack_sequence_as(function_of(model).input, inputs), training=False)
     flat = keras.tree.flatten(outputs)
     return [keras.ops.convert_to_numpy(y).astype("float64") for y in flat]

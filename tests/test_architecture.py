@@ -19,7 +19,7 @@ FLOORS = (
     ("layers",),
     ("models", "graph"),
     ("training",),
-    ("export",),
+    ("conversion", "export"),
     ("study",),
     ("__init__", "train", "compare"),
 )

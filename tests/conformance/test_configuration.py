@@ -42,7 +42,7 @@ def test_configuration_makes_the_same_layer(name):
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
 def test_every_argument_of_the_constructor_is_in_the_configuration(name):
     layer_class = norms.get(name).layer_class
-    arguments = set(norms._arguments(layer_class)) - {"renorm", "renorm_clipping"}
+    arguments = set(norms.accepted_options(layer_class)) - {"renorm", "renorm_clipping"}
     missing = arguments - {"renorm_momentum"} - set(layer_of(name).get_config())
     assert not missing
 

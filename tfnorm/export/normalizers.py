@@ -21,35 +21,10 @@ _OTHERS = {
 
 def norm_name(layer: keras.Operation) -> str | None:
     """The short name of a normalizer, such as "bn", or None for any other layer."""
-    if isinstance(layer, keras.layers.BatchNormalization):
-        if getattr(layer, "renorm", False):  # an option of later versions of Keras
-            return "brn"
-        return "syncbn" if layer.synchronized else "bn"
-    if isinstance(layer, keras.layers.GroupNormalization):
-        return _group_name(layer)
-    if hasattr(layer, "inference_scale_and_offset"):
-        return _registered_name(layer)
-    return next((name for kind, name in _OTHERS.items() if isinstance(layer, kind)), None)
-
-
-def _group_name(layer: keras.layers.GroupNormalization) -> str:
-    """By the number of groups: all channels together, each for itself, or anything between."""
-    if layer.groups == 1:
-        return "ln"
-    channels = next((w.shape[0] for w in layer.weights), None)
-    return "in" if layer.groups in (-1, channels) else "gn"
-
-
-def _registered_name(layer: keras.Layer) -> str:
-    """The name in the registry that asks most of the layer's arguments, else its class's name."""
-    matching = [
-        norm
-        for norm in map(norms.get, norms.NAMES)
-        if norm.layer_class is type(layer)
-        and all(getattr(layer, key, None) == value for key, value in norm.defaults.items())
-    ]
-    best = max(matching, key=lambda norm: len(norm.defaults), default=None)
-    return type(layer).__name__ if best is None else best.name
+    name = norms.name_of(layer)
+    if name is None and hasattr(layer, "inference_scale_and_offset"):
+        return type(layer).__name__  # derived from one of ours
+    return name or next((name for kind, name in _OTHERS.items() if isinstance(layer, kind)), None)
 
 
 def inference_scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray] | None:

@@ -24,7 +24,7 @@ def build(graph: Graph) -> keras.Model:
         results = keras.tree.flatten(made[call.part](*args, **kwargs))
         values.update(zip(call.outputs, results, strict=True))
     for part, operation in made.items():
-        _set_weights(part, operation)
+        _initialize(part, operation)
     inputs, outputs = map_tensors(values.__getitem__, (graph.inputs, graph.outputs))
     return keras.Model(inputs, outputs, name=graph.name)
 
@@ -42,12 +42,9 @@ def _unique_names(parts: Iterable[Part]) -> dict[Part, str]:
     return names
 
 
-def _set_weights(part: Part, operation: keras.Operation) -> None:
-    weights = part.weights()
-    if not weights:
-        return
+def _initialize(part: Part, operation: keras.Operation) -> None:
     try:
-        operation.set_weights(weights)
+        part.initialize(operation)
     except ValueError as error:
         raise UserError(
             f"The weights of the layer {part.path!r} do not fit a copy of it: {error} "

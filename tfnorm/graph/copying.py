@@ -1,6 +1,7 @@
 """Copies of layers and operations: the same configuration, none of the variables."""
 
 import copy
+import tempfile
 
 import keras
 
@@ -33,12 +34,15 @@ def copy_operation(operation: keras.Operation, name: str, **changes) -> keras.Op
 def _copy_layer(layer: keras.Layer, name: str, changes: dict) -> keras.Layer:
     try:
         config = layer.get_config() | changes | {"name": name}
-        return type(layer).from_config(_with_policy(config, layer))
+        twin = type(layer).from_config(_with_policy(config, layer))
+        _copy_assets(layer, twin)
     except Exception as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
         raise UserError(
-            f"The layer {layer.name!r} of class {type(layer).__name__} cannot be copied: {error} "
+            f"The layer {layer.name!r} of class {type(layer).__name__} cannot be copied: {reason} "
             "Give the class a get_config() that returns all arguments of its constructor."
         ) from error
+    return twin
 
 
 def _with_policy(config: dict, layer: keras.Layer) -> dict:
@@ -46,6 +50,14 @@ def _with_policy(config: dict, layer: keras.Layer) -> dict:
     if isinstance(layer, keras.layers.InputLayer) or not isinstance(config.get("dtype"), str):
         return config
     return config | {"dtype": layer.dtype_policy.name}
+
+
+def _copy_assets(layer: keras.Layer, twin: keras.Layer) -> None:
+    """Hands on what is no variable, such as the words that a lookup layer was adapted to."""
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as directory:
+            layer.save_assets(directory)
+            twin.load_assets(directory)
 
 
 def _copy_lambda(layer: keras.layers.Lambda, name: str) -> keras.layers.Lambda:

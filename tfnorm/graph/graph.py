@@ -18,10 +18,12 @@ class Tensor:
     Attributes:
         shape: static shape, None where a dimension is unknown.
         dtype: name of the dtype, such as "float32".
+        has_mask: whether Keras attaches a mask to it.
     """
 
     shape: tuple[int | None, ...]
     dtype: str
+    has_mask: bool = False
 
 
 class Part:
@@ -47,6 +49,18 @@ class Part:
         """The values for the weights of what `make` returns, in the order of `get_weights`."""
         is_layer = isinstance(self.operation, keras.Layer)
         return self.operation.get_weights() if is_layer else []
+
+    def initialize(self, operation: keras.Operation) -> None:
+        """Gives what `make` returned its values, once it is built.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        weights = self.weights()
+        if weights:
+            operation.set_weights(weights)
+            # Keras' Normalization computes with constants that it makes of its weights.
+            getattr(operation, "finalize_state", lambda: None)()
 
 
 @dataclasses.dataclass(eq=False)

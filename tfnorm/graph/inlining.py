@@ -93,4 +93,4 @@ def _passed_down(call: Call, part: Part) -> dict[str, Any]:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.shape, tensor.dtype)
+    return Tensor(tensor.shape, tensor.dtype, tensor.has_mask)

@@ -56,7 +56,8 @@ def read_function(function: Functional, name: str, prefix: str, parts: dict[int,
     tensors: dict[int, Tensor] = {}
 
     def tensor(x: keras.KerasTensor) -> Tensor:
-        return tensors.setdefault(id(x), Tensor(tuple(x.shape), x.dtype))
+        has_mask = getattr(x, "_keras_mask", None) is not None
+        return tensors.setdefault(id(x), Tensor(tuple(x.shape), x.dtype, has_mask))
 
     def part(operation: keras.Operation) -> Part:
         return parts.setdefault(id(operation), Part(prefix + operation.name, operation))

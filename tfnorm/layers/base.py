@@ -1,5 +1,6 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -206,6 +207,19 @@ class ChannelNormalization(keras.layers.Layer):
         )
         scale = gamma / np.sqrt(variance + self.epsilon)
         return scale, beta - scale * mean
+
+    def population_statistics(
+        self,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        previous: Sequence[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(moving_mean, moving_variance) for inputs of these moments: where training tends to.
+
+        `previous` is the state that a Kalman normalizer gets, as (mean, variance, noise).
+        """
+        del previous
+        return mean, variance
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
@@ -159,6 +160,27 @@ class BatchKalmanNormalization(ChannelNormalization):
         return keras.KerasTensor(y, self.compute_dtype), tuple(
             keras.KerasTensor(shape, self.statistics_dtype) for shape in state
         )
+
+    def population_statistics(
+        self,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        previous: Sequence[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the chain estimates from these moments and the state of the layer before.
+
+        Of a full covariance the state at inference has the diagonal only, and so has this.
+        """
+        if previous is None:
+            return mean, variance
+        parameters = (self.transition, self.gain)
+        matrix, gain = (tf.cast(tf.convert_to_tensor(v), tf.float64) for v in parameters)
+        mean, variance, *state, noise = (
+            tf.constant(x[None], tf.float64) for x in (mean, variance, *previous)
+        )
+        transition = Transition(Estimate(*state), matrix, tf.math.sigmoid(gain), noise)
+        estimate = functional.kalman_update(Estimate(mean, variance), transition)
+        return estimate.mean[0].numpy(), estimate.covariance[0].numpy()
 
     def _check_previous(self, previous: State | None) -> None:
         given = None if previous is None else previous[0].shape[-1]

@@ -1,8 +1,10 @@
 """Moving average batch normalization."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
@@ -119,6 +121,16 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         )
         self.step.assign(step)
         return outputs
+
+    def population_statistics(
+        self,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        previous: Sequence[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """No mean, and the mean square in place of the variance."""
+        del previous
+        return np.zeros_like(mean), variance + np.square(mean)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor."""

@@ -37,6 +37,7 @@ class Normalizer:
         layer_class: the layer that normalizes, None for `none`.
         defaults: arguments of that layer which make the name what it is.
         options: the user's arguments of that layer.
+        of_width: arguments that follow from the number of channels.
     """
 
     name: str
@@ -46,6 +47,11 @@ class Normalizer:
     attach: Attach = field(repr=False)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_width: Callable[[int], Mapping[str, Any]] = field(default=lambda channels: {}, repr=False)
+
+    def arguments(self, channels: int) -> dict[str, Any]:
+        """Arguments of the layer for so many channels, without the axis."""
+        return {**self.of_width(channels), **self.defaults, **self.options}
 
     def __call__(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
         """Applies `layer` to x and normalizes its output; returns (y, state)."""
@@ -64,7 +70,7 @@ def get(name: str, **options: Any) -> Normalizer:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"unknown norm {name!r}; the known ones are {', '.join(NAMES)}.{hint}")
     norm = _REGISTRY[name]
-    accepted = _arguments(norm.layer_class)
+    accepted = accepted_options(norm.layer_class)
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UserError(
@@ -79,7 +85,36 @@ def concatenate_states(states: Sequence[Any]) -> Any:
     return None if states[0] is None else batch_kalman_normalization.concatenate_states(states)
 
 
-def _arguments(layer_class: type | None) -> list[str]:
+def name_of(layer: Any) -> str | None:
+    """The name of a normalizing layer, Keras' own included; None for any other layer.
+
+    Of several names of one class it is the one that asks most of the layer's arguments.
+    """
+    if isinstance(layer, keras.layers.BatchNormalization):
+        if getattr(layer, "renorm", False):  # an option of later versions of Keras
+            return "brn"
+        return "syncbn" if layer.synchronized else "bn"
+    if isinstance(layer, keras.layers.GroupNormalization):
+        return _group_name(layer)
+    matching = [
+        norm
+        for norm in _REGISTRY.values()
+        if norm.layer_class is type(layer)
+        and all(getattr(layer, key, None) == value for key, value in norm.defaults.items())
+    ]
+    return max(matching, key=lambda norm: len(norm.defaults)).name if matching else None
+
+
+def _group_name(layer: keras.layers.GroupNormalization) -> str:
+    """By the number of groups: all channels together, each for itself, or anything between."""
+    if layer.groups == 1:
+        return "ln"
+    channels = next((w.shape[0] for w in layer.weights), None)
+    return "in" if layer.groups in (-1, channels) else "gn"
+
+
+def accepted_options(layer_class: type | None) -> list[str]:
+    """Arguments that a user may give for a normalizer's layer, in order."""
     names = []
     for cls in inspect.getmro(layer_class) if layer_class else ():
         if cls is keras.layers.Layer:
@@ -122,15 +157,18 @@ def _chained(
     return BatchKalmanNormalization(**arguments)(layer(x), previous=state)
 
 
-def _group_normalization(channels_per_group: Callable[[int], int]) -> Attach:
+def _groups(channels_per_group: Callable[[int], int]) -> Callable[[int], Mapping[str, Any]]:
+    return lambda channels: {"groups": channels // channels_per_group(channels)}
+
+
+def _group_normalization(of_width: Callable[[int], Mapping[str, Any]]) -> Attach:
     def attach(
         layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
     ) -> tuple[Any, Any]:
         del state
         y = layer(x)
-        channels = y.shape[arguments["axis"]]
-        groups = channels // channels_per_group(channels)
-        return keras.layers.GroupNormalization(**{"groups": groups, **arguments})(y), None
+        arguments = {**of_width(y.shape[arguments["axis"]]), **arguments}
+        return keras.layers.GroupNormalization(**arguments)(y), None
 
     return attach
 
@@ -159,8 +197,9 @@ def _batch_like(
 
 
 def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
-    attach = _group_normalization(channels_per_group)
-    return Normalizer(name, description, False, keras.layers.GroupNormalization, attach)
+    of_width = _groups(channels_per_group)
+    attach, layer_class = _group_normalization(of_width), keras.layers.GroupNormalization
+    return Normalizer(name, description, False, layer_class, attach, of_width=of_width)
 
 
 _REGISTRY = {

@@ -18,6 +18,7 @@ _OTHERS = (
     keras.layers.Conv3D,
     keras.layers.Dense,
 )
+KINDS = (*_OTHERS, *_TRANSPOSED, *_DEPTHWISE)
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -39,11 +40,10 @@ class WeightCentralization(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
-        kinds = (*_OTHERS, *_TRANSPOSED, *_DEPTHWISE)
-        if not isinstance(layer, kinds):
+        if not isinstance(layer, KINDS):
             raise ValueError(
                 "WeightCentralization wraps "
-                f"{', '.join(kind.__name__ for kind in kinds)}. "
+                f"{', '.join(kind.__name__ for kind in KINDS)}. "
                 f"Received: {layer!r}. Give one of these, or leave the layer as it is."
             )
         super().__init__(layer, **kwargs)

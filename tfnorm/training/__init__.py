@@ -2,6 +2,7 @@
 
 from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
 from tfnorm.training.config import Config
+from tfnorm.training.recalibration import recalibrate
 from tfnorm.training.run import Evaluation, Result, evaluate, load_model, train
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "SynchronizeStatistics",
     "evaluate",
     "load_model",
+    "recalibrate",
     "train",
 ]

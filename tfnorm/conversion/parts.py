@@ -1,0 +1,98 @@
+"""The parts that a conversion puts into a graph: new layers, and the values they start with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnorm.graph import Part, copy_operation
+from tfnorm.layers import CrossIterationBatchNormalization, WeightCentralization
+
+
+class NormPart(Part):
+    """A normalizer in the place of another.
+
+    Attributes:
+        layer_class: of the new layer.
+        arguments: of its constructor.
+        values: what its weights of these names start with; all others keep their initial values.
+    """
+
+    def __init__(
+        self,
+        old: Part,
+        layer_class: type[keras.layers.Layer],
+        arguments: Mapping[str, Any],
+        values: Mapping[str, np.ndarray],
+    ) -> None:
+        super().__init__(old.path, old.operation)
+        self.layer_class = layer_class
+        self.arguments = arguments
+        self.values = values
+
+    def make(self, name: str) -> keras.layers.Layer:
+        """The new layer."""
+        return self.layer_class(**self.arguments, name=name)
+
+    def initialize(self, operation: keras.layers.Layer) -> None:
+        """Assigns the values that the new layer has a weight for."""
+        for name, value in self.values.items():
+            variable = getattr(operation, name, None)
+            if variable is not None:
+                variable.assign(value)
+
+
+class LinearPart(Part):
+    """A convolution or dense layer with another kernel, or without its bias.
+
+    Attributes:
+        kernel: what it starts with.
+        bias: likewise; None is a layer without.
+    """
+
+    def __init__(
+        self, path: str, operation: keras.layers.Layer, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> None:
+        super().__init__(path, operation)
+        self.kernel = kernel
+        self.bias = bias
+
+    def make(self, name: str) -> keras.layers.Layer:
+        """A copy of the layer."""
+        return copy_operation(self.operation, name, use_bias=self.bias is not None)
+
+    def weights(self) -> list[np.ndarray]:
+        """Kernel and bias."""
+        return [self.kernel] if self.bias is None else [self.kernel, self.bias]
+
+
+class CentralizedPart(LinearPart):
+    """The same, wrapped in `WeightCentralization`; the wrapper has the layer's name."""
+
+    def make(self, name: str) -> keras.layers.Layer:
+        """The wrapped copy."""
+        layer = super().make(self.operation.name)
+        return WeightCentralization(layer, name=name, dtype=layer.dtype_policy)
+
+
+class CrossIterationPart(NormPart):
+    """CBN, which holds the convolution before it.
+
+    Attributes:
+        linear: the convolution.
+    """
+
+    def __init__(self, old: Part, linear: LinearPart, arguments: Any, values: Any) -> None:
+        super().__init__(old, CrossIterationBatchNormalization, arguments, values)
+        self.linear = linear
+
+    def make(self, name: str) -> keras.layers.Layer:
+        """The normalizer around a copy of the convolution."""
+        layer = self.linear.make(self.linear.operation.name)
+        return self.layer_class(layer, **self.arguments, name=name)
+
+    def initialize(self, operation: keras.layers.Layer) -> None:
+        """Assigns the normalizer's values, and the kernel."""
+        super().initialize(operation)
+        self.linear.initialize(operation.layer)

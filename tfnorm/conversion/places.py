@@ -1,0 +1,140 @@
+"""The normalizers of a graph as plain places: x in, y out, each with what it hands on."""
+
+import dataclasses
+
+import keras
+
+from tfnorm.conversion.parts import LinearPart
+from tfnorm.conversion.source import Source, read_source
+from tfnorm.graph import Call, Graph, Part, Tensor
+from tfnorm.layers import CrossIterationBatchNormalization, WeightCentralization, norms
+
+
+@dataclasses.dataclass(eq=False)
+class Place:
+    """A normalizer that another one can replace.
+
+    Attributes:
+        part: the normalizer.
+        source: what it hands on.
+        calls: its calls, each with one argument x, perhaps `mask` and `training`, and one output.
+    """
+
+    part: Part
+    source: Source
+    calls: list[Call]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """A normalizer of a model.
+
+    Attributes:
+        path: where it is in the model.
+        layer: the layer.
+        part: its part in the graph, None if it has none of its own.
+        source: what it hands on, None if it has to stay.
+        obstacle: why it has to stay.
+    """
+
+    path: str
+    layer: keras.Layer
+    part: Part | None = None
+    source: Source | None = None
+    obstacle: str = ""
+
+
+def find(graph: Graph) -> list[Found]:
+    """All normalizers, in the order of their first calls."""
+    found = []
+    for part in dict.fromkeys(call.part for call in graph.calls):
+        layer = part.operation
+        if norms.name_of(layer) is not None:
+            found.append(_found(graph, part))
+        elif isinstance(layer, keras.Layer):
+            inside = layer._flatten_layers(recursive=True, include_self=False)
+            obstacle = f"inside {part.path}, which is one layer to us; left as it is"
+            found += [
+                Found(f"{part.path}/{x.name}", x, obstacle=obstacle)
+                for x in inside
+                if norms.name_of(x) is not None
+            ]
+    return found
+
+
+def _found(graph: Graph, part: Part) -> Found:
+    layer = part.operation
+    source = read_source(layer)
+    if source is None:
+        obstacle = f"{type(layer).__name__} may do more than its base class; left as it is"
+        return Found(part.path, layer, part, obstacle=obstacle)
+    return Found(part.path, layer, part, source)
+
+
+def lay_open(graph: Graph, found: list[Found]) -> dict[Found, Place]:
+    """Rewrites normalizers as plain places; the graph means the same at inference.
+
+    A convolution comes out of its normalizer (cbn), centralized kernels become plain ones (mabn),
+    states disappear (bkn). A normalizer of which a state is still in use has no place.
+    """
+    places = {}
+    for one in reversed(found):  # those who use a state before the one who makes it
+        if not _is_state_used(graph, one.part):
+            places[one] = _place(graph, one)
+            prune(graph)
+    _bake_centralized_kernels(graph, list(places.values()))
+    return {one: places[one] for one in found if one in places}
+
+
+def _is_state_used(graph: Graph, part: Part) -> bool:
+    states = [x for call in graph.calls_of(part) for x in call.outputs[1:]]
+    users = [user.part for x in states for user in graph.users(x)]
+    return any(user is not part for user in users) or any(map(graph.is_output, states))
+
+
+def _place(graph: Graph, found: Found) -> Place:
+    layer, part = found.layer, Part(found.path, found.layer)
+    wrapped = None
+    if isinstance(layer, CrossIterationBatchNormalization):
+        path = "/".join([*found.path.split("/")[:-1], layer.layer.name])
+        wrapped = Part(path, layer.layer)
+    calls = []
+    for call in reversed(graph.calls_of(found.part)):
+        x, y = call.first, call.outputs[0]
+        if wrapped is not None:
+            convolution = Call(wrapped, (x,), {}, (Tensor(y.shape, y.dtype),))
+            graph.insert(convolution, before=call)
+            x = convolution.outputs[0]
+        kwargs = {
+            name: value
+            for name, value in call.arguments.items()
+            if name in ("mask", "training") and value is not None
+        }
+        calls.append(Call(part, (x,), kwargs, (y,)))
+        graph.replace(call, calls[-1])
+    return Place(part, found.source, calls[::-1])
+
+
+def prune(graph: Graph) -> None:
+    """Removes calls that nothing depends on."""
+    for call in reversed(graph.calls.copy()):
+        if not any(graph.users(x) or graph.is_output(x) for x in call.outputs):
+            graph.remove(call)
+
+
+def _bake_centralized_kernels(graph: Graph, places: list[Place]) -> None:
+    """Takes `WeightCentralization` away where nothing but places that were mabn stand behind it."""
+    calls = [call for place in places if place.source.norm == "mabn" for call in place.calls]
+    before = [graph.producer(call.first) for call in calls]
+    for part in dict.fromkeys(call.part for call in before if call is not None):
+        wrapper = part.operation
+        outputs = [x for call in graph.calls_of(part) for x in call.outputs]
+        users = [user for x in outputs for user in graph.users(x)]
+        alone = all(user in calls for user in users) and not any(map(graph.is_output, outputs))
+        if not (isinstance(wrapper, WeightCentralization) and alone):
+            continue
+        kernel, *bias = wrapper.layer.get_weights()
+        kernel = wrapper.effective_kernel().astype(kernel.dtype)
+        plain = LinearPart(part.path, wrapper.layer, kernel, bias[0] if bias else None)
+        for call in graph.calls_of(part):
+            graph.replace(call, Call(plain, (call.first,), {}, call.outputs))

@@ -1,0 +1,127 @@
+"""Putting a normalizer into a place: beside, behind or around the layer before it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnorm.conversion.parts import CentralizedPart, CrossIterationPart, LinearPart, NormPart
+from tfnorm.conversion.places import Place
+from tfnorm.graph import Call, Graph
+from tfnorm.layers import linear, norms, weight_centralization
+from tfnorm.layers.norms import Normalizer
+
+
+class Obstacle(Exception):
+    """Why a normalizer cannot take a place."""
+
+
+def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """Swaps the layer and nothing else; returns what there is to say about it."""
+    part = NormPart(place.part, norm.layer_class, arguments(place, norm), place.source.values)
+    for call in place.calls:
+        accepted = call.kwargs if norm.foldable else {}
+        graph.replace(call, Call(part, call.args, accepted, call.outputs))
+    if not norm.foldable:
+        return "gamma and beta carried over; it keeps no moving statistics"
+    if "moving_mean" not in place.source.values:
+        return "gamma and beta carried over; moving statistics start anew: recalibrate"
+    return ""
+
+
+def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """CBN takes the convolution into itself, without its bias."""
+    before = _layer_before(graph, place, linear.KINDS)
+    (call,) = place.calls
+    layer = before.part.operation
+    if layer.trainable and not place.source.arguments["trainable"]:
+        raise Obstacle(f"it is frozen and {before.part.path} is not")
+    if before.first.has_mask and not layer.supports_masking:
+        raise Obstacle(f"{before.part.path} drops the mask of its input")
+    if layer.dtype_policy.name != place.source.arguments["dtype"].name:
+        raise Obstacle(f"its dtype policy is not that of {before.part.path}")
+    values, note = _without_bias(place, before)
+    inner = LinearPart(before.part.path, layer, _kernel(before), None)
+    part = CrossIterationPart(place.part, inner, arguments(place, norm), values)
+    graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
+    graph.remove(before)
+    return f"around {before.part.path}{note}"
+
+
+def place_after_centralized(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """MABN wants zero-mean kernels before it, and no bias.
+
+    A centralized kernel does not see the mean over its input patch, so this changes the outputs.
+    What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
+    stays, at zero. The moving variance, of which MABN makes the mean square, is carried over.
+    """
+    before = _layer_before(graph, place, weight_centralization.KINDS)
+    (call,) = place.calls
+    layer = before.part.operation
+    if not (layer.trainable and place.source.arguments["trainable"]):
+        raise Obstacle(f"it or {before.part.path} is frozen, whose kernel may not change")
+    values = {**place.source.values}
+    if "moving_mean" in values:
+        values["moving_mean"] = np.zeros_like(values["moving_mean"])
+    centralized = CentralizedPart(before.part.path, layer, _kernel(before), None)
+    graph.replace(before, Call(centralized, (before.first,), before.kwargs, before.outputs))
+    part = NormPart(place.part, norm.layer_class, arguments(place, norm), values)
+    graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
+    return f"kernel of {before.part.path} centralized: train, or recalibrate, before use"
+
+
+def arguments(place: Place, norm: Normalizer) -> dict[str, Any]:
+    """Of the new layer: the user's, else the old layer's, as far as it takes them."""
+    source = place.source
+    accepted = {*norms.accepted_options(norm.layer_class), "trainable", "dtype"}
+    carried = {name: value for name, value in source.arguments.items() if name in accepted}
+    channels = place.calls[0].first.shape[source.axis]
+    return {"axis": source.axis, **carried, **norm.arguments(channels)}
+
+
+def _layer_before(graph: Graph, place: Place, kinds: tuple[type, ...]) -> Call:
+    """The call of the linear layer that makes the input of the place, and nothing else.
+
+    Raises:
+        Obstacle: if there is none.
+    """
+    if len(place.calls) > 1:
+        raise Obstacle(f"it is called {len(place.calls)} times")
+    tensor = place.calls[0].first
+    before = graph.producer(tensor)
+    if before is None:
+        raise Obstacle("it follows an input of the model")
+    path, layer = before.part.path, before.part.operation
+    if not isinstance(layer, kinds):
+        raise Obstacle(f"it follows {path}, a {type(layer).__name__}")
+    if type(layer).call not in {kind.call for kind in kinds}:
+        raise Obstacle(f"{path} is a {type(layer).__name__} with a call of its own")
+    if len(before.part.weights()) != 1 + layer.use_bias:
+        raise Obstacle(f"{path} has weights beside kernel and bias")
+    if len(graph.calls_of(before.part)) > 1:
+        raise Obstacle(f"{path} is called {len(graph.calls_of(before.part))} times")
+    if graph.is_output(tensor):
+        raise Obstacle(f"the output of {path} is an output of the model")
+    if len(graph.users(tensor)) > 1:
+        raise Obstacle(f"the output of {path} is used {len(graph.users(tensor))} times")
+    if layer.activation not in (None, keras.activations.linear):
+        raise Obstacle(f"{path} has the activation {layer.activation.__name__}")
+    rank = len(tensor.shape)
+    if place.source.axis % rank != linear.channel_axis(layer) % rank:
+        raise Obstacle(f"its axis {place.source.axis} is not that of the channels of {path}")
+    return before
+
+
+def _kernel(before: Call) -> np.ndarray:
+    return before.part.weights()[0]
+
+
+def _without_bias(place: Place, before: Call) -> tuple[dict[str, np.ndarray], str]:
+    """The values that do the work of the bias too, exactly: in training the mean takes it out."""
+    values = {**place.source.values}
+    bias = before.part.weights()[1:]
+    if not bias:
+        return values, ""
+    if "moving_mean" in values:
+        values["moving_mean"] = values["moving_mean"] - bias[0]
+    return values, ", its bias part of moving_mean"

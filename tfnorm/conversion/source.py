@@ -1,0 +1,70 @@
+"""A normalizer apart from its method: the arguments and values that travel to another one."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnorm.layers import norms
+
+_ARGUMENTS = (
+    "momentum",
+    "epsilon",
+    "center",
+    "scale",
+    "beta_initializer",
+    "gamma_initializer",
+    "moving_mean_initializer",
+    "moving_variance_initializer",
+    "beta_regularizer",
+    "gamma_regularizer",
+    "beta_constraint",
+    "gamma_constraint",
+    "virtual_replicas",
+    "trainable",
+)
+_VALUES = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a normalizer is to one that takes its place.
+
+    Attributes:
+        norm: its short name.
+        axis: the channel axis.
+        arguments: of its constructor, those that other normalizers may have too, and its dtype
+            policy.
+        values: of its weights by name; group normalization has no moving statistics.
+    """
+
+    norm: str
+    axis: int
+    arguments: dict[str, Any]
+    values: dict[str, np.ndarray]
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels, None if no weight tells it."""
+        return next((len(value) for value in self.values.values()), None)
+
+
+def read_source(layer: keras.Layer) -> Source | None:
+    """What `layer` hands on, or None if it may do more than the normalizer it derives from."""
+    norm = norms.name_of(layer)
+    known = (keras.layers.BatchNormalization, norms.get(norm).layer_class) if norm else ()
+    if type(layer) not in known or getattr(layer, "renorm", False):
+        return None
+    variables = {name: getattr(layer, name, None) for name in _VALUES}
+    return Source(
+        norm,
+        layer.axis if isinstance(layer.axis, int) else layer.axis[0],
+        {name: getattr(layer, name) for name in _ARGUMENTS if hasattr(layer, name)}
+        | {"dtype": layer.dtype_policy},
+        {
+            name: keras.ops.convert_to_numpy(variable)
+            for name, variable in variables.items()
+            if variable is not None
+        },
+    )
