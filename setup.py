@@ -40,8 +40,8 @@ setup(
         # What TensorFlow's resolver needs to find a Cloud TPU by its name. On a TPU VM itself,
         # tensorflow-tpu takes the place of tensorflow.
         "tpu": ["google-api-python-client", "oauth2client"],
-        "litert": ["ai-edge-litert"],
-        "onnx": ["onnxruntime", "tf2onnx"],
+        "litert": ["ai-edge-litert>=2.0"],
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "tf2onnx>=1.17"],
     },
     entry_points={
         "console_scripts": [

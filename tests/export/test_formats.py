@@ -1,6 +1,7 @@
 """LiteRT and ONNX beside the SavedModel, each run by its own runtime."""
 
 import importlib.util
+import logging
 import sys
 
 import keras
@@ -20,7 +21,7 @@ def needs(*modules):
 
 EXTRAS = [
     pytest.param("litert", "model.tflite", marks=needs("ai_edge_litert")),
-    pytest.param("onnx", "model.onnx", marks=needs("tf2onnx", "onnxruntime")),
+    pytest.param("onnx", "model.onnx", marks=needs("tf2onnx", "onnx", "onnxruntime")),
 ]
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
 
@@ -64,9 +65,25 @@ def test_pixels_in_and_names_out(name, file, randomized, tmp_path):
 @pytest.mark.parametrize(("name", "file"), EXTRAS)
 def test_many_inputs_and_outputs(name, file, randomized, tmp_path):
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b", dtype="int32")
-    y = a + L.Flatten()(L.Embedding(3, 4)(b)[:, 0])
+    scaled = L.Normalization(mean=[1.0, 2.0, 3.0, 4.0], variance=[4.0, 5.0, 6.0, 7.0])(a)
+    y = scaled + L.Flatten()(L.Embedding(3, 4)(b)[:, 0])
     model = randomized(keras.Model({"b": b, "a": a}, {"sum": y, "more": [L.Dense(2)(a), y * y]}))
     assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_an_operation_that_the_format_has_not(name, file, tmp_path, capfd):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, keras.ops.erfinv(keras.ops.tanh(x)))
+    with pytest.raises(RunError) as error:
+        export_saved_model(model, tmp_path, formats=[name], verify=False)
+    assert str(error.value) == {
+        "litert": "The model cannot be converted to litert: LiteRT has no operation for Erfinv",
+        "onnx": "The model cannot be converted to onnx: "
+        "No Op registered for Erfinv with domain_version of 18",
+    }.get(name)
+    assert list(tmp_path.iterdir()) == []
+    assert "tf2onnx" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "file"), EXTRAS)
@@ -86,7 +103,8 @@ def test_a_wrong_conversion_is_found(name, file, randomized, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "modules"), [("litert", ["ai_edge_litert"]), ("onnx", ["tf2onnx", "onnxruntime"])]
+    ("name", "modules"),
+    [("litert", ["ai_edge_litert"]), ("onnx", ["tf2onnx", "onnx", "onnxruntime"])],
 )
 def test_what_is_not_installed(name, modules, tmp_path, monkeypatch):
     for module in modules:
@@ -94,7 +112,7 @@ def test_what_is_not_installed(name, modules, tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         export_saved_model(classifier(), tmp_path / "out", formats=["saved_model", name])
     assert str(error.value) == (
-        f"The format {name} needs {' and '.join(modules)}, not installed here: "
+        f"The format {name} needs {', '.join(modules)}, not installed here: "
         f"pip install 'tfnorm[{name}]'"
     )
     assert not (tmp_path / "out").exists()
@@ -109,12 +127,16 @@ def test_unknown_format(tmp_path):
         )
 
 
-def test_converter_that_refuses(tmp_path, monkeypatch):
+def test_converter_that_refuses(tmp_path, monkeypatch, capsys):
     def refuse(path, serve):
-        raise NotImplementedError("no such operation")
+        print("a lot")
+        logging.getLogger("tf2onnx").error("of talk")
+        raise NotImplementedError("no such operation\npages of notes")
 
     monkeypatch.setitem(formats.FORMATS, "litert", formats.Format(("litert",), (), refuse))
     with pytest.raises(RunError) as error:
         export_saved_model(classifier(), tmp_path, formats=["litert"], verify=False)
     assert str(error.value) == "The model cannot be converted to litert: no such operation"
+    assert capsys.readouterr() == ("", "")
+    assert logging.getLogger("tf2onnx").level == logging.NOTSET
     assert list(tmp_path.iterdir()) == []

@@ -101,7 +101,7 @@ def test_process_cannot_import_what_is_blocked():
 
 def compare(found, scale=1.0, monkeypatch=None):
     """A comparison of one output of that scale with what was found."""
-    batch = recording.Batch(2, {}, {"y": np.array([scale, -scale / 2])})
+    batch = recording.Batch(2, {}, {"y": np.array([scale, -scale / 2])}, {"y": scale})
     monkeypatch.setattr(verify, "_answers", lambda runtime, path, batches: found)
     return verify.verify_export("path", [batch], 1e-5, ["tensorflow_c"])
 
@@ -148,7 +148,7 @@ def test_classes_are_compared_by_their_scores(monkeypatch):
     def compared(*classes):
         answers = {(1, "classes"): np.array([classes]), (1, "scores"): outputs["scores"]}
         monkeypatch.setattr(verify, "_answers", lambda runtime, path, batches: answers)
-        batch = recording.Batch(1, {}, outputs, scores)
+        batch = recording.Batch(1, {}, outputs, {"classes": 0.3, "scores": 0.3}, scores)
         return verify.verify_export("path", [batch], 1e-5, ["tensorflow_c"], ranking).difference
 
     assert compared(b"c", b"b") == 0
@@ -217,6 +217,18 @@ def test_examples_that_do_not_fit():
 def test_noise_has_other_sizes_for_each_batch():
     shapes = [batch.inputs["x"].shape for batch in record(model_of((None, 2)))]
     assert shapes == [(1, 96, 2), (3, 64, 2), (32, 32, 2)]
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(50, 200.0), (0.01, np.exp(0.03))])
+def test_scale_of_probabilities_is_that_of_their_logits(factor, scale):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, L.Rescaling(factor)(x))
+    signature = Signature(model, None, Postprocessing())
+    examples = np.array([[0.0, 0.0, -4.0, 3.0]])
+    batch = recording.record(model, signature, examples)[0]
+    if scale < 200:  # logits of no size: the largest probability
+        scale /= np.sum(np.exp(factor * examples))
+    assert batch.scales == {"probabilities": pytest.approx(scale)}
 
 
 def test_no_noise_for_strings():

@@ -4,15 +4,21 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
+import logging
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfnorm.errors import RunError, UserError
 from tfnorm.export.signature import NAME
+
+_ONNX_OPSET = 18  # the newest that tf2onnx writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +38,40 @@ class Format:
 
 def _to_litert(path: pathlib.Path, serve: Callable) -> None:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(path), signature_keys=[NAME])
-    (path / "model.tflite").write_bytes(converter.convert())
+    try:
+        content = converter.convert()
+    except Exception as error:  # pages of a compiler's notes
+        unknown = ", ".join(re.findall(r"^(?:Custom|Flex) ops: (.*)$", str(error), re.MULTILINE))
+        if not unknown:
+            raise
+        raise NotImplementedError(f"LiteRT has no operation for {unknown}") from error
+    (path / "model.tflite").write_bytes(content)
 
 
 def _to_onnx(path: pathlib.Path, serve: Callable) -> None:
+    import onnx
     import tf2onnx
 
-    tf2onnx.convert.from_function(
-        serve, input_signature=serve.input_signature, opset=18, output_path=str(path / "model.onnx")
+    # Not tf2onnx.convert.from_function, which takes constants of the graph for inputs.
+    function = serve.get_concrete_function()
+    frozen = convert_variables_to_constants_v2(function, aggressive_inlining=True)
+    inputs, outputs = [x.name for x in frozen.inputs], [y.name for y in frozen.outputs]
+    names = [spec.name for spec in serve.input_signature], sorted(function.structured_outputs)
+    model, _ = tf2onnx.convert.from_graph_def(
+        frozen.graph.as_graph_def(add_shapes=True),
+        input_names=inputs,
+        output_names=outputs,
+        tensors_to_rename=dict(zip([*inputs, *outputs], itertools.chain(*names), strict=True)),
+        opset=_ONNX_OPSET,
     )
+    onnx.checker.check_model(model)  # tf2onnx leaves in what it does not know
+    onnx.save(model, path / "model.onnx")
 
 
 FORMATS = {
     "saved_model": Format(("tensorflow_python", "tensorflow_c")),
     "litert": Format(("litert",), ("ai_edge_litert",), _to_litert),
-    "onnx": Format(("onnx_runtime",), ("tf2onnx", "onnxruntime"), _to_onnx),
+    "onnx": Format(("onnx_runtime",), ("tf2onnx", "onnx", "onnxruntime"), _to_onnx),
 }
 
 
@@ -58,7 +83,7 @@ def check_formats(names: Sequence[str]) -> None:
         missing = [x for x in FORMATS[name].modules if importlib.util.find_spec(x) is None]
         if missing:
             raise UserError(
-                f"The format {name} needs {' and '.join(missing)}, not installed here: "
+                f"The format {name} needs {', '.join(missing)}, not installed here: "
                 f"pip install 'tfnorm[{name}]'"
             )
 
@@ -78,12 +103,28 @@ def convert(names: Sequence[str], path: pathlib.Path, serve: Callable) -> None:
         if FORMATS[name].convert is None:
             continue
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with _silent("tensorflow", "tf2onnx"):
                 FORMATS[name].convert(path, serve)
         except Exception as error:
-            raise RunError(f"The model cannot be converted to {name}: {error}") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"The model cannot be converted to {name}: {reason}") from error
     if "saved_model" not in names:
         for file in ("saved_model.pb", "fingerprint.pb"):
             os.remove(path / file)
         for folder in ("variables", "assets"):
             shutil.rmtree(path / folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Nothing on stdout, nothing from these loggers: converters talk a lot."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

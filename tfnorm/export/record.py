@@ -23,12 +23,15 @@ class Batch:
         size: how many examples it has.
         inputs: arrays by the names of the inputs.
         outputs: arrays by the names of the outputs, numbers in float64.
+        scales: by the same names, the largest absolute value of what the model returned. That of
+            probabilities is that of their logits, whose rounding errors they carry.
         scores: of all classes, where the outputs are only the best of them.
     """
 
     size: int
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    scales: dict[str, float]
     scores: np.ndarray | None = None
 
 
@@ -85,23 +88,29 @@ def record(model: keras.Model, signature: Signature, examples: Any = None) -> li
 def _run(
     model: keras.Model, signature: Signature, size: int, inputs: dict[str, np.ndarray]
 ) -> Batch:
-    tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
     try:
-        results = signature.run(lambda x: model(x, training=False), tensors)
+        with tf.device("CPU:0"):  # as in the verification: a GPU may round far more coarsely
+            tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
+            results = signature.run(lambda x: model(x, training=False), tensors)
     except Exception as error:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise UserError(
             f"The model {model.name!r} cannot be run on inputs of shape {shapes}: {error} "
             "Give examples=, inputs that it can be run on."
         ) from error
-    outputs = {
-        name: y.numpy() if y.dtype == tf.string else tf.cast(y, tf.float64).numpy()
-        for name, y in signature.outputs(results).items()
-    }
+    outputs = {name: _plain(y) for name, y in signature.outputs(results).items()}
+    scales = [float(np.max(np.abs(_plain(y)), initial=0.0)) for y in results]
     ranking = signature.postprocessing
-    if ranking is None or ranking.top_k is None:
-        return Batch(size, inputs, outputs)
-    return Batch(size, inputs, outputs, ranking.scores(results[0]).numpy().astype("float64"))
+    if ranking is None:
+        return Batch(size, inputs, outputs, dict(zip(outputs, scales)))
+    scores = _plain(ranking.scores(results[0]))
+    return Batch(
+        size, inputs, outputs, dict.fromkeys(outputs, max(scales[0], scores.max())), scores
+    )
+
+
+def _plain(y: tf.Tensor) -> np.ndarray:
+    return y.numpy() if y.dtype == tf.string else tf.cast(y, tf.float64).numpy()
 
 
 def _noise(spec: tf.TensorSpec, size: int, free_size: int, rng: np.random.Generator) -> np.ndarray:

@@ -39,7 +39,7 @@ class Verification:
         runtimes: what ran the export, keys of RUNTIMES.
         batch_sizes: of the batches that were compared.
         difference: the largest |export − model| over all outputs, relative to the largest
-            absolute value of the output.
+            absolute value of the output, and for probabilities of the logits.
         tolerance: what was allowed.
     """
 
@@ -102,9 +102,7 @@ def _compare(
     """The largest relative difference over all batches and outputs."""
     worst = 0.0
     for name in batches[0].outputs:
-        ranked = ranking is not None and name == CLASSES
-        decisive = [batch.scores if ranked else batch.outputs[name] for batch in batches]
-        scale = max(float(np.max(np.abs(values), initial=0.0)) for values in decisive)
+        scale = max(batch.scales[name] for batch in batches)
         for batch in batches:
             difference = _difference(runtime, batch, name, answers, ranking)
             # Where all of an output is zero, the export has to say so, to the same tolerance.
@@ -153,7 +151,8 @@ def _answers(runtime: str, path: str | os.PathLike, batches: Sequence[Batch]) ->
                 capture_output=True,
                 text=True,
                 timeout=_SECONDS,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                # No GPU: its memory is this process's.
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"},
             )
         except subprocess.TimeoutExpired as error:
             raise RunError(
