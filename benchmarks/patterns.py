@@ -27,7 +27,7 @@ class Pattern:
         build: from the input to the output or the outputs.
         folded: for each normalizer, in the order of the calls, whether `tfnorm.fold` removes it;
             what it does not remove stays as one multiplication and one addition.
-        own: floating-point operations Mul, AddV2 and Sub that are none of a normalizer's.
+        own: floating-point operations of the graph that are none of a normalizer's.
     """
 
     name: str
@@ -40,6 +40,11 @@ class Pattern:
         """The model of it. Once: it is made of layers that belong to the pattern."""
         inputs = keras.Input(self.shape)
         return keras.Model(inputs, self.build(inputs))
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether other layers than the normalizers multiply."""
+        return bool({"Mul", "RealDiv"} & self.own.keys())
 
     def operations(self) -> dict[str, int]:
         """What the exported graph may hold of the operations that normalizers are made of."""
@@ -281,6 +286,15 @@ def _merge(kind: type[keras.Layer], filters: int = 4, **options) -> Callable[[An
     return build
 
 
+def _operators(x):
+    y = L.Conv2D(4, 3, padding="same")(x) + L.Conv2D(4, 1)(x)
+    return bn()(keras.ops.concatenate([y - L.Conv2D(4, 1)(x), L.Dense(2)(x)], axis=-1))
+
+
+def _constant_added(x):
+    return bn()(L.Conv2D(4, 1)(x) + 1.5)
+
+
 def _half_linear(kind: type[keras.Layer]) -> Callable[[Any], Any]:
     def build(x):
         return bn()(kind()([L.Conv2D(4, 1)(x), L.ReLU()(L.Conv2D(4, 1)(x))]))
@@ -352,9 +366,11 @@ def _branches() -> Iterator[Pattern]:
         ("added", _merge(L.Add), [True], add),
         ("added to relu", _half_linear(L.Add), [False], add),
         ("subtracted", _merge(L.Subtract), [True], sub),
-        ("averaged", _merge(L.Average), [True], add),
+        ("averaged", _merge(L.Average), [True], {**add, "RealDiv": 1}),
         ("multiplied", _merge(L.Multiply), [False], {"Mul": 1}),
         ("added, one shared layer", _of_pooled_and_shared, [True], add),
+        ("operators", _operators, [True], {"AddV2": 1, "Sub": 1}),
+        ("constant added", _constant_added, [False], add),
         ("fork to two layers", _fork_to(lambda: L.Conv2D(4, 3), lambda: L.Dense(5)), [True], {}),
         ("fork to conv2d and relu", _fork_to(lambda: L.Conv2D(4, 3), L.ReLU), [False], {}),
         ("beside another, into conv2d", _beside_a_norm, [True, True], {}),

@@ -18,10 +18,11 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
     Raises:
         Obstacle: if there are none.
     """
-    _check_dtypes(call, call.tensors)
     if type(call.part.operation) in merging.KINDS:
+        _check_dtypes(call, call.tensors)
         return merging.move_before(call, affine)
     rule = _rule(call)
+    _check_dtypes(call, call.tensors)
     (source,), (target,) = call.tensors, call.outputs
     return [(source, rule(call, affine, target, source))]
 
@@ -32,10 +33,11 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
     Raises:
         Obstacle: if there is none.
     """
-    _check_dtypes(call, [tensor])
     if type(call.part.operation) in merging.KINDS:
+        _check_dtypes(call, [tensor])
         return merging.move_after(call, tensor, affine)
     rule = _rule(call)
+    _check_dtypes(call, [tensor])
     (source,), (target,) = call.tensors, call.outputs
     return rule(call, affine, source, target)
 

@@ -2,16 +2,17 @@
 
 import keras
 import numpy as np
+from keras.src.ops import numpy as operations  # what x + y is in a graph has no public name
 
 from tfnorm.export.affine import Affine, Obstacle
 from tfnorm.graph import Call, Tensor
 
-KINDS = (
-    keras.layers.Add,
-    keras.layers.Average,
-    keras.layers.Concatenate,
-    keras.layers.Subtract,
-)
+_SUMS = (keras.layers.Add, operations.Add)
+_MEANS = (keras.layers.Average,)
+_DIFFERENCES = (keras.layers.Subtract, operations.Subtract)
+_CONCATENATIONS = (keras.layers.Concatenate, operations.Concatenate)
+
+KINDS = (*_SUMS, *_MEANS, *_DIFFERENCES, *_CONCATENATIONS)
 
 
 def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
@@ -21,16 +22,16 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
         Obstacle: if there are none.
     """
     inputs, scale, offset = call.tensors, affine.scale, affine.offset
-    if isinstance(call.part.operation, keras.layers.Concatenate):
+    if isinstance(call.part.operation, _CONCATENATIONS):
         bounds = _bounds(call, affine.axis)
         return [
             (x, Affine(scale[start:end], offset[start:end], affine.axis))
             for x, (start, end) in zip(inputs, bounds)
         ]
     _check_shapes(call, affine.axis)
-    if isinstance(call.part.operation, keras.layers.Average):
+    if isinstance(call.part.operation, _MEANS):
         offsets = [offset] * len(inputs)
-    elif isinstance(call.part.operation, keras.layers.Subtract):
+    elif isinstance(call.part.operation, _DIFFERENCES):
         offsets = [offset, 0 * offset]
     else:  # The same for each, so that branches of shared layers stay shared.
         offsets = [offset / len(inputs)] * len(inputs)
@@ -44,7 +45,7 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
         Obstacle: if there is none.
     """
     path = call.part.path
-    if not isinstance(call.part.operation, keras.layers.Concatenate):
+    if not isinstance(call.part.operation, _CONCATENATIONS):
         raise Obstacle(f"{path} lies in between and adds what is not normalized")
     if call.part.operation.axis % len(tensor.shape) != affine.axis:
         raise Obstacle(f"{path} lies in between and puts beside it what is not normalized")
@@ -72,5 +73,7 @@ def _bounds(call: Call, axis: int) -> list[tuple[int | None, int | None]]:
 def _check_shapes(call: Call, axis: int) -> None:
     """What is added has to have every channel, or the map of one input would spread."""
     shape = call.outputs[0].shape
+    if len(call.tensors) < 2:
+        raise Obstacle(f"{call.part.path} lies in between and adds a constant")
     if any(len(x.shape) != len(shape) or x.shape[axis] != shape[axis] for x in call.tensors):
         raise Obstacle(f"{call.part.path} lies in between and repeats one of its inputs")

@@ -1,0 +1,92 @@
+"""How many normalizers each exporter leaves in the graph, pattern by pattern.
+
+The patterns are those of the tests. A normalizer counts as left if the exported graph multiplies
+an activation for it: in the SavedModel of tfnorm and of Keras, in the graph that ONNX Runtime has
+optimized, in the file that LiteRT runs. Patterns whose other layers multiply are not compared.
+
+    python -m benchmarks.folding [--only=<regular expression>] [--output=folding.json]
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from absl import app, flags
+
+from benchmarks.exporters import EXPORTERS, Exporter
+from benchmarks.patterns import GROUPS
+
+_ONLY = flags.DEFINE_string("only", "", "Patterns whose names this regular expression finds.")
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the figures to this JSON file.")
+
+
+def normalizers_left(exporter: Exporter, model: keras.Model) -> int | None:
+    """How many normalizers of the model an exporter leaves, None if it cannot export it."""
+    with tempfile.TemporaryDirectory() as directory, _silence():
+        try:
+            return exporter.scalings(model, Path(directory))
+        except Exception:  # whatever it is, the other exporters and patterns go on
+            return None
+
+
+def spread(model: keras.Model) -> None:
+    """Gives the statistics and scales of a new model values that no optimizer can leave out."""
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        if "float" in variable.dtype:
+            variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def main(_: list[str]) -> None:
+    """Prints the table."""
+    logging.disable(logging.WARNING)
+    available = [x for x in EXPORTERS if not x.missing]
+    for exporter in (x for x in EXPORTERS if x.missing):
+        print(f"{exporter.name} is left out: {', '.join(exporter.missing)} not installed.")
+    rows = {}
+    for group, make in GROUPS.items():
+        patterns = [x for x in make() if re.search(_ONLY.value, x.name) and not x.multiplies]
+        if not patterns:
+            continue
+        print(_line(group, ["normalizers", *(x.name for x in available)]))
+        for pattern in patterns:
+            model = pattern.model()
+            spread(model)
+            counts = [normalizers_left(x, model) for x in available]
+            rows[pattern.name] = [len(pattern.folded), *counts]
+            print(_line(f"  {pattern.name}", rows[pattern.name]), flush=True)
+    totals = [sum(x or 0 for x in column) for column in zip(*rows.values())]
+    print(_line("Normalizers left", totals))
+    if any(None in row for row in rows.values()):
+        print("- : the exporter fails; counted as none left")
+    if _OUTPUT.value:
+        names = ["normalizers", *(x.name for x in available)]
+        data = {name: dict(zip(names, row, strict=True)) for name, row in rows.items()}
+        Path(_OUTPUT.value).write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _line(name: str, cells: list) -> str:
+    texts = ["-" if cell is None else str(cell) for cell in cells]
+    return f"{name:42}" + "".join(f"{text:>14}" for text in texts)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    app.run(main)
