@@ -170,7 +170,9 @@ def _rules() -> dict[type, Callable[[Call, Affine, Tensor, Tensor], Affine]]:
         "GlobalAveragePooling": _over_positions,
         "GlobalMaxPooling": _largest,
     }.items():
-        rules |= {getattr(layers, kind + rank): rule for rank in ranks}
+        # Keras 3.12 has no adaptive pooling.
+        names = [kind + rank for rank in ranks if hasattr(layers, kind + rank)]
+        rules |= {getattr(layers, name): rule for name in names}
     return rules | {
         layers.Activation: _linear_activation,
         layers.Reshape: _rearranged,
