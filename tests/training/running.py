@@ -2,6 +2,34 @@
 
 import dataclasses
 
+import keras
+
+
+def two_layers(name, normalizer, input_shape, num_classes, *, width, stem_stride):
+    """In place of tfnorm.models.build: the smallest network in which a chain is one."""
+    images = keras.Input(input_shape, name="image")
+    x, state = normalizer(keras.layers.Conv2D(width, 3, 2, use_bias=False), images)
+    x = keras.layers.Activation("relu")(x)
+    x, _ = normalizer(keras.layers.Conv2D(2 * width, 3, use_bias=False), x, state)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("relu")(x))
+    return keras.Model(images, keras.layers.Dense(num_classes, dtype="float32")(x), name=name)
+
+
+class StepLosses(keras.callbacks.Callback):
+    """The loss of every step of a run from its start: differences of the sums that it shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.sum = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        total = logs["loss"] * (batch + 1)
+        self.values.append(total - self.sum)
+        self.sum = total
+
 
 def on_replicas(config, count):
     """The same global batch, on so many replicas."""

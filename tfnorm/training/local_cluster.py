@@ -26,7 +26,7 @@ from tfnorm import commands
 _PORTS = range(10_000, 32_768)  # Below those that the system gives to outgoing connections.
 _LAST_LINES = 20
 # Seconds that workers have to end by themselves: after Ctrl-C, and when one of them has failed,
-# which the others take up to a quarter of a minute to notice and report.
+# which the others take up to half a minute to notice and report.
 _GRACE_INTERRUPTED = 20
 _GRACE_FAILED = 60
 

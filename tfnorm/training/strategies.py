@@ -99,10 +99,9 @@ def _check_tf_config(text: str) -> None:
 
 @functools.cache  # A process joins its cluster once, and numbers all collectives in one sequence.
 def _join_cluster(cpu_replicas: int) -> tf.distribute.Strategy:
-    if cpu_replicas:
-        prepare_cpu_devices(cpu_replicas)
     try:
-        if cpu_replicas > 1:
+        if cpu_replicas:
+            prepare_cpu_devices(cpu_replicas)
             return _CpuWorkers(cpu_replicas)
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
@@ -115,10 +114,12 @@ def _join_cluster(cpu_replicas: int) -> tf.distribute.Strategy:
 
 
 class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
-    """Workers with several replicas each on machines without GPU, for tests and rehearsals.
+    """Workers with any number of replicas each on machines without GPU, for tests and rehearsals.
 
-    TensorFlow's own class has one replica a worker there, and no public argument for more; this one
-    overrides the method that names a worker's devices, and nothing else (TensorFlow 2.20, 2.21).
+    TensorFlow's own class has one replica a worker there, and takes one for lost that has not been
+    heard of for 10 seconds, as happens where many processes share few cores. There is no public
+    argument for either: this one overrides the method that names a worker's devices, and the one
+    that configures its server (TensorFlow 2.20, 2.21).
     """
 
     def __init__(self, replicas: int) -> None:
@@ -127,6 +128,11 @@ class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
         class Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
             def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple:
                 return tuple(f"{worker}/device:CPU:{i}" for i in range(replicas)), "CPU"
+
+            def _update_config_proto(self, config: Any) -> Any:
+                config = super()._update_config_proto(config)
+                config.experimental.coordination_config.heartbeat_timeout_in_ms = 30_000
+                return config
 
         options = tf.distribute.experimental.CommunicationOptions()
         tf.distribute.Strategy.__init__(self, Extended(self, None, options))
