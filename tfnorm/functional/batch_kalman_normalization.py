@@ -102,11 +102,9 @@ def batch_kalman_normalization(
         spread = channelwise.covariance(x, own, valid) if full_covariance else own.variance
         mean, covariance = estimate(own.mean, spread, *parameters)
         variance = tf.linalg.diag_part(covariance) if full_covariance else covariance
-        y = channelwise.normalize(
-            x, mean, variance, gamma, tf.broadcast_to(beta, tf.shape(mean)), epsilon
-        )
+        y = channelwise.normalize(x, mean, variance, gamma, beta, epsilon)
 
-        def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor, _: tf.Tensor):  # noqa: ANN202
+        def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor):  # noqa: ANN202
             direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
                 dy, x, mean, variance, gamma, epsilon, valid
             )
@@ -130,17 +128,15 @@ def batch_kalman_normalization(
             )
             if full_covariance:
                 dx += channelwise.covariance_gradient(down_spread, x, own, valid)
-            dgamma, dbeta = tf.reduce_sum(dy_x_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
+            dgamma, dbeta = channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
             return dx, dgamma, dbeta, *down_parameters
 
-        return (y, mean, covariance, own.count), gradient
+        return (y, mean, covariance), gradient
 
     x = view.flatten(x)
     parameters = [] if transition is None else tf.nest.flatten(transition)
-    y, mean, covariance, count = normalize(
-        x, *channelwise.scale_and_offset(x, gamma, beta), *parameters
-    )
-    return view.restore(y), Estimate(mean, covariance), count
+    y, mean, covariance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta), *parameters)
+    return view.restore(y), Estimate(mean, covariance), channelwise.positions(x, valid)
 
 
 def _estimator(transition: Transition | None) -> Callable[..., Estimate]:

@@ -50,10 +50,10 @@ def batch_normalization(
             dx, dgamma, dbeta = channelwise.batch_normalize_gradient(
                 dy, x, own, gamma, epsilon, valid
             )
-            return dx, tf.reduce_sum(dgamma, 0, True), tf.reduce_sum(dbeta, 0, True)
+            return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dbeta)
 
-        return (y, own.count, own.mean, own.variance), gradient
+        return (y, own.mean, own.variance), gradient
 
     x = view.flatten(x)
-    y, count, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), Moments(count, mean, variance)
+    y, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), Moments(channelwise.positions(x, valid), mean, variance)

@@ -54,22 +54,20 @@ def batch_renormalization(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         own = channelwise.moments(x, epsilon, valid)
         r, d = _correction(own, moving_mean, moving_variance, r_max, d_max, epsilon)
-        y = channelwise.normalize(
-            x, own.mean, own.variance, gamma * r, gamma * d + beta, epsilon
-        )
+        y = channelwise.normalize(x, own.mean, own.variance, gamma * r, gamma * d + beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dx, dy_x_sum, dy_sum = channelwise.batch_normalize_gradient(
                 dy, x, own, gamma * r, epsilon, valid
             )
             dgamma = r * dy_x_sum + d * dy_sum
-            return dx, tf.reduce_sum(dgamma, 0, True), tf.reduce_sum(dy_sum, 0, True)
+            return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dy_sum)
 
-        return (y, own.count, own.mean, own.variance), gradient
+        return (y, own.mean, own.variance), gradient
 
     x = view.flatten(x)
-    y, count, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), Moments(count, mean, variance)
+    y, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), Moments(channelwise.positions(x, valid), mean, variance)
 
 
 def _correction(

@@ -77,7 +77,7 @@ class View:
         self._last_shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
         if self._groups == 1:
             return tf.reshape(x, [1, -1, self._channels])
-        return tf.reshape(x, [self._groups, _positions(x) // self._groups, self._channels])
+        return tf.reshape(x, [self._groups, _all_positions(x) // self._groups, self._channels])
 
     def flatten_mask(self, mask: tf.Tensor | None) -> tf.Tensor | None:
         """A mask of the positions (the shape of x without its channel axis) as [G, M, 1]."""
@@ -87,7 +87,10 @@ class View:
 
     def restore(self, y: tf.Tensor, channels: int | None = None) -> tf.Tensor:
         """Brings [G, M, C], or another number of channels, back to the shape flattened."""
-        y = tf.reshape(y, tf.concat([self._last_shape[:-1], [channels or self._channels]], 0))
+        positions, channels = self._last_shape[:-1], [channels or self._channels]
+        is_known = isinstance(positions, tf.TensorShape)
+        shape = [*positions, *channels] if is_known else tf.concat([positions, channels], 0)
+        y = tf.reshape(y, shape)
         return y if self._to_last is None else tf.transpose(y, self._from_last)
 
 
@@ -106,13 +109,34 @@ def scale_and_offset(
     return scale, offset
 
 
+def positions(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The number of valid positions in each group, [G, 1]; a constant where shapes tell it."""
+    dtype = statistics_dtype(x)
+    if mask is not None:
+        return tf.reduce_sum(tf.cast(mask, dtype), axis=1)
+    if x.shape[1] is not None:
+        return tf.constant(x.shape[1], dtype, [x.shape[0], 1])
+    return tf.fill([x.shape[0], 1], tf.cast(tf.shape(x)[1], dtype))
+
+
+def is_surely_positive(count: tf.Tensor) -> bool:
+    """Whether it is known, before anything runs, that no group is without a valid position."""
+    known = tf.get_static_value(count)
+    return known is not None and bool((known > 0).all())
+
+
+def over_groups(values: tf.Tensor) -> tf.Tensor:
+    """The sum over the groups of [G, C], as [1, C]."""
+    return values if values.shape[0] == 1 else tf.reduce_sum(values, 0, keepdims=True)
+
+
 def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Moments:
     """Count, mean and biased variance; the variance by two passes, about the mean."""
     if _is_fused(x, mask):
         # Its unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
         _, result = _fused_batch_normalize(x, *_identity(x), epsilon)
         return result
-    count = _count(x, mask)
+    count = positions(x, mask)
     divisor = tf.maximum(count, 1)
     x = tf.cast(x, statistics_dtype(x))
     mean = _sum(x, mask) / divisor
@@ -133,11 +157,11 @@ def normalize(
     if _is_fused(x, None):
         # One pass over x instead of a subtraction, a multiplication and an addition.
         y = tf.raw_ops.FusedBatchNormV3(
-            x=x[:, :, None],
-            scale=_vector(scale, x),
-            offset=_vector(offset, x),
-            mean=_vector(mean, x),
-            variance=_vector(variance, x),
+            x=tf.expand_dims(x, 2),
+            scale=tf.squeeze(scale, 0),
+            offset=tf.squeeze(offset, 0),
+            mean=tf.squeeze(mean, 0),
+            variance=tf.squeeze(variance, 0),
             epsilon=epsilon,
             is_training=False,
         ).y
@@ -156,7 +180,7 @@ def batch_normalize(
 ) -> tuple[tf.Tensor, Moments]:
     """`normalize` with the moments of x itself, and these moments."""
     if _is_fused(x, mask):
-        return _fused_batch_normalize(x, _vector(scale, x), _vector(offset, x), epsilon)
+        return _fused_batch_normalize(x, scale, offset, epsilon)
     own = moments(x, epsilon, mask)
     return normalize(x, own.mean, own.variance, scale, offset, epsilon), own
 
@@ -175,17 +199,16 @@ def batch_normalize_gradient(
     """
     if own.saved and _is_fused(x, mask):
         result = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=dy[:, :, None],
-            x=x[:, :, None],
-            scale=_vector(scale, x),
+            y_backprop=tf.expand_dims(dy, 2),
+            x=tf.expand_dims(x, 2),
+            scale=tf.squeeze(scale, 0),
             reserve_space_1=own.saved[0],
             reserve_space_2=own.saved[1],
             reserve_space_3=own.saved[2],
             epsilon=epsilon,
             is_training=True,
         )
-        dx = tf.squeeze(result.x_backprop, 2)
-        return dx, result.scale_backprop[None], result.offset_backprop[None]
+        return _unpack(result)
     direct, dy_x_sum, dy_sum = normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
@@ -212,17 +235,16 @@ def normalize_gradient(
     if _is_fused(x, mask):
         # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
         result = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=dy[:, :, None],
-            x=x[:, :, None],
-            scale=_vector(scale, x),
-            reserve_space_1=_vector(mean, x),
-            reserve_space_2=_vector(variance, x),
+            y_backprop=tf.expand_dims(dy, 2),
+            x=tf.expand_dims(x, 2),
+            scale=tf.squeeze(scale, 0),
+            reserve_space_1=tf.squeeze(mean, 0),
+            reserve_space_2=tf.squeeze(variance, 0),
             reserve_space_3=tf.zeros([0]),
             epsilon=epsilon,
             is_training=False,
         )
-        direct = tf.squeeze(result.x_backprop, 2)
-        return direct, result.scale_backprop[None], result.offset_backprop[None]
+        return _unpack(result)
     dtype = statistics_dtype(x)
     rstd = tf.math.rsqrt(variance + epsilon)
     dy = tf.cast(dy, dtype)
@@ -255,7 +277,7 @@ def add_affine(
 
 def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Count [G, 1] and mean of x² [G, C] over the valid positions."""
-    count = _count(x, mask)
+    count = positions(x, mask)
     squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
     return count, squares / tf.maximum(count, 1)
 
@@ -296,47 +318,40 @@ def _fused_batch_normalize(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
     result = tf.raw_ops.FusedBatchNormV3(
-        x=x[:, :, None],
-        scale=scale,
-        offset=offset,
+        x=tf.expand_dims(x, 2),
+        scale=tf.squeeze(scale, 0),
+        offset=tf.squeeze(offset, 0),
         mean=[],
         variance=[],
         epsilon=epsilon,
         is_training=True,
     )
-    count = _count(x, None)
+    count = positions(x)
     # The kernel's public variance is Bessel's; reserve_space_2 is the biased one on a CPU or TPU,
     # but 1/σ on a GPU, so the public one it is.
-    biased = result.batch_variance[None] * (tf.maximum(count, 2) - 1) / tf.maximum(count, 2)
+    several = max(x.shape[1], 2) if x.shape[1] is not None else tf.maximum(count, 2)
+    biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
     saved = (result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
-    mean = result.batch_mean[None]
+    mean = tf.expand_dims(result.batch_mean, 0)
     if x.shape[1] is None:
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
     return tf.squeeze(result.y, 2), Moments(count, mean, biased, saved)
 
 
+def _unpack(result: NamedTuple) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(dx, Σ dy·x̂, Σ dy) of a FusedBatchNormGradV3."""
+    dx = tf.squeeze(result.x_backprop, 2)
+    return dx, tf.expand_dims(result.scale_backprop, 0), tf.expand_dims(result.offset_backprop, 0)
+
+
 def _identity(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.ones([x.shape[-1]]), tf.zeros([x.shape[-1]])
+    return tf.ones([1, x.shape[-1]]), tf.zeros([1, x.shape[-1]])
 
 
-def _vector(value: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(tf.broadcast_to(value, [1, x.shape[-1]]), [x.shape[-1]])
-
-
-def _positions(x: tf.Tensor) -> tf.Tensor | int:
-    return tf.size(x) // x.shape[-1] if x.shape.num_elements() is None else (
-        x.shape.num_elements() // x.shape[-1]
-    )
-
-
-def _count(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    dtype = statistics_dtype(x)
-    if mask is not None:
-        return tf.reduce_sum(tf.cast(mask, dtype), axis=1)
-    if x.shape[1] is not None:
-        return tf.fill([x.shape[0], 1], tf.constant(x.shape[1], dtype))
-    return tf.fill([x.shape[0], 1], tf.cast(tf.shape(x)[1], dtype))
+def _all_positions(x: tf.Tensor) -> tf.Tensor | int:
+    size = x.shape.num_elements()
+    return (tf.size(x) if size is None else size) // x.shape[-1]
 
 
 def _keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

@@ -125,9 +125,7 @@ def cross_iteration_batch_normalization(
         spread = tf.maximum(past.variance, 0) + tf.math.squared_difference(past.mean, mean)
         own_spread = own.variance + tf.math.squared_difference(own.mean, mean)
         variance = (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps
-        y = channelwise.normalize(
-            x, mean, variance, gamma, tf.broadcast_to(beta, tf.shape(mean)), epsilon
-        )
+        y = channelwise.normalize(x, mean, variance, gamma, beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
@@ -138,13 +136,14 @@ def cross_iteration_batch_normalization(
             dx = channelwise.add_affine(
                 direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid
             )
-            return dx, tf.reduce_sum(dy_x_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
+            return dx, channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
 
-        return (y, own.count, own.mean, own.variance, mean, variance), gradient
+        return (y, own.mean, own.variance, mean, variance), gradient
 
     x = view.flatten(x)
-    y, count, own_mean, own_variance, mean, variance = normalize(
+    y, own_mean, own_variance, mean, variance = normalize(
         x, *channelwise.scale_and_offset(x, gamma, beta)
     )
+    count = channelwise.positions(x, valid)
     own, window = Moments(count, own_mean, own_variance), Moments(count, mean, variance)
     return view.restore(y), own, window

@@ -56,9 +56,7 @@ def moving_average_batch_normalization(
         count, batch_square = channelwise.mean_square(x, valid)
         square, r = smooth_square(batch_square, count)
         zero = tf.zeros_like(square)
-        y = channelwise.normalize(
-            x, zero, square, gamma * r, tf.broadcast_to(beta, tf.shape(square)), epsilon
-        )
+        y = channelwise.normalize(x, zero, square, gamma * r, beta, epsilon)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, dy_y_sum, dy_sum = channelwise.normalize_gradient(
@@ -66,7 +64,7 @@ def moving_average_batch_normalization(
             )
             psi = smooth_gradient(gamma * r * dy_y_sum / tf.maximum(count, 1), count)
             dx = channelwise.add_affine(direct, x, zero, -psi / (square + epsilon), zero, valid)
-            return dx, tf.reduce_sum(r * dy_y_sum, 0, True), tf.reduce_sum(dy_sum, 0, True)
+            return dx, channelwise.over_groups(r * dy_y_sum), channelwise.over_groups(dy_sum)
 
         return y, gradient
 

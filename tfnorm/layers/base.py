@@ -189,7 +189,9 @@ class ChannelNormalization(keras.layers.Layer):
         """
         old = (tf.convert_to_tensor(variable) if old is None else old)[None]
         updated = self.momentum * old + (1 - self.momentum) * new
-        variable.assign(tf.reduce_mean(tf.where(count > 0, updated, old), axis=0))
+        if not functional.is_surely_positive(count):
+            updated = tf.where(count > 0, updated, old)
+        variable.assign(tf.reduce_mean(updated, axis=0))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""
