@@ -20,7 +20,9 @@ from tensorflow.python.tools import saved_model_cli
 
 from tfnorm.errors import RunError
 from tfnorm.export import Postprocessing, Preprocessing, export_saved_model, saved_model
+from tfnorm.export.record import record
 from tfnorm.export.runtimes import wire
+from tfnorm.export.signature import Signature
 from tfnorm.export.verify import _SCRIPT
 
 L = keras.layers
@@ -81,6 +83,21 @@ def test_c_api_answers_as_tensorflow_does(c_api, exported, rng):
         answer, expected = run({"my-image": x}), serve(**{"my-image": tf.constant(x)})
         np.testing.assert_array_equal(answer["classes"], expected["classes"])
         np.testing.assert_allclose(answer["scores"], expected["scores"], rtol=1e-5)
+
+
+def test_tables_and_texts_go_with_the_export(c_api, randomized, tmp_path):
+    x = keras.Input((1,), dtype="string", name="word")
+    numbers = L.StringLookup(vocabulary=["Kätzchen", "dog"])(x)
+    model = randomized(keras.Model(x, L.Flatten(name="y")(L.Embedding(3, 4)(numbers))))
+    words = np.array([["dog"], ["Kätzchen"], ["cow"]], "O")
+    options = {"examples": words, "warmup_batch_sizes": [2], "verify": False}
+    path = export_saved_model(model, tmp_path, **options).path
+    (batch,) = (b for b in record(model, Signature(model), words) if b.size == 3)
+    answer = c_api.load(str(path))(batch.inputs)
+    np.testing.assert_allclose(answer["y"], model(tf.constant(words)), rtol=1e-6)
+    assert len(np.unique(answer["y"][:, 0])) == 3
+    (request,) = c_api._requests(str(path / WARMUP))
+    assert request["word"].tolist() == [[b"dog"], ["Kätzchen".encode()]]
 
 
 def test_c_api_says_what_is_wrong(c_api, exported, tmp_path):
@@ -186,19 +203,6 @@ def test_warmup_that_cannot_be_answered_fails_the_export(tmp_path, monkeypatch):
         "ValueError: inputs ['imago'], expected ['image'] (exit code 1)."
     )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_records_are_framed_as_in_a_tfrecord_file(c_api, exported):
-    content = (exported / WARMUP).read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    assert len(content) == sum(
-        16 + len(r)
-        for r in tf.data.TFRecordDataset(str(exported / WARMUP))
-        .map(lambda r: r)
-        .as_numpy_iterator()
-    )
-    assert length < len(content)
-    assert [len(r["my-image"]) for r in c_api._requests(str(exported / WARMUP))] == [1, 5]
 
 
 def test_wire_format_against_protobuf(rng):

@@ -127,7 +127,7 @@ def _noise(spec: tf.TensorSpec, size: int, free_size: int, rng: np.random.Genera
 
 
 def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
-    values = [np.asarray(x) for x in keras.tree.flatten(examples)]
+    values = [_array(x) for x in keras.tree.flatten(examples)]
     expected = [(spec.name, tuple(spec.shape)) for spec in signature.inputs]
     received = [x.shape for x in values]
     fits = len(values) == len(expected) and all(
@@ -141,3 +141,8 @@ def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
             f"{', '.join(map(str, received))}. Give one non-empty array for each input."
         )
     return values
+
+
+def _array(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return tf.constant(x).numpy().astype("S") if x.dtype.kind in "OU" else x  # texts as UTF-8

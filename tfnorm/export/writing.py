@@ -1,9 +1,10 @@
-"""A model as a bare SavedModel: a graph and the variables that it reads, no trace of Keras."""
+"""A model as a bare SavedModel: a graph, the variables and tables that it reads, no Keras."""
 
 import os
 
 import keras
 import tensorflow as tf
+from tensorflow.python.trackable.resource import CapturableResource
 
 from tfnorm.errors import UserError
 from tfnorm.export.signature import NAME, Signature
@@ -56,6 +57,12 @@ def write_saved_model(
 
     module = tf.Module()
     module.variables_ = list(serve.get_concrete_function().graph.variables)
+    module.tables_ = [
+        value
+        for layer in folded._flatten_layers()
+        for value in vars(layer).values()
+        if isinstance(value, CapturableResource)
+    ]
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, os.fspath(path), signatures={NAME: serve}, options=options)
     return serve
