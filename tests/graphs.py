@@ -15,15 +15,11 @@ L = keras.layers
 SHAPES = ((6, 5, 4), (7, 4), (6,))  # of the inputs; a model has one or two
 
 
-def _by_rank(x, **kinds):
-    """The class for the number of dimensions of x, by the end of its name: 1D, 2D, or none."""
-    return kinds.get({4: "image", 3: "sequence", 2: "vector"}[len(x.shape)])
-
-
 def _window(x, kind_of, **options):
     """A convolution or pooling layer of the rank of x; None where the window is too large."""
     size = options.get("kernel_size") or options.get("pool_size")
-    if len(x.shape) == 2 or min(x.shape[1:-1]) < size + options.get("dilation_rate", 1) - 1:
+    reach = (size - 1) * options.get("dilation_rate", 1) + 1
+    if len(x.shape) == 2 or min(x.shape[1:-1]) < reach:
         return None
     return kind_of[len(x.shape) - 3](**options)
 
