@@ -8,10 +8,16 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench test-wheel clean
+.PHONY: demo demo-multiworker test lint bench test-wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m tfnorm.compare
+
+# Two workers of two replicas each on this machine, as they would be on two.
+demo-multiworker: $(READY)
+	rm -rf runs/demo-multiworker
+	$(BIN)/python -m tfnorm.training.local_cluster 2 --num_replicas=2 --norm=brn \
+	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term
