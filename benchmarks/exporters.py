@@ -42,8 +42,8 @@ def _tfnorm(model: keras.Model, directory: Path) -> int:
 def _keras(model: keras.Model, directory: Path) -> int:
     model.export(directory, verbose=False)
     found = saved_model_operations(directory)
-    # Keras' own layer multiplies gamma, the mean and the activation by what Rsqrt returns.
-    return found["Mul"] - 2 * found["Rsqrt"] + found["FusedBatchNormV3"]
+    # One of the two for each normalizer: Keras' own layer multiplies by what Rsqrt returns.
+    return found["Rsqrt"] + found["FusedBatchNormV3"]
 
 
 def _onnx_runtime(model: keras.Model, directory: Path) -> int:

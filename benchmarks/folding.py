@@ -41,11 +41,12 @@ def normalizers_left(exporter: Exporter, model: keras.Model) -> int | None:
 
 
 def spread(model: keras.Model) -> None:
-    """Gives the statistics and scales of a new model values that no optimizer can leave out."""
+    """Gives a new model statistics and scales that no optimizer can leave out, of both signs."""
     generator = np.random.default_rng(0)
     for variable in model.weights:
         if "float" in variable.dtype:
-            variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+            signs = 1 if "variance" in variable.path else generator.choice([-1, 1], variable.shape)
+            variable.assign(signs * generator.uniform(0.5, 1.5, variable.shape))
 
 
 @contextlib.contextmanager
@@ -60,31 +61,38 @@ def main(_: list[str]) -> None:
     available = [x for x in EXPORTERS if not x.missing]
     for exporter in (x for x in EXPORTERS if x.missing):
         print(f"{exporter.name} is left out: {', '.join(exporter.missing)} not installed.")
-    rows = {}
+    names = ["normalizers", *(x.name for x in available)]
+    rows, totals = {}, {}
     for group, make in GROUPS.items():
         patterns = [x for x in make() if re.search(_ONLY.value, x.name) and not x.multiplies]
         if not patterns:
             continue
-        print(_line(group, ["normalizers", *(x.name for x in available)]))
+        print(_line(group, names))
         for pattern in patterns:
             model = pattern.model()
             spread(model)
             counts = [normalizers_left(x, model) for x in available]
             rows[pattern.name] = [len(pattern.folded), *counts]
             print(_line(f"  {pattern.name}", rows[pattern.name]), flush=True)
-    totals = [sum(x or 0 for x in column) for column in zip(*rows.values())]
-    print(_line("Normalizers left", totals))
+        totals[group] = _sums([rows[pattern.name] for pattern in patterns])
+    print(_line("\nNormalizers left", names))
+    for group, total in totals.items():
+        print(_line(f"  {group}", total))
+    print(_line("  All", _sums(list(rows.values()))))
     if any(None in row for row in rows.values()):
         print("- : the exporter fails; counted as none left")
     if _OUTPUT.value:
-        names = ["normalizers", *(x.name for x in available)]
         data = {name: dict(zip(names, row, strict=True)) for name, row in rows.items()}
         Path(_OUTPUT.value).write_text(json.dumps(data, indent=2) + "\n")
 
 
+def _sums(rows: list[list[int | None]]) -> list[int]:
+    return [sum(x or 0 for x in column) for column in zip(*rows)]
+
+
 def _line(name: str, cells: list) -> str:
     texts = ["-" if cell is None else str(cell) for cell in cells]
-    return f"{name:42}" + "".join(f"{text:>14}" for text in texts)
+    return f"{name:40}" + "".join(f"{text:>14}" for text in texts)
 
 
 if __name__ == "__main__":

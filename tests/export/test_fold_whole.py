@@ -128,6 +128,7 @@ def test_adapted_vocabulary_is_kept(layer, data, randomized):
         lambda x: bn()(L.Dense(4)(x)),
         lambda x: L.Dense(4)(bn()(x)),
         lambda x: layers.CrossIterationBatchNormalization(L.Dense(4, use_bias=False))(x),
+        lambda x: layers.BatchKalmanNormalization()(L.Dense(4)(x))[0],
         lambda x: bn()(L.Concatenate()([L.Dense(4)(x), L.Dense(3)(x)])),
     ],
 )

@@ -136,11 +136,9 @@ class BatchKalmanNormalization(ChannelNormalization):
         self.update_moving(self.moving_variance, self._variance(estimate.covariance), count)
         return outputs, (estimate.mean, estimate.covariance, noise)
 
-    def compute_mask(self, inputs: Any, previous: Any = None, mask: Any = None) -> Any:
-        """The mask of y; the state has none."""
-        if isinstance(mask, (list, tuple)):
-            mask = mask[0]
-        return mask, (None, None, None)
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """The mask of y is that of the inputs; the state has none."""
+        return previous_mask, (None, None, None)
 
     def compute_output_shape(
         self, inputs_shape: tuple, previous_shape: tuple | None = None
