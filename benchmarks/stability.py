@@ -15,24 +15,20 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import tfnorm
-from tfnorm import data, models
+from tfnorm import commands, data, models
+from tfnorm.errors import RunError
 from tfnorm.layers import norms
 from tfnorm.study.results import Results
-
-_DATASETS = flags.DEFINE_list("datasets", ["sklearn_digits", "fashion_mnist"], "TFDS names.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of prepared TFDS data sets.")
-_NORMS = flags.DEFINE_list("norms", ["mabn", "cbn", "bkn"], "Names of norms.")
-_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps of a run.")
-_OUTPUT = flags.DEFINE_string("output", "runs/stability.jsonl", "The file of results.")
 
 STARTS = ("random", "pretrained")
 LEARNING_RATES = (0.01, 0.1, 0.4)
@@ -56,9 +52,9 @@ def build(dataset: data.Dataset, norm: str) -> keras.Model:
 
 
 @functools.cache
-def pretrained(name: str) -> keras.Model:
+def pretrained(name: str, data_dir: str | None) -> keras.Model:
     """The same network with bn, trained on batches of 32."""
-    dataset = data.load(name, _DATA_DIR.value)
+    dataset = data.load(name, data_dir)
     model = build(dataset, "bn")
     outcome = train(model, dataset, **_PRETRAINING)
     print(f"pretrained bn on {name}: test accuracy {outcome['test_accuracy']:.3f}", flush=True)
@@ -111,11 +107,28 @@ def accuracy(model: keras.Model, dataset: data.Dataset) -> float:
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
-def main(argv: list[str]) -> None:
-    """The command."""
-    results = Results(_OUTPUT.value)
-    settings = itertools.product(_DATASETS.value, STARTS, _NORMS.value, LEARNING_RATES, BATCHES)
-    broken = False
+def _define() -> flags.FlagValues:
+    values = flags.FlagValues()
+    datasets = ["sklearn_digits", "fashion_mnist"]
+    flags.DEFINE_list("datasets", datasets, "TFDS names.", flag_values=values)
+    text = "Directory of prepared TFDS data sets."
+    flags.DEFINE_string("data_dir", None, text, flag_values=values)
+    flags.DEFINE_list("norms", ["mabn", "cbn", "bkn"], "Names of norms.", flag_values=values)
+    flags.DEFINE_integer("steps", 2000, "Training steps of a run.", flag_values=values)
+    text = "The file of results."
+    flags.DEFINE_string("output", "runs/stability.jsonl", text, flag_values=values)
+    return values
+
+
+def run(values: flags.FlagValues) -> None:
+    """Makes the runs that are missing, and prints a line for each.
+
+    Raises:
+        RunError: A run met a number that is not finite.
+    """
+    results = Results(values.output)
+    settings = itertools.product(values.datasets, STARTS, values.norms, LEARNING_RATES, BATCHES)
+    broken = 0
     for name, start, norm, learning_rate, batch in settings:
         setting = {
             "dataset": name,
@@ -123,18 +136,18 @@ def main(argv: list[str]) -> None:
             "norm": norm,
             "learning_rate": learning_rate,
             "batch": batch,
-            "steps": _STEPS.value,
+            "steps": values.steps,
         }
         identity = hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:12]
         record = results.get(identity)
         if record is None:
             clock = time.time()
-            dataset = data.load(name, _DATA_DIR.value)
+            dataset = data.load(name, values.data_dir)
             if start == "pretrained":
-                model = tfnorm.convert(pretrained(name), norm)
+                model = tfnorm.convert(pretrained(name, values.data_dir), norm)
             else:
                 model = build(dataset, norm)
-            outcome = train(model, dataset, batch, learning_rate, _STEPS.value)
+            outcome = train(model, dataset, batch, learning_rate, values.steps)
             seconds = round(time.time() - clock, 1)
             record = {"hash": identity, **setting, **outcome, "seconds": seconds}
             results.append(record)
@@ -148,8 +161,14 @@ def main(argv: list[str]) -> None:
             f"test accuracy {record['test_accuracy']:.3f}",
             flush=True,
         )
-    sys.exit(int(broken))
+    if broken:
+        raise RunError(f"{broken} of the runs met numbers that are not finite")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return commands.run(_define, run, argv)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Memory of training under each norm: of the process, of the norm's state, of what backward keeps.
+
+    python -m benchmarks.memory [--network=ResNet-20] [--batch=8] [--norms=bn,brn]
+
+Every norm trains in a process of its own, whose peak resident memory is read at its end.
+"""
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from benchmarks import measuring
+from benchmarks.networks import BASELINE, TRAINED, training_step, under
+from tfnorm import commands, layers
+from tfnorm.layers import ChannelNormalization, norms
+from tfnorm.study.summary import text_table
+
+# Of an input whose size no kernel shares.
+_SHAPE = (8, 10, 10, 16)
+_VIEWS = (
+    "Identity",
+    "IdentityN",
+    "Reshape",
+    "ExpandDims",
+    "Squeeze",
+    "StopGradient",
+    "StridedSlice",
+)
+
+
+def state_bytes(model: keras.Model) -> int:
+    """Bytes of the non-trainable variables of all normalizers."""
+    kinds = (keras.layers.BatchNormalization, ChannelNormalization)
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    return sum(
+        math.prod(v.shape) * tf.as_dtype(v.dtype).size
+        for layer in found
+        for v in layer.non_trainable_variables
+    )
+
+
+def kept_tensors(layer: keras.layers.Layer, shape: tuple[int, ...]) -> int:
+    """How many tensors of the size of x a layer's backward pass takes from its forward pass."""
+    layer.build(shape)
+    kept = set()
+
+    @tf.function
+    def step(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+        graph = tf.compat.v1.get_default_graph()
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        forward = set(graph.get_operations()) - {dy.op}
+        dx = tape.gradient(y[0] if isinstance(y, tuple) else y, x, dy)
+        for op in set(graph.get_operations()) - forward:
+            sources = [_source(tensor) for tensor in op.inputs]
+            kept.update(t.name for t in sources if t.op in forward and _size(t) == math.prod(shape))
+        return dx
+
+    spec = tf.TensorSpec(shape)
+    step.get_concrete_function(spec, spec)
+    return len(kept)
+
+
+def _source(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor whose memory this one shows in another shape."""
+    while tensor.op.type in _VIEWS:
+        tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+    return tensor
+
+
+def _size(tensor: tf.Tensor) -> int | None:
+    return tensor.shape.num_elements()
+
+
+def _layer(norm: str) -> keras.layers.Layer:
+    """The layer of a norm; around a convolution, where it wraps one."""
+    if norm == BASELINE:
+        return keras.layers.BatchNormalization()
+    layer_class = norms.get(norm).layer_class
+    if layer_class is layers.CrossIterationBatchNormalization:
+        return layer_class(keras.layers.Conv2D(_SHAPE[-1], 3, padding="same", use_bias=False))
+    return layer_class(**norms.get(norm).arguments(_SHAPE[-1]))
+
+
+def alone(values: flags.FlagValues) -> dict[str, int]:
+    """The figures of the one norm that --alone names, from this process."""
+    model = under(values.alone, values.network)
+    step = training_step(model, values.batch)
+    for _ in range(values.steps):
+        step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_bytes": peak, "state_bytes": state_bytes(model)}
+
+
+def _define() -> flags.FlagValues:
+    values = measuring.define()
+    flags.DEFINE_string("network", "ResNet-20", "Of benchmarks.networks.", flag_values=values)
+    flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
+    flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
+    flags.DEFINE_integer("steps", 12, "Training steps.", flag_values=values)
+    flags.DEFINE_string(
+        "alone", None, "Measure this norm in this process, print JSON.", flag_values=values
+    )
+    return values
+
+
+def run(values: flags.FlagValues) -> None:
+    """Prints a table, a line a norm."""
+    if values.alone:
+        print(json.dumps(alone(values)))
+        return
+    records = []
+    for norm in (BASELINE, *values.norms):
+        names = ("network", "batch", "steps")
+        arguments = [f"--{name}={values[name].value}" for name in names]
+        command = [sys.executable, "-m", "benchmarks.memory", *arguments, f"--alone={norm}"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        kept = kept_tensors(_layer(norm), _SHAPE)
+        records.append({"norm": norm, "kept": kept, **json.loads(done.stdout.splitlines()[-1])})
+        print(f"{norm}: {records[-1]['peak_bytes'] / 1e6:.0f} MB", flush=True)
+    first = records[0]["peak_bytes"]
+    lines = [
+        [
+            record["norm"],
+            f"{record['peak_bytes'] / 1e6:.0f}",
+            f"{record['peak_bytes'] / first:.2f}",
+            f"{record['state_bytes'] / 1e6:.3f}",
+            str(record["kept"]),
+        ]
+        for record in records
+    ]
+    print(f"\n{values.network}, {values.steps} training steps of {values.batch} images\n")
+    titles = ["norm", "peak\n(MB)", f"relative to\n{BASELINE}", "state\n(MB)", "tensors\nkept"]
+    print(text_table(titles, lines))
+    print(
+        "\nPeak: resident memory of the process. State: non-trainable variables of all normalizers."
+        "\nTensors kept: of the size of its input, from one normalizer's forward to its backward "
+        "pass\n(cbn: of its convolution's input and of its own)."
+    )
+    measuring.write(values.output, records)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return commands.run(_define, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

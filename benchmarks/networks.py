@@ -1,0 +1,76 @@
+"""Whole networks under each norm, beside the same network with Keras' BatchNormalization."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfnorm
+from tfnorm import models
+from tfnorm.layers import norms
+
+BASELINE = "Keras BN"
+TRAINED = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
+
+
+def resnet20() -> keras.Model:
+    """The CIFAR network of He et al. (2015), for images of 32×32."""
+    model = models.build("resnet20", norms.get("bn"), (32, 32, 3), 10)
+    return keras.models.clone_model(model, clone_function=_with_keras_layer)
+
+
+def resnet50() -> keras.Model:
+    """ResNet-50 of keras.applications, for images of 64×64."""
+    return keras.applications.ResNet50(
+        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
+    )
+
+
+def mobilenet_v2() -> keras.Model:
+    """MobileNetV2 of keras.applications, for images of 64×64."""
+    return keras.applications.MobileNetV2(
+        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
+    )
+
+
+NETWORKS: dict[str, Callable[[], keras.Model]] = {
+    "ResNet-20": resnet20,
+    "ResNet-50": resnet50,
+    "MobileNetV2": mobilenet_v2,
+}
+
+
+def under(norm: str, network: str) -> keras.Model:
+    """A network under a norm of that name, or `BASELINE`."""
+    keras.utils.set_random_seed(1)
+    model = NETWORKS[network]()
+    return model if norm == BASELINE else tfnorm.convert(model, norm)
+
+
+def training_step(model: keras.Model, batch: int) -> Callable[[], tf.Tensor]:
+    """One step of SGD with momentum on random images: forward, backward, update."""
+    images = tf.random.stateless_normal((batch, *model.input_shape[1:]), [1, 2])
+    labels = tf.range(batch) % model.output_shape[-1]
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        weights = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
+        return loss
+
+    return step
+
+
+def _with_keras_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    config: dict[str, Any] = layer.get_config()
+    if not isinstance(layer, tfnorm.layers.BatchNormalization):
+        return layer.__class__.from_config(config)
+    names = ("name", "axis", "momentum", "epsilon", "center", "scale")
+    return keras.layers.BatchNormalization(**{name: config[name] for name in names})

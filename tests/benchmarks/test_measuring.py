@@ -1,0 +1,57 @@
+"""Ratios are taken within a round, and written whole."""
+
+import json
+import time
+
+import pytest
+
+from benchmarks import measuring
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `pass_time` moves."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    return pass_time
+
+
+def test_a_slow_spell_of_the_machine_leaves_the_ratios(clock):
+    calls = []
+
+    def function(name, seconds):
+        def call():
+            calls.append(name)
+            slow = 10 if len(calls) > 6 else 1  # the machine, from the middle of the run on
+            clock(seconds * slow)
+
+        return call
+
+    functions = {"a": function("a", 0.002), "b": function("b", 0.003)}
+    figures = measuring.interleave(functions, "a", rounds=9, warmup=1)
+    assert figures["b"].ratio == pytest.approx(1.5)
+    assert figures["b"].quartiles == pytest.approx((1.5, 1.5))
+    assert figures["b"].milliseconds == pytest.approx(30)
+    assert (calls.count("a"), calls.count("b")) == (10, 10)
+    assert {calls[i] for i in range(0, 20, 2)} == {"a", "b"}  # neither always goes first
+
+
+def test_figures_are_shown_and_written(tmp_path, capsys):
+    figures = {"Keras BN": measuring.Figure(4.0, 1.0, (1.0, 1.0)),
+               "bn": measuring.Figure(1.61, 0.4, (0.3, 0.5))}  # fmt: skip
+    measuring.show("a title", figures)
+    assert capsys.readouterr().out == (
+        "\na title; quartiles lie 25 % apart (median)\n"
+        "  Keras BN  1.00  (1.00 to 1.00)       4.00 ms\n"
+        "  bn        0.40  (0.30 to 0.50)       1.61 ms\n"
+    )
+    path = tmp_path / "new" / "figures.json"
+    measuring.write(path, [{"step": figures}])
+    assert json.loads(path.read_text())[0]["step"]["bn"] == {
+        "milliseconds": 1.61, "ratio": 0.4, "quartiles": [0.3, 0.5],
+    }  # fmt: skip
+    measuring.write(None, [])
