@@ -74,9 +74,9 @@ def convert(
         the largest difference of the outputs on random inputs. With dry_run, that report.
 
     Raises:
-        UserError: unknown norm or option, or a value that a layer cannot take; `where` selects
-            nothing or is no regular expression; the model has no graph of layers; or, with
-            strict, a normalizer cannot be converted.
+        UserError: unknown norm or option, or a value that a layer cannot take; `where` is no
+            regular expression, or one that matches nothing; the model has no graph of layers; or,
+            with strict, a normalizer cannot be converted.
     """
     normalizer = norms.get(norm, **options)
     if normalizer.layer_class is None:
@@ -150,20 +150,19 @@ def _substitute(norm: Normalizer) -> Normalizer:
 
 def _select(found: list[Found], where: Where | None) -> list[Found]:
     if where is None:
-        selected = found
-    elif callable(where):
-        selected = [one for one in found if where(one.layer)]
-    else:
-        try:
-            pattern = re.compile(where)
-        except (re.error, TypeError) as error:
-            raise UserError(
-                f"where={where!r} is neither a regular expression ({error}) nor a predicate. Give "
-                "one for the paths of normalizers, such as where='conv5_.*', or a function of the "
-                "layer that returns True or False."
-            ) from error
-        selected = [one for one in found if pattern.search(one.path)]
-    if where is not None and not selected:
+        return found
+    if callable(where):
+        return [one for one in found if where(one.layer)]
+    try:
+        pattern = re.compile(where)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"where={where!r} is neither a regular expression ({error}) nor a predicate. Give one "
+            "for the paths of normalizers, such as where='conv5_.*', or a function of the layer "
+            "that returns True or False."
+        ) from error
+    selected = [one for one in found if pattern.search(one.path)]
+    if not selected:
         names = ", ".join(one.path for one in found) or "none"
         raise UserError(f"where={where!r} selects no normalizer. Those of the model are: {names}.")
     return selected
