@@ -53,8 +53,10 @@ def test_says_what_is_known(tmp_path):
         "runtimes": ["tf.saved_model.load", "TensorFlow's C API"],
         "batch_sizes": [1, 3, 32],
         "difference": result.verification.difference,
-        "tolerance": 10 / 1024,
+        "tolerance": 1e-5,
+        "rounding": result.verification.rounding,
     }
+    assert result.verification.difference < 1e-5 < result.verification.rounding
     assert card["versions"]["tfnorm"] == tfnorm.__version__
     assert card["versions"]["keras"] == keras.__version__
     for line in (

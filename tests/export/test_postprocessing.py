@@ -89,6 +89,19 @@ def test_misplaced_is_the_distance_of_scores():
         np.testing.assert_allclose(ranking.misplaced(np.array([classes]), scores), [expected])
 
 
+def test_scale_bounds_what_rounding_of_logits_does(rng):
+    """Whatever the logits are, moving each by a millionth of the largest stays within the scale."""
+    for size in (0.1, 1.0, 10.0, 100.0):
+        logits = rng.normal(size=(200, 5)) * size
+        largest = np.abs(logits).max()
+        moved = logits + rng.choice([-1, 1], size=logits.shape) * largest * 1e-6
+        scores = softmax(logits)
+        relative = np.abs(softmax(moved) - scores) / Postprocessing().scale(scores, largest)
+        assert np.max(relative) < 1.01e-6
+    np.testing.assert_array_equal(Postprocessing(False, 2).scale(scores, 7.0), 7.0)
+    np.testing.assert_array_equal(Postprocessing(False, 2).scale(scores, 0.0), 1.0)
+
+
 def message_of(call):
     with pytest.raises(UserError) as error:
         call()

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfnorm
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model, fold, saved_model
 
 L = keras.layers
@@ -160,6 +161,23 @@ def test_weights_in_half_the_bytes(dtype, randomized, rng, tmp_path):
     answer = served(result.path)(image=tf.constant(x))["logits"]
     np.testing.assert_allclose(answer, rounded(x), rtol=1e-5, atol=1e-6)  # computed in float32
     assert np.max(np.abs(answer - model(x))) > 1e-5
+
+
+def test_rounding_that_moves_the_outputs_too_far(randomized, tmp_path):
+    model = randomized(small())
+    before = model.get_weights()
+    with pytest.raises(RunError) as error:
+        export_saved_model(model, tmp_path, weights_dtype="bfloat16", tolerance=1e-6)
+    number = r"[\d.e+-]+"
+    assert re.fullmatch(
+        rf"The model with weights in bfloat16 differs from the model: output 'logits', batch of "
+        rf"\d+: largest difference {number} at a scale of {number}, that is {number}; allowed is "
+        r"1e-06\.",
+        str(error.value),
+    )
+    assert names(tmp_path) == []
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_weights_that_the_dtype_cannot_hold(tmp_path):

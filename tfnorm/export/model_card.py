@@ -68,6 +68,7 @@ def model_card(
             "batch_sizes": list(verification.batch_sizes),
             "difference": verification.difference,
             "tolerance": verification.tolerance,
+            "rounding": verification.rounding,
         },
         "fold": report.to_dict(),
         "versions": versions(),

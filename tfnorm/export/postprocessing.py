@@ -86,6 +86,22 @@ class Postprocessing:
             indices = tf.gather(tf.constant(self.label_names), indices)
         return {CLASSES: indices, SCORES: best}
 
+    def scale(self, scores: np.ndarray, largest: float) -> np.ndarray:
+        """What a difference of scores counts against.
+
+        Args:
+            scores: that are compared.
+            largest: absolute value in the model's output.
+
+        Returns:
+            The largest value itself where the scores are the model's output. A probability p moves
+            by up to 2·p·(1 − p)·δ where each logit moves by δ, as rounding errors move them in
+            proportion to the largest: 1 + 2·p·(1 − p)·largest.
+        """
+        if not self.softmax:
+            return np.full_like(scores, largest or 1.0)
+        return 1 + 2 * largest * scores * (1 - scores)
+
     def misplaced(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """How far the score of each class that was returned is from that of its place.
 

@@ -23,15 +23,14 @@ class Batch:
         size: how many examples it has.
         inputs: arrays by the names of the inputs.
         outputs: arrays by the names of the outputs, numbers in float64.
-        scales: by the same names, the largest absolute value of what the model returned. That of
-            probabilities is that of their logits, whose rounding errors they carry.
-        scores: of all classes, where the outputs are only the best of them.
+        largest: absolute value in what the model itself returned.
+        scores: of all classes, where postprocessing made them of that.
     """
 
     size: int
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
-    scales: dict[str, float]
+    largest: float
     scores: np.ndarray | None = None
 
 
@@ -99,14 +98,10 @@ def _run(
             "Give examples=, inputs that it can be run on."
         ) from error
     outputs = {name: _plain(y) for name, y in signature.outputs(results).items()}
-    scales = [float(np.max(np.abs(_plain(y)), initial=0.0)) for y in results]
+    largest = max(float(np.max(np.abs(_plain(y)), initial=0.0)) for y in results)
     ranking = signature.postprocessing
-    if ranking is None:
-        return Batch(size, inputs, outputs, dict(zip(outputs, scales)))
-    scores = _plain(ranking.scores(results[0]))
-    return Batch(
-        size, inputs, outputs, dict.fromkeys(outputs, max(scales[0], scores.max())), scores
-    )
+    scores = None if ranking is None else _plain(ranking.scores(results[0]))
+    return Batch(size, inputs, outputs, largest, scores)
 
 
 def _plain(y: tf.Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tfnorm.errors import UserError
+from tfnorm.export.compare import answers_of, compare
 from tfnorm.export.fold import fold
 from tfnorm.export.formats import FORMATS, check_formats, convert
 from tfnorm.export.model_card import model_card, write_model_card
@@ -22,7 +23,7 @@ from tfnorm.export.verify import Verification, default_tolerance, verify_export
 from tfnorm.export.versions import new_version
 from tfnorm.export.warmup import FILE as WARMUP_FILE
 from tfnorm.export.warmup import write_warmup
-from tfnorm.export.writing import check_weights_dtype, write_saved_model
+from tfnorm.export.writing import check_weights_dtype, round_weights, write_saved_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,12 @@ def export_saved_model(
         examples: inputs for the comparison and the warm-up, in the form in which the export takes
             them, at least one of each. By default noise.
         tolerance: largest difference allowed, relative to an output's largest value. By default
-            1e-5, and ten times the resolution of float16 or bfloat16 where a layer computes in it
-            or weights are stored in it.
+            1e-5, and ten times the resolution of float16 or bfloat16 where a layer computes in it.
         preprocessing: makes the export take uint8 images.
         postprocessing: makes the export return probabilities, or the best classes by name.
-        weights_dtype: "float16" or "bfloat16" stores the kernels of the SavedModel in half the
-            bytes. What is computed in stays the same; other formats hold the rounded values.
+        weights_dtype: "float16" or "bfloat16" rounds the kernels, and stores those of the
+            SavedModel in half the bytes. What is computed in stays the same. Rounding alone may
+            move the outputs by ten times the resolution of this dtype, or by `tolerance`.
         warmup_batch_sizes: of requests that TensorFlow Serving answers to itself on loading the
             model, before the first client waits for it. By default there are none.
         formats: of "saved_model", "litert" (model.tflite) and "onnx" (model.onnx), side by side.
@@ -99,6 +100,18 @@ def export_saved_model(
     warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
     batches = record(model, signature, examples) if verify else None
     folded, report = fold(model)
+    rounding = None
+    if weights_dtype is not None:
+        round_weights(folded, weights_dtype)
+        if batches is not None:
+            given, batches = batches, record(folded, signature, examples)
+            rounding = compare(
+                f"The model with weights in {weights_dtype}",
+                given,
+                answers_of(batches),
+                default_tolerance(model, weights_dtype) if tolerance is None else tolerance,
+                postprocessing,
+            )
     with new_version(Path(directory)) as (draft, place):
         serve = write_saved_model(folded, signature, draft, weights_dtype)
         convert(formats, draft, serve)
@@ -111,10 +124,11 @@ def export_saved_model(
             verification = verify_export(
                 draft,
                 batches,
-                default_tolerance(model, weights_dtype) if tolerance is None else tolerance,
+                default_tolerance(model) if tolerance is None else tolerance,
                 [runtime for name in formats for runtime in FORMATS[name].runtimes],
                 postprocessing,
             )
+            verification = dataclasses.replace(verification, rounding=rounding)
         (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         card = model_card(
             model.name,

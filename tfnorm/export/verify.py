@@ -8,14 +8,15 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import keras
 import ml_dtypes
 import numpy as np
 
 from tfnorm.errors import RunError
-from tfnorm.export.postprocessing import CLASSES, Postprocessing
+from tfnorm.export.compare import Answers, compare
+from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.record import Batch
 
 # Modules of runtimes/, and what they run an export with.
@@ -28,8 +29,6 @@ RUNTIMES = {
 _SCRIPT = pathlib.Path(__file__).parent / "runtimes" / "process.py"
 _SECONDS = 600
 
-Answers = Mapping[tuple[int, str], np.ndarray]  # by batch size and name of the output
-
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
@@ -39,27 +38,33 @@ class Verification:
         runtimes: what ran the export, keys of RUNTIMES.
         batch_sizes: of the batches that were compared.
         difference: the largest |export − model| over all outputs, relative to the largest
-            absolute value of the output, and for probabilities of the logits.
+            absolute value of the output, or to what `Postprocessing.scale` says. The model is the
+            folded one with rounded weights, where these are stored in half the bytes.
         tolerance: what was allowed.
+        rounding: the same difference between the model as it was given and with rounded weights.
     """
 
     runtimes: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     difference: float
     tolerance: float
+    rounding: float | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
         runtimes = ", ".join(RUNTIMES[name] for name in self.runtimes)
-        return (
+        text = (
             f"verified without tfnorm and Keras on batches of {sizes} by {runtimes}: largest "
             f"difference {self.difference:.1e} (allowed {self.tolerance:.0e})"
         )
+        if self.rounding is None:
+            return text
+        return f"{text}; weights in half the bytes move the outputs by {self.rounding:.1e}"
 
 
-def default_tolerance(model: keras.Model, weights_dtype: str | None = None) -> float:
+def default_tolerance(model: keras.Model, *weights_dtypes: str) -> float:
     """1e-5, or ten times the resolution of the coarsest dtype of a layer or of the weights."""
-    dtypes = {layer.compute_dtype for layer in model._flatten_layers()} | {weights_dtype}
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()} | set(weights_dtypes)
     coarse = [ml_dtypes.finfo(x).eps for x in dtypes if x in ("float16", "bfloat16")]
     return max([1e-5, *(10 * float(eps) for eps in coarse)])
 
@@ -76,9 +81,9 @@ def verify_export(
     Args:
         path: of the export.
         batches: what the model answered.
-        tolerance: largest difference allowed, relative to the largest value of an output.
+        tolerance: largest difference allowed, as `compare` takes it.
         runtimes: what to run it with, keys of RUNTIMES, each in its own process, at one time.
-        ranking: what chose the classes, where the outputs are the best of them.
+        ranking: what made scores of the model's output, if anything did.
 
     Raises:
         RunError: if an output differs by more, or the export cannot be loaded or run.
@@ -86,55 +91,12 @@ def verify_export(
     with concurrent.futures.ThreadPoolExecutor(len(runtimes)) as pool:
         answers = list(pool.map(lambda runtime: _answers(runtime, path, batches), runtimes))
     worst = max(
-        _compare(runtime, batches, found, tolerance, ranking)
+        compare(
+            f"The exported model, run by {RUNTIMES[runtime]},", batches, found, tolerance, ranking
+        )
         for runtime, found in zip(runtimes, answers)
     )
     return Verification(tuple(runtimes), tuple(batch.size for batch in batches), worst, tolerance)
-
-
-def _compare(
-    runtime: str,
-    batches: Sequence[Batch],
-    answers: Answers,
-    tolerance: float,
-    ranking: Postprocessing | None,
-) -> float:
-    """The largest relative difference over all batches and outputs."""
-    worst = 0.0
-    for name in batches[0].outputs:
-        scale = max(batch.scales[name] for batch in batches)
-        for batch in batches:
-            difference = _difference(runtime, batch, name, answers, ranking)
-            # Where all of an output is zero, the export has to say so, to the same tolerance.
-            relative = difference / (scale or 1.0)
-            if not relative <= tolerance:
-                raise RunError(
-                    f"The exported model, run by {RUNTIMES[runtime]}, differs from the model: "
-                    f"output {name!r}, batch of {batch.size}: largest difference {difference:.3g} "
-                    f"at a scale of {scale:.3g}, that is {relative:.3g}; allowed is {tolerance:g}."
-                )
-            worst = max(worst, relative)
-    return worst
-
-
-def _difference(
-    runtime: str, batch: Batch, name: str, answers: Answers, ranking: Postprocessing | None
-) -> float:
-    outputs = {output for size, output in answers if size == batch.size}
-    if outputs != set(batch.outputs):
-        raise RunError(
-            f"The exported model, run by {RUNTIMES[runtime]}, has the outputs {sorted(outputs)}; "
-            f"expected are {sorted(batch.outputs)}."
-        )
-    found, expected = answers[batch.size, name], batch.outputs[name]
-    if found.shape != expected.shape:
-        raise RunError(
-            f"The exported model, run by {RUNTIMES[runtime]}, returns {name!r} in shape "
-            f"{found.shape} for a batch of {batch.size}; expected is {expected.shape}."
-        )
-    if ranking is not None and name == CLASSES:
-        return float(np.max(ranking.misplaced(found, batch.scores), initial=0.0))
-    return float(np.max(np.abs(found - expected), initial=0.0))
 
 
 def _answers(runtime: str, path: str | os.PathLike, batches: Sequence[Batch]) -> Answers:

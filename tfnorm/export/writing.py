@@ -33,16 +33,16 @@ def write_saved_model(
         folded: the model.
         signature: of the export.
         path: a directory.
-        weights_dtype: dtype in which kernels are stored. They are cast back in the graph, where
-            they are read: what the model computes in stays the same. Vectors keep their dtype.
+        weights_dtype: dtype in which kernels are stored, which they are rounded to. They are cast
+            back in the graph, where they are read: what the model computes in stays the same.
 
     Returns:
         The function of the signature.
-
-    Raises:
-        UserError: if a weight is too large for the dtype.
     """
-    stored = {id(v): _stored(v, weights_dtype) for v in folded.variables}
+    stored = {
+        id(v): tf.Variable(_rounded(v, weights_dtype), trainable=False, name=v.name)
+        for v in folded.variables
+    }
 
     @tf.function(input_signature=signature.inputs)
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -68,13 +68,23 @@ def write_saved_model(
     return serve
 
 
-def _stored(variable: keras.Variable, dtype: str | None) -> tf.Variable:
-    value = tf.convert_to_tensor(variable)
-    if dtype is not None and value.dtype == tf.float32 and value.shape.rank > 1:
-        value = tf.cast(value, dtype)
-        if not bool(tf.reduce_all(tf.math.is_finite(tf.cast(value, tf.float32)))):
+def round_weights(model: keras.Model, dtype: str) -> None:
+    """Rounds the kernels of a model to a dtype, in place. Vectors stay as they are.
+
+    Raises:
+        UserError: if a weight is too large for the dtype.
+    """
+    for variable in model.variables:
+        value = tf.cast(_rounded(variable, dtype), variable.dtype)
+        if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
             raise UserError(
                 f"The weight {variable.path!r} has values that {dtype} cannot hold. Choose "
                 "weights_dtype='bfloat16', which has the range of float32, or none."
             )
-    return tf.Variable(value, trainable=False, name=variable.name)
+        variable.assign(value)
+
+
+def _rounded(variable: keras.Variable, dtype: str | None) -> tf.Tensor:
+    value = tf.convert_to_tensor(variable)
+    is_kernel = value.dtype == tf.float32 and value.shape.rank > 1
+    return tf.cast(value, dtype) if dtype is not None and is_kernel else value
