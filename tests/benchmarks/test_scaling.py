@@ -1,0 +1,96 @@
+"""The model of all-reduces against numbers worked out by hand; a tiny run of the whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import scaling, synchronized
+from benchmarks.all_reduce import Link, Payload, ring, tree
+from tfnorm.errors import RunError, UserError
+
+LINK = Link(latency=2e-6, bandwidth=1e9)  # 1,000 bytes take 1 µs beside the latency.
+
+
+def point(replicas, *payloads):
+    return scaling.Point("syncbn", 1, replicas, 5.0, payloads)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "replicas", "size", "microseconds"),
+    [
+        (ring, 2, 4000, 2 * 1 * (2 + 2)),
+        (ring, 8, 4000, 2 * 7 * (2 + 0.5)),
+        (ring, 1024, 0, 2 * 1023 * 2),
+        (tree, 2, 4000, 2 * 1 * (2 + 4)),
+        (tree, 8, 4000, 2 * 3 * (2 + 4)),
+        (tree, 9, 4000, 2 * 4 * (2 + 4)),
+        (tree, 1024, 0, 2 * 10 * 2),
+    ],
+)
+def test_formulas(algorithm, replicas, size, microseconds):
+    assert algorithm(LINK, replicas, size) == pytest.approx(microseconds * 1e-6)
+
+
+def test_a_ring_moves_more_data_a_second_and_a_tree_has_fewer_latencies():
+    assert ring(LINK, 64, 10**9) < tree(LINK, 64, 10**9)
+    assert tree(LINK, 64, 100) < ring(LINK, 64, 100)
+
+
+def test_payloads_grow_as_measured():
+    found = scaling.payloads([point(1), point(8, 800, 64), point(2, 200, 64), point(4, 400, 64)])
+    assert found == [Payload(0, 100), Payload(64, 0)]
+    assert [p.size(1024) for p in found] == [102400, 64]
+    expected = ring(LINK, 16, 1600) + ring(LINK, 16, 64)
+    assert scaling.modelled(LINK, found, 16)["ring"] == pytest.approx(expected)
+
+
+def test_one_number_of_replicas_tells_no_growth():
+    with pytest.raises(UserError) as error:
+        scaling.payloads([point(1), point(2, 200)])
+    assert str(error.value) == "the model needs syncbn measured on two numbers of replicas above 1"
+
+
+def test_a_measurement_that_contradicts_the_model_is_told():
+    with pytest.raises(RunError) as error:
+        scaling.payloads([point(2, 200), point(4, 400), point(8, 900)])
+    assert str(error.value) == "payloads of 8 replicas do not follow from those of fewer"
+
+
+@pytest.mark.parametrize(
+    ("limit", "least"), [(0.5, 8), (1.5, 16), (2.5, 64), (3.5, 64), (9.0, None)]
+)
+def test_where_it_begins_to_cost_more(limit, least):
+    assert scaling.first_above({8: 1.0, 16: 3.0, 32: 2.0, 64: 4.0}, limit) == least
+
+
+def test_a_tiny_run_measures_and_models(tmp_path, capsys):
+    flags = ["--replicas=1,2,4", "--workers=", "--norms=bn,syncbn", "--width=4", "--rounds=2"]
+    flags += ["--steps_per_loop=1", "--step_ms=1", f"--output={tmp_path / 'points.json'}"]
+    assert scaling.main(["scaling", *flags]) == 0
+    points = json.loads((tmp_path / "points.json").read_text())
+    assert [(p["norm"], p["workers"], p["replicas"], len(p["payloads"])) for p in points] == [
+        ("bn", 1, 1, 0), ("syncbn", 1, 1, 0),
+        ("bn", 1, 2, 0), ("syncbn", 1, 2, 18),
+        ("bn", 1, 4, 0), ("syncbn", 1, 4, 18),
+    ]  # fmt: skip
+    assert all(p["milliseconds"] > 0 for p in points)
+    text = capsys.readouterr().out
+    assert text.index("MEASURED: resnet8 of width 4") < text.index("MODELLED: the 18 collectives")
+    assert "With a ring, syncbn costs more than 10 % of a step from N = 8 on." in text
+
+
+def test_synchronized_layers_are_timed_on_the_same_work(mirrored):
+    strategy = mirrored(2)
+
+    def results(name):
+        tensors = synchronized.training_pass(strategy, candidates[name], (4, 3, 5))()
+        parts = map(strategy.experimental_local_results, tensors)
+        return [np.stack([part.numpy() for part in of_replicas]) for of_replicas in parts]
+
+    candidates = synchronized.candidates()
+    ours, theirs, alone = map(results, ("syncbn", synchronized.BASELINE, "bn"))
+    assert len(ours) == len(theirs) == 4  # y, and the gradients of x, gamma and beta
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert np.abs(ours[0] - alone[0]).max() > 1e-2
