@@ -75,14 +75,32 @@ def test_what_a_resumption_says(interrupted, tmp_path, notices):
     ]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_checkpoint_of_four_replicas_goes_on_with_others(small, tmp_path, notices, replicas):
-    options = {"norm": "syncbn", "model_dir": str(tmp_path / "run")}
+class Start(keras.callbacks.Callback):
+    """Notes what every replica has of each variable, before the first step."""
+
+    def on_train_begin(self, logs=None):
+        strategy = self.model.variables[0].value.distribute_strategy
+        self.values = [
+            [value.numpy() for value in strategy.experimental_local_results(v.value)]
+            for v in self.model.variables
+        ]
+
+
+@pytest.mark.parametrize(("replicas", "norm"), [(1, "mabn"), (2, "syncbn"), (8, "brn")])
+def test_a_checkpoint_of_four_replicas_goes_on_with_others(
+    small, tmp_path, notices, replicas, norm
+):
+    options = {"norm": norm, "model_dir": str(tmp_path / "run")}
     training.train(on_replicas(small(**options, steps=4), 4), notice=notices.append)
+    saved, _ = training.load_model(options["model_dir"], notices.append)
     more = dataclasses.replace(on_replicas(small(**options), replicas), steps=6)
-    result = training.train(more, notice=notices.append)
+    start = Start()
+    result = training.train(more, [start], notices.append)
     assert result.steps == 6
     assert [row["epoch"] for row in result.history] == [1]
+    for variable, values in zip(saved.variables, start.values):
+        for value in values:
+            np.testing.assert_array_equal(value, variable.numpy())
 
 
 def test_another_global_batch_goes_on_at_the_same_place(interrupted, notices):
