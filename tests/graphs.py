@@ -5,6 +5,7 @@ by numbers that are taken modulo the tensors there are, so that every plan is a 
 """
 
 import dataclasses
+import itertools
 
 import keras
 from hypothesis import strategies as st
@@ -196,30 +197,40 @@ def _pick(values, number):
 
 
 _numbers = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 5))
-_layers = st.builds(
-    Layer,
-    st.one_of(*(st.sampled_from(sorted(kinds)) for kinds in (LINEAR, NORMS, NORMS, OTHERS))),
-    _numbers,
-)
-_merges = st.builds(Merge, st.sampled_from(sorted(MERGES)), _numbers, _numbers)
-_again = st.builds(Again, _numbers, _numbers)
 
 
-def _lists(steps, smallest, largest):
-    return st.lists(steps, min_size=smallest, max_size=largest).map(tuple)
+def _layers(*tables, sources=_numbers):
+    return st.builds(Layer, st.one_of(*(st.sampled_from(sorted(x)) for x in tables)), sources)
 
 
-_simple = st.one_of(_layers, _layers, _layers, _layers, _merges, _again)
-_nest = st.builds(Nest, _lists(_simple, 1, 5), _numbers, st.lists(_numbers, max_size=1).map(tuple))
-_any = st.one_of(_layers, _layers, _layers, _layers, _layers, _layers, _merges, _again, _nest)
+def _on_the_last(*tables):
+    return _layers(*tables, sources=st.just(0))
 
 
-def plans(smallest=5, largest=12):
-    """Plans of so many steps."""
+# Each draws a few steps in a row; a normalizer often stands where it can be folded.
+_layer = _layers(LINEAR, NORMS, NORMS, OTHERS).map(lambda step: (step,))
+_pair = st.tuples(_layers(LINEAR), _on_the_last(NORMS))
+_triple = st.tuples(_layers(LINEAR, NORMS), _on_the_last(OTHERS), _on_the_last(NORMS, LINEAR))
+_merge = st.tuples(st.builds(Merge, st.sampled_from(sorted(MERGES)), _numbers, _numbers))
+_again = st.tuples(st.builds(Again, _numbers, _numbers))
+_simple = (_layer, _layer, _pair, _triple, _merge, _again)
+
+
+def _lists(kinds, smallest, largest):
+    rows = st.lists(st.one_of(*kinds), min_size=smallest, max_size=largest)
+    return rows.map(lambda steps: tuple(itertools.chain.from_iterable(steps)))
+
+
+_others = st.lists(_numbers, max_size=1).map(tuple)
+_nest = st.tuples(st.builds(Nest, _lists(_simple, 1, 3), _numbers, _others))
+
+
+def plans(smallest=3, largest=8):
+    """Plans of so many groups of one to three steps."""
     return st.builds(
         Plan,
         st.lists(st.sampled_from(SHAPES), min_size=1, max_size=2).map(tuple),
-        _lists(_any, smallest, largest),
+        _lists((*_simple, _nest), smallest, largest),
         st.lists(_numbers, max_size=2).map(tuple),
         st.integers(0, 2**16),
     )

@@ -93,6 +93,20 @@ def test_left_whole_and_reported(build, name, reason, randomized, difference):
     assert difference(model, folded) < 1e-5
 
 
+def test_training_at_inference(randomized, difference):
+    x = keras.Input((5, 6))
+    y = L.ReLU()(bn(name="norm")(L.Dense(4)(x), training=True))
+    y = L.Dropout(0.0, name="dropout")(L.Dense(4)(y), training=True)
+    y = bn(name="after")(y)
+    model = randomized(keras.Model(x, y))
+    folded, report = fold(model)
+    assert [row.reason for row in report.rows] == [
+        "called with training=True; left as it is",
+        "dropout (Dropout) lies in between" + REST,
+    ]
+    assert difference(model, folded) < 1e-5
+
+
 def test_state_of_a_recurrent_layer_goes_on(randomized, rng):
     x = keras.Input(batch_shape=(2, 3, 4))
     model = randomized(keras.Model(x, bn()(L.Dense(4)(L.LSTM(3, stateful=True)(x)))))
