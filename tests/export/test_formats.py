@@ -71,6 +71,13 @@ def test_many_inputs_and_outputs(name, file, randomized, tmp_path):
     assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
 
 
+@pytest.mark.parametrize(("name", "file"), EXTRAS[1:])
+def test_loops_stay_loops(name, file, randomized, tmp_path):
+    x = keras.Input((None, 6), name="x")
+    model = randomized(keras.Model(x, L.Dense(3)(L.LSTM(4)(x))))
+    assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
+
+
 @pytest.mark.parametrize(("name", "file"), EXTRAS)
 def test_an_operation_that_the_format_has_not(name, file, tmp_path, capfd):
     x = keras.Input((4,), name="x")
@@ -78,7 +85,8 @@ def test_an_operation_that_the_format_has_not(name, file, tmp_path, capfd):
     with pytest.raises(RunError) as error:
         export_saved_model(model, tmp_path, formats=[name], verify=False)
     assert str(error.value) == {
-        "litert": "The model cannot be converted to litert: LiteRT has no operation for Erfinv",
+        "litert": "The model cannot be converted to litert: "
+        "'tf.Erfinv' op is neither a custom op nor a flex op",
         "onnx": "The model cannot be converted to onnx: "
         "No Op registered for Erfinv with domain_version of 18",
     }.get(name)

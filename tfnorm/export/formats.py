@@ -40,11 +40,9 @@ def _to_litert(path: pathlib.Path, serve: Callable) -> None:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(path), signature_keys=[NAME])
     try:
         content = converter.convert()
-    except Exception as error:  # pages of a compiler's notes
-        unknown = ", ".join(re.findall(r"^(?:Custom|Flex) ops: (.*)$", str(error), re.MULTILINE))
-        if not unknown:
-            raise
-        raise NotImplementedError(f"LiteRT has no operation for {unknown}") from error
+    except Exception as error:  # pages of a compiler's notes, of which this is the one that counts
+        refused = re.search(r"'tf\.\w+' op .*", str(error))
+        raise NotImplementedError(refused[0] if refused else str(error)) from error
     (path / "model.tflite").write_bytes(content)
 
 
@@ -54,8 +52,11 @@ def _to_onnx(path: pathlib.Path, serve: Callable) -> None:
 
     # Not tf2onnx.convert.from_function, which takes constants of the graph for inputs.
     function = serve.get_concrete_function()
-    frozen = convert_variables_to_constants_v2(function, aggressive_inlining=True)
-    inputs, outputs = [x.name for x in frozen.inputs], [y.name for y in frozen.outputs]
+    frozen = convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
+    inputs = [x.name for x in frozen.inputs if x.dtype != tf.resource]
+    outputs = [y.name for y in frozen.outputs]
     names = [spec.name for spec in serve.input_signature], sorted(function.structured_outputs)
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(add_shapes=True),
