@@ -27,7 +27,7 @@ def test_answers_stay():
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(plans(), st.sampled_from(["brn", "cbn", "cbn", "bkn"]))
+    @given(plans(2, 5), st.sampled_from(["brn", "cbn", "cbn", "bkn"]))
     def answers_stay(plan, norm):
         keras.backend.clear_session(free_memory=False)
         rng = np.random.default_rng(plan.seed)
@@ -42,4 +42,4 @@ def test_answers_stay():
 
     answers_stay()
     # Each of them was at stake.
-    assert seen["brn"] > 50 and seen["bkn"] > 20 and seen["cbn"] > 5, seen
+    assert seen["brn"] > 50 and seen["cbn"] > 10 and seen["bkn"] > 5, seen
