@@ -23,7 +23,7 @@ from tfnorm.export import Postprocessing, Preprocessing, export_saved_model, sav
 from tfnorm.export.record import record
 from tfnorm.export.runtimes import wire
 from tfnorm.export.signature import Signature
-from tfnorm.export.verify import _SCRIPT
+from tfnorm.export.verify import _SCRIPT, verify_export
 
 L = keras.layers
 WARMUP = "assets.extra/tf_serving_warmup_requests"
@@ -123,6 +123,21 @@ def test_process_imports_no_tensorflow(exported, tmp_path):
     serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
     expected = serve(tf.constant(image))
     np.testing.assert_allclose(answers["1/scores"], expected["scores"], rtol=1e-5)
+
+
+def test_what_the_c_api_answers_is_compared(randomized, tmp_path):
+    x = keras.Input((4,), name="x")
+    model = randomized(keras.Model(x, L.Dense(3, name="logits")(x)))
+    path = export_saved_model(model, tmp_path, verify=False).path
+    batches = record(model, Signature(model))
+    verification = verify_export(path, batches, 1e-5, ["tensorflow_c"])
+    assert verification.runtimes == ("tensorflow_c",)
+    assert verification.batch_sizes == (1, 3, 32)
+    batches[1].outputs["logits"][2, 1] *= 1.1
+    with pytest.raises(RunError) as error:
+        verify_export(path, batches, 1e-5, ["tensorflow_c"])
+    start = "The exported model, run by TensorFlow's C API, differs from the model: output 'logits'"
+    assert str(error.value).startswith(f"{start}, batch of 3: ")
 
 
 def prediction_log_class():
