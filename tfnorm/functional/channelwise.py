@@ -366,7 +366,5 @@ def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    x = _keep(x, mask)
-    # The norm is one pass without an array of squares (0.4 against 0.65 ms).
-    norm = tf.math.reduce_euclidean_norm
-    return tf.square(norm(x[0], axis=0)[None] if x.shape[0] == 1 else norm(x, axis=1))
+    # Not the Euclidean norm, which makes no array of squares (0.4 against 0.65 ms): XLA lacks it.
+    return _sum(tf.square(x), mask)
