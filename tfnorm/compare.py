@@ -84,6 +84,8 @@ def _compare(values: flags.FlagValues) -> None:
     base = training.Config(**{**fields, "distribution_strategy": "mirrored", "tpu": ""})
     compared = study.norms if values.norms is None else values.norms
     grid = study.build(compared, _seeds(values.seeds), base)
+    if values.tpu and not values.distribution_strategy:
+        values.distribution_strategy = "tpu"
     if values.distribution_strategy:
         among = placing.workers() if values.distribution_strategy == _WORKERS else 1
         grid = placing.place(grid, values.distribution_strategy, values.tpu, among)

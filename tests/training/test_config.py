@@ -11,7 +11,7 @@ from tfnorm.training import flags
 CHANGED = {
     "model": "resnet14", "width": 3, "stem_stride": 2, "norm": "brn",
     "norm_options": {"momentum": 0.5}, "virtual_replicas": 2, "dataset": "mnist", "data_dir": "/d",
-    "train_examples": 7, "augment": "pad_crop", "distribution_strategy": "mirrored", "tpu": "local",
+    "train_examples": 7, "augment": "pad_crop", "distribution_strategy": "tpu", "tpu": "local",
     "num_replicas": 3, "replica_batch_size": 6, "epochs": 5, "steps": 9, "learning_rate": 0.25,
     "reference_batch_size": 64, "schedule": "step", "warmup_epochs": 0.5, "momentum": 0.5,
     "weight_decay": 0.25, "seed": 11, "mixed_precision": "mixed_bfloat16", "steps_per_loop": 13,

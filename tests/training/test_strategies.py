@@ -146,7 +146,7 @@ class TestTpu:
         with pytest.raises(UserError) as error:
             create(distribution_strategy="tpu", tpu="local", num_replicas=4)
         assert str(error.value) == (
-            "num_replicas=4, but TPU 'local' has 8 replicas; leave --num_replicas out"
+            "num_replicas=4, but TPU 'local' has 8 replicas; choose as many"
         )
 
     def test_that_is_not_named(self):

@@ -43,7 +43,7 @@ def place(grid: Grid, strategy: str, tpu: str = "", workers: int = 1) -> Grid:
         return dataclasses.replace(
             config,
             distribution_strategy=strategy,
-            tpu=tpu,
+            tpu=tpu if strategy == "tpu" else "",
             num_replicas=0 if strategy == "one_device" else replicas // workers,
             virtual_replicas=virtual,
             replica_batch_size=images * virtual,

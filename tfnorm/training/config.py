@@ -62,7 +62,11 @@ class Config:
     distribution_strategy: str = _field(
         "one_device", f"tf.distribute strategy: {', '.join(STRATEGIES)}."
     )
-    tpu: str = _field("", "TPU of --distribution_strategy=tpu: local, a name or a grpc address.")
+    tpu: str = _field(
+        "",
+        "Trains on this TPU (--distribution_strategy=tpu): local, a name, or a grpc address such "
+        "as grpc://10.0.0.2:8470.",
+    )
     num_replicas: int = _field(
         0, "Replicas (of each worker); more than one needs mirrored. 0 is every GPU, else one CPU."
     )
@@ -114,6 +118,11 @@ class Config:
             raise UserError(
                 f"replica_batch_size={self.replica_batch_size} is not divisible by "
                 f"virtual_replicas={self.virtual_replicas}; choose a multiple"
+            )
+        if self.tpu and self.distribution_strategy != "tpu":
+            raise UserError(
+                f"tpu='{self.tpu}' with distribution_strategy={self.distribution_strategy}; "
+                "choose --distribution_strategy=tpu, or leave --tpu out"
             )
         if self.distribution_strategy == "one_device" and self.num_replicas > 1:
             raise UserError(

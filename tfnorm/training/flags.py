@@ -41,6 +41,8 @@ def config(values: flags.FlagValues) -> Config:
         UserError: As Config; or norm_options are not of the form name=value,name=value.
     """
     fields = {field.name: values[field.name].value for field in dataclasses.fields(Config)}
+    if values.tpu and values["distribution_strategy"].using_default_value:
+        fields["distribution_strategy"] = "tpu"
     return Config(**{**fields, "norm_options": parse_options(values.norm_options)})
 
 

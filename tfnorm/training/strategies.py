@@ -162,7 +162,7 @@ def _tpu(config: Config) -> tf.distribute.Strategy:
     if config.num_replicas not in (0, strategy.num_replicas_in_sync):
         raise UserError(
             f"num_replicas={config.num_replicas}, but TPU '{config.tpu}' has "
-            f"{strategy.num_replicas_in_sync} replicas; leave --num_replicas out"
+            f"{strategy.num_replicas_in_sync} replicas; choose as many"
         )
     return strategy
 
