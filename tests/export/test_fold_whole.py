@@ -38,6 +38,17 @@ def operators(x):
     return bn(name="norm")(keras.ops.sin(L.Dense(4)(x)))
 
 
+def constant_rows(x):
+    rows = np.ones((3, 2, 4), "float32")
+    return bn(name="norm")(keras.ops.concatenate([L.Dense(4)(x), rows], axis=1))
+
+
+def constant_channels(x):
+    rows = np.ones((3, 5, 2), "float32")
+    y = bn(name="norm")(L.ReLU(name="relu")(x))
+    return L.Dense(4)(keras.ops.concatenate([rows, y], axis=-1))
+
+
 def recurrent(x):
     return bn(name="norm")(L.LSTM(4, stateful=True, name="lstm")(x))
 
@@ -76,6 +87,8 @@ def inside(name):
     [
         (functions, "norm", "double (Lambda) lies in between" + REST),
         (operators, "norm", "sin (Sin) lies in between" + REST),
+        (constant_rows, "norm", "concatenate lies in between and takes a constant" + REST),
+        (constant_channels, "norm", "relu (ReLU) lies in between" + REST),
         (recurrent, "norm", "lstm (LSTM) lies in between" + REST),
         (both_ways, "norm", "both (Bidirectional) lies in between" + REST),
         (attention, "norm", "attention (MultiHeadAttention) lies in between" + REST),

@@ -21,6 +21,7 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
     Raises:
         Obstacle: if there are none.
     """
+    _check_no_constant(call)
     inputs, scale, offset = call.tensors, affine.scale, affine.offset
     if isinstance(call.part.operation, _CONCATENATIONS):
         bounds = _bounds(call, affine.axis)
@@ -44,6 +45,7 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
     Raises:
         Obstacle: if there is none.
     """
+    _check_no_constant(call)
     path = call.part.path
     if not isinstance(call.part.operation, _CONCATENATIONS):
         raise Obstacle(f"{path} lies in between and adds what is not normalized")
@@ -56,6 +58,12 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
         if x is tensor:
             scale[start:end], offset[start:end] = affine.scale, affine.offset
     return Affine(scale, offset, affine.axis)
+
+
+def _check_no_constant(call: Call) -> None:
+    """An array among the inputs is no branch that a map could go into."""
+    if len(keras.tree.flatten((call.args, call.kwargs))) > len(call.tensors):
+        raise Obstacle(f"{call.part.path} lies in between and takes a constant")
 
 
 def _bounds(call: Call, axis: int) -> list[tuple[int | None, int | None]]:
@@ -73,7 +81,5 @@ def _bounds(call: Call, axis: int) -> list[tuple[int | None, int | None]]:
 def _check_shapes(call: Call, axis: int) -> None:
     """What is added has to have every channel, or the map of one input would spread."""
     shape = call.outputs[0].shape
-    if len(call.tensors) < 2:
-        raise Obstacle(f"{call.part.path} lies in between and adds a constant")
     if any(len(x.shape) != len(shape) or x.shape[axis] != shape[axis] for x in call.tensors):
         raise Obstacle(f"{call.part.path} lies in between and repeats one of its inputs")
