@@ -303,8 +303,8 @@ def test_dry_run_returns_the_report_as_a_table(randomized):
         "normalizer  from  to   what else, or why not",
         "bn0         bn    cbn  around conv0, its bias part of moving_mean",
         "bn1         bn    cbn  around conv1",
-        "bn2         bn    brn  it follows conv2, a Conv2DTranspose",
-        "bn3         bn    brn  it follows add, a Add",
+        "bn2         bn    brn  it follows conv2 (Conv2DTranspose)",
+        "bn3         bn    brn  it follows add (Add)",
         "bn4         bn    cbn  around dense, its bias part of moving_mean",
     ]
     assert last == (
@@ -319,6 +319,21 @@ def test_dry_run_returns_the_report_as_a_table(randomized):
         "placed": True,
         "note": "around conv0, its bias part of moving_mean",
     }
+
+
+def test_state_of_recurrent_layers_stays(rng):
+    x = keras.Input((6, 4), batch_size=2)
+    y = L.LSTM(4, stateful=True)(L.BatchNormalization()(L.Dense(3)(x)))
+    model = keras.Model(x, y)
+    model(rng.normal(size=(2, 6, 4)).astype("float32"))
+    before = [v.numpy() for v in model.variables]
+    converted = tfnorm.convert(model, "brn")
+    for variable, value in zip(model.variables, before):
+        np.testing.assert_array_equal(variable, value)
+    x = rng.normal(size=(2, 6, 4)).astype("float32")
+    for one in (model, converted):  # a sequence under way is not carried over
+        one.layers[-1].reset_states()
+    np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_without_normalizers(difference):
@@ -403,6 +418,11 @@ ERRORS = {
         lambda: tfnorm.convert(plain(), "none"),
         "norm 'none' has no layer to convert to. For a model without normalizers call "
         "tfnorm.fold(model).",
+    ),
+    "unbuilt": (
+        lambda: tfnorm.convert(keras.Sequential([L.BatchNormalization()], name="net"), "brn"),
+        "The Sequential model 'net' has no graph yet, because its input shape is not known. Put a "
+        "keras.Input first, or call the model once on data.",
     ),
     "where selects nothing": (
         lambda: tfnorm.convert(plain(), "brn", where="norm"),

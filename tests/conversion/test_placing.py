@@ -67,10 +67,10 @@ def conv(**options):
 
 OBSTACLES = {
     "input": (lambda: model_of(bn()), "it follows an input of the model"),
-    "other layer": (lambda: model_of(conv(), L.ReLU(name="relu"), bn()), "it follows relu, a ReLU"),
+    "other layer": (lambda: model_of(conv(), L.ReLU(name="relu"), bn()), "it follows relu (ReLU)"),
     "separable": (
         lambda: model_of(L.SeparableConv2D(4, 3, name="conv"), bn()),
-        "it follows conv, a SeparableConv2D",
+        "it follows conv (SeparableConv2D)",
     ),
     "own call": (
         lambda: model_of(Doubling(4, 1, name="conv"), bn()),
@@ -89,7 +89,7 @@ OBSTACLES = {
 OF_CBN = {
     "transposed": (
         lambda: model_of(L.Conv2DTranspose(4, 3, name="conv"), bn()),
-        "it follows conv, a Conv2DTranspose",
+        "it follows conv (Conv2DTranspose)",
     ),
     "frozen": (lambda: model_of(conv(), bn(trainable=False)), "it is frozen and conv is not"),
     "mask": (masked, "conv drops the mask of its input"),

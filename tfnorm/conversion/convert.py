@@ -69,9 +69,10 @@ def convert(
             those carried over. Where another kind takes the place, it gets those that it knows.
 
     Returns:
-        A functional model with variables of its own, not compiled; nested models are written
-        out. Its attribute `conversion_report` is the `Report`: one row for each normalizer, and
-        the largest difference of the outputs on random inputs. With dry_run, that report.
+        A functional model with variables of its own, not compiled and without a train_step of
+        the model's class; nested models are written out. Its attribute `conversion_report` is the
+        `Report`: one row for each normalizer, and the largest difference of the outputs on random
+        inputs. With dry_run, that report.
 
     Raises:
         UserError: unknown norm or option, or a value that a layer cannot take; `where` is no

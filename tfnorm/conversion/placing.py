@@ -93,7 +93,7 @@ def _layer_before(graph: Graph, place: Place, kinds: tuple[type, ...]) -> Call:
         raise Obstacle("it follows an input of the model")
     path, layer = before.part.path, before.part.operation
     if not isinstance(layer, kinds):
-        raise Obstacle(f"it follows {path}, a {type(layer).__name__}")
+        raise Obstacle(f"it follows {path} ({type(layer).__name__})")
     if type(layer).call not in {kind.call for kind in kinds}:
         raise Obstacle(f"{path} is a {type(layer).__name__} with a call of its own")
     if len(before.part.weights()) != 1 + layer.use_bias:

@@ -1,5 +1,7 @@
 """How far the outputs of two models are apart."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -16,21 +18,27 @@ def difference(model: keras.Model, other: keras.Model) -> tuple[float | None, st
     it is None and the remark says why.
     """
     rng = np.random.default_rng(0)
-    structure = function_of(model).input
     try:
         inputs = [_noise_like(x, rng) for x in model.inputs]
-        ours, theirs = (
-            [
-                keras.ops.convert_to_numpy(y).astype("float64")
-                for y in keras.tree.flatten(
-                    m(keras.tree.pack_sequence_as(structure, inputs), training=False)
-                )
-            ]
-            for m in (model, other)
-        )
+        ours, theirs = (_answers(m, function_of(model).input, inputs) for m in (model, other))
     except Exception as error:  # Noise need not be what a model can take, and each says so its way.
         return None, f"not measured ({str(error).splitlines()[0][:80]})"
     return max(map(_relative, ours, theirs), default=0.0), ""
+
+
+def _answers(model: keras.Model, structure: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs, flattened. State that a call changes (of a recurrent layer) is put back."""
+    before = [(v, keras.ops.convert_to_numpy(v)) for v in model.non_trainable_variables]
+    try:
+        outputs = model(keras.tree.pack_sequence_as(structure, inputs), training=False)
+        return [
+            keras.ops.convert_to_numpy(y).astype("float64") for y in keras.tree.flatten(outputs)
+        ]
+    finally:
+        for variable, value in before:
+            # The replicas of one that no call has changed may each have their own value.
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
+                variable.assign(value)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

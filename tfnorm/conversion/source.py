@@ -44,11 +44,6 @@ class Source:
     arguments: dict[str, Any]
     values: dict[str, np.ndarray]
 
-    @property
-    def channels(self) -> int | None:
-        """Number of channels, None if no weight tells it."""
-        return next((len(value) for value in self.values.values()), None)
-
 
 def read_source(layer: keras.Layer) -> Source | None:
     """What `layer` hands on, or None if it may do more than the normalizer it derives from."""
@@ -59,7 +54,7 @@ def read_source(layer: keras.Layer) -> Source | None:
     variables = {name: getattr(layer, name, None) for name in _VALUES}
     return Source(
         norm,
-        layer.axis if isinstance(layer.axis, int) else layer.axis[0],
+        layer.axis,
         {name: getattr(layer, name) for name in _ARGUMENTS if hasattr(layer, name)}
         | {"dtype": layer.dtype_policy},
         {

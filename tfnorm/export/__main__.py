@@ -22,6 +22,7 @@ from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 from tfnorm.export.writing import WEIGHTS_DTYPES
 
+_RECALIBRATION_BATCH_SIZE = 128
 _METRICS = ("test_accuracy", "test_loss", "train_loss", "steps")
 
 
@@ -52,6 +53,13 @@ def define() -> flags.FlagValues:
     )
     flags.DEFINE_integer(
         "top_k", None, "Return so many of the best classes, with their scores.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "recalibrate_steps",
+        None,
+        "Measure the moving statistics anew over so many batches of the training images of "
+        "--model_dir.",
+        flag_values=values,
     )
     switches = {
         "uint8_images": (False, "Take pixels from 0 to 255, and standardize them in the graph."),
@@ -90,6 +98,8 @@ def export(values: flags.FlagValues) -> None:
         raise UserError("--directory is missing. Say where to write, as --directory=exported.")
     warmup_batch_sizes = _numbers(values, "warmup_batch_sizes", int)
     source = load(values)
+    if values.recalibrate_steps is not None:
+        source = _recalibrated(source, values.recalibrate_steps)
     preprocessing = _preprocessing(values, source.dataset)
     postprocessing = _postprocessing(values, source.dataset)
     model = source.model
@@ -150,6 +160,21 @@ def _load_keras_file(path: Path) -> keras.Model:
         return keras.models.load_model(path, compile=False)
     except Exception as error:
         raise UserError(f"Cannot load a model from {str(path)!r}: {error}") from error
+
+
+def _recalibrated(source: Source, steps: int) -> Source:
+    """The model with precise statistics; what was measured of it before no longer holds."""
+    if source.dataset is None:
+        raise UserError(
+            "--recalibrate_steps needs the training images of a run. Give --model_dir, or call "
+            "tfnorm.recalibrate(model, dataset, steps) before you save the model."
+        )
+    batch_size = min(_RECALIBRATION_BATCH_SIZE, source.dataset.num_train)
+    batches = source.dataset.train_batches(batch_size, source.training["seed"], epoch=0)
+    print(f"Recalibrating on batches of {batch_size} training images ...", flush=True)
+    training.recalibrate(source.model, batches, steps)
+    configuration = {**source.training, "recalibrate_steps": steps}
+    return source._replace(training=configuration, metrics=None)
 
 
 def _examples(dataset: data.Dataset | None, preprocessing: Preprocessing | None) -> Any:

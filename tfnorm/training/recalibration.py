@@ -68,7 +68,8 @@ def recalibrate(
         options = tf.data.Options()
         # The destructor of an iterator waits for its autotuner to wake up, up to a minute, a sweep.
         options.autotune.enabled = False
-        dataset = strategy.experimental_distribute_dataset(dataset.with_options(options))
+        dataset = dataset.take(steps).with_options(options)
+        dataset = strategy.experimental_distribute_dataset(dataset)
     with strategy.scope(), _restored_on_failure(layers), _Watch(layers) as watch:
         sweep = _sweep(model, dataset, steps, strategy, watch)
         rows = sweep()
@@ -131,13 +132,18 @@ class _Watch:
         for layer in self._layers:
             del vars(layer)["call"]
 
-    def moments(self, model: keras.Model, inputs: Any) -> tf.Tensor:
-        """All calls' moments in one vector, one call after the other."""
+    def moments(self, model: keras.Model, inputs: Any, may_be_empty: bool) -> tf.Tensor:
+        """All calls' moments in one vector, one call after the other; zeros for an empty batch."""
         self._local.records = []
+        if may_be_empty:
+            # TensorFlow's own kernels do not all take an empty batch.
+            is_empty = tf.equal(tf.shape(tf.nest.flatten(inputs)[0])[0], 0)
+            inputs = tf.nest.map_structure(lambda x: _one_row_if(is_empty, x), inputs)
         model(inputs, training=False)
         records = self._local.records
         self.calls = [_Call(layer, tuple(v.shape[0] for v in parts)) for layer, parts in records]
-        return tf.concat([part for _, parts in records for part in parts], 0)
+        moments = tf.concat([part for _, parts in records for part in parts], 0)
+        return tf.where(is_empty, tf.zeros_like(moments), moments) if may_be_empty else moments
 
     def _watched(self, layer: keras.layers.Layer, call: Callable) -> Callable:
         signature = inspect.signature(call)
@@ -154,9 +160,13 @@ class _Watch:
         return watched
 
 
+def _one_row_if(is_empty: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    return tf.cond(is_empty, lambda: tf.zeros([1, *x.shape[1:]], x.dtype), lambda: x)
+
+
 def _moments(layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> list[tf.Tensor]:
     """Count [1], mean [C] and variance [C] of the valid positions."""
-    view = channelwise.View(x, layer.axis if isinstance(layer.axis, int) else layer.axis[0])
+    view = channelwise.View(x, layer.axis)
     own = channelwise.moments(view.flatten(x), layer.epsilon, view.flatten_mask(mask))
     return [tf.cast(tf.reshape(own.count, [1]), own.mean.dtype), own.mean[0], own.variance[0]]
 
@@ -182,7 +192,7 @@ def _sweep(
 
     def on_replica(batch: Any) -> tf.Tensor:
         inputs = batch[0] if isinstance(batch, tuple) else batch
-        return gather(watch.moments(model, inputs))
+        return gather(watch.moments(model, inputs, strategy.num_replicas_in_sync > 1))
 
     @tf.function(reduce_retracing=True)
     def on_batch(batch: Any) -> tf.Tensor:
