@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multiworker test lint bench test-wheel clean
+.PHONY: demo demo-multiworker test test-oldest lint bench test-wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m tfnorm.compare
@@ -22,6 +23,11 @@ demo-multiworker: $(READY)
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term
 
+# The same tests on the oldest versions that setup.py allows, in an environment of their own.
+test-oldest:
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+
 lint: $(READY)
 	$(BIN)/ruff check .
 
@@ -33,11 +39,11 @@ test-wheel: $(READY)
 	PYTHON=$(PYTHON) bash tests/wheel.sh
 
 clean:
-	rm -rf $(VENV) dist runs *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
+	rm -rf $(VENV) .venv-oldest dist runs *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
 
 # The mark is taken away first and set again last: an environment without it was interrupted half
 # way and is made anew, one that has it only lacks what changed.
-$(READY): setup.py constraints.txt
+$(READY): setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  2>/dev/null || { echo "tfnorm needs Python 3.11 to 3.13 with venv and pip, which" \
 	  "'$(PYTHON)' is not: install one (Debian, Ubuntu: apt-get install python3-venv) or name" \
@@ -45,5 +51,5 @@ $(READY): setup.py constraints.txt
 	@echo "Setting up $(VENV), once (1-3 minutes) ..."
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $@
