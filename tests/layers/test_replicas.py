@@ -28,17 +28,24 @@ def trainers(name, groups, strategy):
     return networks.Trainer(virtual, "function"), networks.Trainer(real, "function", strategy)
 
 
+def batch(step):
+    """x and ∂L/∂y of 8 examples, some positions of them masked."""
+    halves = [networks.batch(2 * step + half, True) for half in (0, 1)]
+    return [np.concatenate(parts) for parts in zip(*halves)]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
-def test_virtual_replicas_are_real_ones(name, mirrored):
+def test_virtual_replicas_are_real_ones(name, count, mirrored):
     """Outputs and gradients of every step, all weights and state at the end.
 
     brn and mabn while r = 1 and d = 0. The moving variance of brn is excepted: it is no average
     of the replicas' own over more than one step, because the paper averages σ and not σ².
     """
-    virtual, real = trainers(name, 4, mirrored(4))
+    virtual, real = trainers(name, count, mirrored(count))
     for step in range(STEPS):
         # The optimizer's updates are part of it: gradients are summed over replicas.
-        for a, b in zip(*(train(*networks.batch(step, True)) for train in (virtual, real))):
+        for a, b in zip(*(train(*batch(step)) for train in (virtual, real))):
             running.assert_close(a, b, 1e-9, f"step {step}")
     # Histories [..., groups, C]: that of a real replica is its own; before they are averaged.
     for a, b in zip(virtual.model.variables, real.model.variables):
