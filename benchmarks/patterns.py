@@ -235,8 +235,6 @@ def _between() -> Iterator[Pattern]:
         ("through global average", IMAGE, after_conv(L.GlobalAveragePooling2D(), bn()), [True]),
         ("through global average, kept axes", IMAGE,
          after_conv(L.GlobalAveragePooling2D(keepdims=True), bn()), [True]),
-        ("through adaptive average", (8, 8, 6),
-         after_conv(L.AdaptiveAveragePooling2D((2, 2)), bn()), [True], {"Mul": 4}),
         ("through maximum, positive scale", IMAGE,
          after_conv(L.MaxPooling2D(2), bn(scale=False)), [True]),
         ("through global maximum, positive scale", IMAGE,
@@ -276,6 +274,9 @@ def _between() -> Iterator[Pattern]:
          [True]),
     ]:  # fmt: skip
         yield Pattern(name, shape, build, folded, *own)
+    if hasattr(L, "AdaptiveAveragePooling2D"):  # Keras 3.12 has none.
+        adaptive = after_conv(L.AdaptiveAveragePooling2D((2, 2)), bn())
+        yield Pattern("through adaptive average", (8, 8, 6), adaptive, [True], {"Mul": 4})
 
 
 def _merge(kind: type[keras.Layer], filters: int = 4, **options) -> Callable[[Any], Any]:
