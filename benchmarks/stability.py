@@ -18,6 +18,9 @@ import time
 from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# oneDNN in TensorFlow 2.21 writes past its memory in the kernel gradient of a 1×1 convolution with
+# stride 2, 8 channels and one image, whatever the norm, and the process dies.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import keras
 import numpy as np
