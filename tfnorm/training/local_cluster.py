@@ -200,7 +200,7 @@ class _Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback device on which nobody listens."""
+    """Ports on which nobody listens."""
     with contextlib.ExitStack() as stack:
         return [stack.enter_context(_bound()).getsockname()[1] for _ in range(count)]
 
@@ -211,7 +211,7 @@ def _bound() -> Iterator[socket.socket]:
     while True:
         with socket.socket() as candidate:
             try:
-                candidate.bind(("127.0.0.1", random.SystemRandom().choice(_PORTS)))
+                candidate.bind(("", random.SystemRandom().choice(_PORTS)))
             except OSError:
                 continue
             yield candidate

@@ -1,11 +1,13 @@
 """From flags to a tf.distribute.Strategy."""
 
+import contextlib
 import functools
 import json
 import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -100,17 +102,16 @@ def _check_tf_config(text: str) -> None:
 @functools.cache  # A process joins its cluster once, and numbers all collectives in one sequence.
 def _join_cluster(cpu_replicas: int) -> tf.distribute.Strategy:
     try:
-        if cpu_replicas:
-            prepare_cpu_devices(cpu_replicas)
-            return _CpuWorkers(cpu_replicas)
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _signals_kept():
+            if cpu_replicas:
+                prepare_cpu_devices(cpu_replicas)
+                return _CpuWorkers(cpu_replicas)
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(
             f"cannot join the cluster of TF_CONFIG={os.environ['TF_CONFIG']} ({reason})"
         ) from error
-    finally:
-        _take_sigterm_back()
 
 
 class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
@@ -138,11 +139,23 @@ class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
         tf.distribute.Strategy.__init__(self, Extended(self, None, options))
 
 
-def _take_sigterm_back() -> None:
-    """Undoes that TensorFlow, joining a cluster, makes the process deaf to SIGTERM."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Lets Ctrl-C end a process that waits for other workers to join, and takes SIGTERM back after.
+
+    TensorFlow waits up to an hour, in C++ and with Python's lock, so that no handler of ours runs;
+    and it takes SIGTERM for itself: while a process waits, only Ctrl-C and SIGKILL end it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _tpu(config: Config) -> tf.distribute.Strategy:
