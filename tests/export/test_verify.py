@@ -106,8 +106,22 @@ def test_process_cannot_import_what_is_blocked():
 def test_tolerance_follows_the_coarsest_dtype(dtype, tolerance):
     x = keras.Input((4,))
     model = keras.Model(x, L.Dense(2, dtype="float32")(L.Dense(3, dtype=dtype)(x)))
-    assert verify.default_tolerance(model) == tolerance
-    assert verify.default_tolerance(model, "bfloat16") == 10 / 128
+    assert verify.default_tolerance(model, []) == tolerance
+    assert verify.default_tolerance(model, [], "bfloat16") == 10 / 128
+
+
+def test_tolerance_follows_what_the_model_makes_of_a_rounding_error():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, L.Dense(1, use_bias=False)(inputs))
+    model.set_weights([np.array([[1e4], [-1e4]], "float32")])
+    examples = np.array([[1.0, 1.0001], [0.7, 0.7002]], "float32")
+    batches = recording.record(model, Signature(model), examples)
+    # Alone in its batch, the first output is -1; an input off by 2⁻²³ moves it by 1e4·2⁻²³.
+    one_input = 5 * 1e4 * 2.0**-23
+    assert one_input / 2 < verify.default_tolerance(model, batches) < 2.2 * one_input
+    model.set_weights([np.array([[3.0], [-1.0]], "float32")])
+    batches = recording.record(model, Signature(model), examples)
+    assert verify.default_tolerance(model, batches) == 1e-5
 
 
 def model_of(shape=(4,), dtype="float32"):

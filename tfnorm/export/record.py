@@ -25,6 +25,8 @@ class Batch:
         outputs: arrays by the names of the outputs, numbers in float64.
         largest: absolute value in what the model itself returned.
         scores: of all classes, where postprocessing made them of that.
+        response: the largest change of what the model itself returned, relative to `largest`, when
+            each of its inputs moves by one unit in the last place of float32.
     """
 
     size: int
@@ -32,6 +34,7 @@ class Batch:
     outputs: dict[str, np.ndarray]
     largest: float
     scores: np.ndarray | None = None
+    response: float = 0.0
 
 
 def example_inputs(
@@ -91,6 +94,9 @@ def _run(
         with tf.device("CPU:0"):  # as in the verification: a GPU may round far more coarsely
             tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
             results = signature.run(lambda x: model(x, training=False), tensors)
+            moved = signature.run(
+                lambda x: model(keras.tree.map_structure(_moved, x), training=False), tensors
+            )
     except Exception as error:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise UserError(
@@ -98,10 +104,20 @@ def _run(
             "Give examples=, inputs that it can be run on."
         ) from error
     outputs = {name: _plain(y) for name, y in signature.outputs(results).items()}
-    largest = max(float(np.max(np.abs(_plain(y)), initial=0.0)) for y in results)
+    numbers = [(_plain(y), _plain(z)) for y, z in zip(results, moved)]
+    largest = max(float(np.max(np.abs(y), initial=0.0)) for y, _ in numbers)
+    change = max(float(np.max(np.abs(z - y), initial=0.0)) for y, z in numbers)
     ranking = signature.postprocessing
     scores = None if ranking is None else _plain(ranking.scores(results[0]))
-    return Batch(size, inputs, outputs, largest, scores)
+    return Batch(size, inputs, outputs, largest, scores, change / (largest or 1.0))
+
+
+def _moved(x: tf.Tensor) -> tf.Tensor:
+    """Each element one unit in the last place of float32 up or down."""
+    if not x.dtype.is_floating:
+        return x
+    up = tf.random.stateless_uniform(tf.shape(x), [1, 2]) < 0.5
+    return x * tf.cast(tf.where(up, 1 + 2.0**-23, 1 - 2.0**-23), x.dtype)
 
 
 def _plain(y: tf.Tensor) -> np.ndarray:

@@ -73,7 +73,8 @@ def export_saved_model(
         examples: inputs for the comparison and the warm-up, in the form in which the export takes
             them, at least one of each. By default noise.
         tolerance: largest difference allowed, relative to an output's largest value. By default
-            1e-5, and ten times the resolution of float16 or bfloat16 where a layer computes in it.
+            1e-5; more where a layer computes in float16 or bfloat16, or where the model itself
+            multiplies rounding errors (see `verify.default_tolerance`).
         preprocessing: makes the export take uint8 images.
         postprocessing: makes the export return probabilities, or the best classes by name.
         weights_dtype: "float16" or "bfloat16" rounds the kernels, and stores those of the
@@ -109,7 +110,7 @@ def export_saved_model(
                 f"The model with weights in {weights_dtype}",
                 given,
                 answers_of(batches),
-                default_tolerance(model, weights_dtype) if tolerance is None else tolerance,
+                default_tolerance(model, given, weights_dtype) if tolerance is None else tolerance,
                 postprocessing,
             )
     with new_version(Path(directory)) as (draft, place):
@@ -124,7 +125,7 @@ def export_saved_model(
             verification = verify_export(
                 draft,
                 batches,
-                default_tolerance(model) if tolerance is None else tolerance,
+                default_tolerance(model, batches) if tolerance is None else tolerance,
                 [runtime for name in formats for runtime in FORMATS[name].runtimes],
                 postprocessing,
             )

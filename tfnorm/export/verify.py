@@ -62,11 +62,18 @@ class Verification:
         return f"{text}; weights in half the bytes move the outputs by {self.rounding:.1e}"
 
 
-def default_tolerance(model: keras.Model, *weights_dtypes: str) -> float:
-    """1e-5, or ten times the resolution of the coarsest dtype of a layer or of the weights."""
+def default_tolerance(model: keras.Model, batches: Sequence[Batch], *weights_dtypes: str) -> float:
+    """How far apart two right ways to compute a model may be.
+
+    The largest of: 1e-5; ten times the resolution of the coarsest dtype of a layer or of the
+    weights; five times the model's own response to inputs that move by one unit in the last
+    place. A deep network with random weights multiplies such differences by thousands, and every
+    folded kernel is rounded anew.
+    """
     dtypes = {layer.compute_dtype for layer in model._flatten_layers()} | set(weights_dtypes)
     coarse = [ml_dtypes.finfo(x).eps for x in dtypes if x in ("float16", "bfloat16")]
-    return max([1e-5, *(10 * float(eps) for eps in coarse)])
+    responses = [5 * batch.response for batch in batches]
+    return max([1e-5, *(10 * float(eps) for eps in coarse), *responses])
 
 
 def verify_export(
