@@ -1,29 +1,26 @@
-"""Forward and backward of one normalizer against Keras' BatchNormalization on the same input.
-
-Each round runs every layer once, so that what slows the machine slows all of them, in an order
-of its own, because a layer inherits caches and memory pages from the one before. A figure is the
-median over rounds of the ratio within a round, with its quartiles.
+"""One layer against Keras' BatchNormalization on the same input: training and inference.
 
     python -m benchmarks.layers [--rounds=40] [--output=layers.json]
+
+Training is forward and backward. A shape's table ends with the same layers in 16 virtual replicas
+and with what no method can avoid: the traffic of x, y, dy and dx through memory. CBN needs a
+convolution and is set against one with Keras' BatchNormalization, after the burn-in, with a full
+window of 8 steps.
 """
 
-import json
+import functools
 import os
-import random
-import statistics
-import time
-from pathlib import Path
+import sys
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
-from tfnorm import layers
-
-_ROUNDS = flags.DEFINE_integer("rounds", 40, "How often each layer is timed on each shape.")
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the figures to this JSON file.")
+from benchmarks import measuring
+from tfnorm import commands, layers
 
 SHAPES = (
     ((32, 28, 28, 64), "float32"),
@@ -34,84 +31,126 @@ SHAPES = (
     ((32, 28, 28, 64), "bfloat16"),
 )
 BASELINE = "Keras BN"
+_OURS = {
+    "bn": layers.BatchNormalization,
+    "brn": layers.BatchRenormalization,
+    "mabn": layers.MovingAverageBatchNormalization,
+    "bkn": layers.BatchKalmanNormalization,
+}
+_GROUPS = 16
+_WINDOW = 8
+_CONVOLVED = ((32, 28, 28, 64), (8, 56, 56, 64), (32, 14, 14, 256))
 
 
-def candidates(dtype: str, channels: int) -> dict[str, keras.layers.Layer]:
-    """The layers compared, by the name in the table; the first is the baseline."""
-    return {
-        BASELINE: keras.layers.BatchNormalization(dtype=dtype),
-        "bn": layers.BatchNormalization(dtype=dtype),
-        "brn": layers.BatchRenormalization(dtype=dtype),
-        "mabn": layers.MovingAverageBatchNormalization(dtype=dtype),
-        "bkn": layers.BatchKalmanNormalization(dtype=dtype),
-        "Keras renorm": keras.layers.BatchNormalization(renorm=True, dtype=dtype),
-        "Keras GN": keras.layers.GroupNormalization(min(32, channels), dtype=dtype),
-    }
+def candidates(dtype: str, shape: tuple[int, ...]) -> dict[str, keras.layers.Layer]:
+    """The layers compared, by the name in the table."""
+    found = {BASELINE: keras.layers.BatchNormalization(dtype=dtype)}
+    found |= {name: kind(dtype=dtype) for name, kind in _OURS.items()}
+    found["Keras renorm"] = keras.layers.BatchNormalization(renorm=True, dtype=dtype)
+    found["Keras GN"] = keras.layers.GroupNormalization(min(32, shape[-1]), dtype=dtype)
+    if shape[0] % _GROUPS == 0:
+        found |= {
+            f"{name}, {_GROUPS} groups": kind(virtual_replicas=_GROUPS, dtype=dtype)
+            for name, kind in _OURS.items()
+        }
+    return found
 
 
-def forward_and_backward(layer: keras.layers.Layer, x: tf.Tensor, dy: tf.Tensor):
+def forward_and_backward(
+    layer: keras.layers.Layer, x: tf.Tensor, dy: tf.Tensor
+) -> Callable[[], list[tf.Tensor]]:
     """A function without arguments that runs one training pass of `layer`."""
     layer.build(x.shape)
-    is_chained = isinstance(layer, layers.BatchKalmanNormalization)
 
     @tf.function
     def run() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = layer(x, training=True)
-            y = y[0] if is_chained else y
+            y = _first(layer(x, training=True))
         # With y, else TensorFlow would prune what only the forward pass needs.
         return [y, *tape.gradient(y, [x, *(v.value for v in layer.trainable_variables)], dy)]
 
     return run
 
 
-def measure(shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds, ratio to the baseline and its quartiles, of each candidate."""
-    x, dy = (tf.cast(tf.random.stateless_normal(shape, [1, i]), dtype) for i in range(2))
-    functions = {
-        name: forward_and_backward(layer, x, dy)
-        for name, layer in candidates(dtype, shape[-1]).items()
+def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], tf.Tensor]:
+    """A function without arguments that runs `layer` as it is served when it is not folded."""
+    layer.build(x.shape)
+    return tf.function(lambda: _first(layer(x, training=False)))
+
+
+def convolutions(channels: int) -> dict[str, keras.layers.Layer]:
+    """A convolution under Keras' BatchNormalization and in CBN."""
+
+    def convolution() -> keras.layers.Layer:
+        return keras.layers.Conv2D(channels, 3, padding="same", use_bias=False)
+
+    return {
+        f"convolution, {BASELINE}": keras.Sequential(
+            [convolution(), keras.layers.BatchNormalization()]
+        ),
+        "cbn": layers.CrossIterationBatchNormalization(convolution(), window=_WINDOW),
     }
-    # What no method can avoid: read x, write y, read x and dy, write dx; here as two additions.
+
+
+def _first(y: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
+    return y[0] if isinstance(y, tuple) else y
+
+
+def _tensors(shape: tuple[int, ...], dtype: str) -> list[tf.Tensor]:
+    return [tf.cast(tf.random.stateless_normal(shape, [1, i]), dtype) for i in range(2)]
+
+
+def _training(shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, measuring.Figure]:
+    x, dy = _tensors(shape, dtype)
+    functions: dict[str, Callable[[], object]] = {
+        name: forward_and_backward(layer, x, dy) for name, layer in candidates(dtype, shape).items()
+    }
+    # Read x, write y, read x and dy, write dx; here as two additions.
     functions["x + dy, twice"] = tf.function(lambda: (x + dy, x - dy))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    order = random.Random(0)
-    for turn in range(-3, rounds):
-        for name in order.sample(list(functions), len(functions)):
-            start = time.perf_counter()
-            functions[name]()
-            if turn >= 0:
-                times[name].append(time.perf_counter() - start)
-    result = {}
-    for name, own in times.items():
-        ratios = [a / b for a, b in zip(own, times[BASELINE])]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        result[name] = {
-            "milliseconds": 1e3 * statistics.median(own),
-            "ratio": middle,
-            "quartiles": [low, high],
-        }
-    return result
+    return measuring.interleave(functions, BASELINE, rounds)
 
 
-def main(argv: list[str]) -> None:
-    """Prints the table of ratios, a row a shape."""
-    del argv
-    print(f"Forward + backward, time relative to {BASELINE} (quartiles), {_ROUNDS.value} rounds")
+def _inference(shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, measuring.Figure]:
+    x, _ = _tensors(shape, dtype)
+    found = {BASELINE: keras.layers.BatchNormalization(dtype=dtype)}
+    found |= {name: kind(dtype=dtype) for name, kind in _OURS.items()}
+    functions = {name: inference(layer, x) for name, layer in found.items()}
+    return measuring.interleave(functions, BASELINE, rounds)
+
+
+def _convolved(shape: tuple[int, ...], rounds: int) -> dict[str, measuring.Figure]:
+    x, dy = _tensors(shape, "float32")
+    functions = {
+        name: forward_and_backward(layer, x, dy) for name, layer in convolutions(shape[-1]).items()
+    }
+    return measuring.interleave(functions, next(iter(functions)), rounds, warmup=_WINDOW)
+
+
+def _define() -> flags.FlagValues:
+    return measuring.define(rounds=40)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Prints a table a shape."""
+    tasks = [
+        *((f"training, {list(s)} {d}", functools.partial(_training, s, d)) for s, d in SHAPES),
+        *((f"inference, {list(s)} {d}", functools.partial(_inference, s, d)) for s, d in SHAPES),
+        *((f"3×3 convolution, {list(s)}", functools.partial(_convolved, s)) for s in _CONVOLVED),
+    ]
     records = []
-    for shape, dtype in SHAPES:
-        figures = measure(shape, dtype, _ROUNDS.value)
-        records.append({"shape": shape, "dtype": dtype, "figures": figures})
-        print(f"\n{list(shape)} {dtype}, {BASELINE} {figures[BASELINE]['milliseconds']:.2f} ms")
-        for name, figure in figures.items():
-            low, high = figure["quartiles"]
-            print(f"  {name:14s} {figure['ratio']:5.2f}  ({low:.2f} to {high:.2f})", flush=True)
-    if _OUTPUT.value:
-        temporary = Path(_OUTPUT.value + ".tmp")
-        temporary.write_text(json.dumps(records, indent=1) + "\n")
-        temporary.replace(_OUTPUT.value)
+    for title, measure in tasks:
+        figures = measure(values.rounds)
+        baseline = next(iter(figures))
+        measuring.show(f"{title}, relative to {baseline}", figures)
+        records.append({"title": title, "figures": figures})
+    measuring.write(values.output, records)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return commands.run(_define, run, argv)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

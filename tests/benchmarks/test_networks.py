@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import inference, memory, networks, training
+from benchmarks import layers as layer_benchmark
 from tfnorm import layers
 from tfnorm.layers import norms
 
@@ -74,3 +75,15 @@ def test_resnet20_has_the_layers_of_keras():
     model = networks.under(networks.BASELINE, "ResNet-20")
     found = [type(layer) for layer in model._flatten_layers() if "Normalization" in str(layer)]
     assert found == [keras.layers.BatchNormalization] * 21
+
+
+def test_layers_are_compared_in_training_and_at_inference(monkeypatch, tmp_path):
+    monkeypatch.setattr(layer_benchmark, "SHAPES", (((16, 4, 4, 8), "float32"),))
+    monkeypatch.setattr(layer_benchmark, "_CONVOLVED", ((2, 5, 5, 4),))
+    output = f"--output={tmp_path / 'layers.json'}"
+    assert layer_benchmark.main(["layers", "--rounds=2", output]) == 0
+    trained, served, convolved = json.loads((tmp_path / "layers.json").read_text())
+    assert {"bn", "bkn, 16 groups", "Keras renorm", "x + dy, twice"} <= set(trained["figures"])
+    assert set(served["figures"]) == {"Keras BN", "bn", "brn", "mabn", "bkn"}
+    assert list(convolved["figures"]) == ["convolution, Keras BN", "cbn"]
+    assert convolved["figures"]["convolution, Keras BN"]["ratio"] == 1
