@@ -233,3 +233,22 @@ def test_an_empty_group_in_a_chain(rng, covariance, where):
         assert np.isfinite(tensor).all()
     for a, b in zip(layers[where].get_weights(), before):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_mask_that_tensors_carry_reaches_every_layer_of_a_chain(rng):
+    values = rng.normal(size=(5, 7, 3)).astype("float32")
+    values[2, 3:] = values[4, 1:] = 0
+    mask = (values != 0).any(-1)
+    layers = [BatchKalmanNormalization() for _ in range(2)]
+    x = keras.layers.Masking()(values)
+    y, state = layers[0](x, training=True)
+    y, state = layers[1](y, state, training=True)
+    moments = [layer.moving_mean.numpy() for layer in layers]
+    again = [BatchKalmanNormalization() for _ in range(2)]
+    y, state = again[0](values, training=True, mask=mask)
+    again[1](y, state, training=True, mask=mask)
+    for found, layer in zip(moments, again):
+        np.testing.assert_allclose(found, layer.moving_mean.numpy(), rtol=1e-5, atol=1e-7)
+    unmasked = BatchKalmanNormalization()
+    unmasked(values, training=True)
+    assert np.abs(unmasked.moving_mean.numpy() - moments[0]).max() > 1e-4

@@ -114,8 +114,14 @@ class BatchKalmanNormalization(ChannelNormalization):
         previous: State | None = None,
         training: bool | None = None,
         mask: tf.Tensor | None = None,
+        inputs_mask: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """(y, state) of `inputs` and of the state of the layer before, None at a chain's start."""
+        """(y, state) of `inputs` and of the state of the layer before, None at a chain's start.
+
+        `inputs_mask` is the name under which Keras hands on the mask that `inputs` carry, where
+        there is a `previous` as well.
+        """
+        mask = inputs_mask if mask is None else mask
         self._check_previous(previous)
         noise = self._process_noise(previous)
         if not (training and self.trainable):
@@ -149,9 +155,7 @@ class BatchKalmanNormalization(ChannelNormalization):
         covariance = (*mean, channels) if self.covariance == "full" else mean
         return inputs_shape, (mean, covariance, ())
 
-    def compute_output_spec(
-        self, inputs: Any, previous: Any = None, training: Any = None, mask: Any = None
-    ) -> tuple:
+    def compute_output_spec(self, inputs: Any, previous: Any = None, **_: Any) -> tuple:
         """The outputs as KerasTensors: y in the compute dtype, the state in the statistics'."""
         self._check_previous(previous)
         y, state = self.compute_output_shape(inputs.shape)

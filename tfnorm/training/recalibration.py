@@ -153,7 +153,8 @@ class _Watch:
             x = next(iter(given.values()))
             if isinstance(layer, CrossIterationBatchNormalization):
                 x = layer.layer(x)
-            own = _moments(layer, x, given.get("mask"))
+            mask = given.get("mask", given.get("inputs_mask"))
+            own = _moments(layer, x, mask)
             self._local.records.append((layer, [*own, *_previous(given.get("previous"))]))
             return call(*args, **kwargs)
 
