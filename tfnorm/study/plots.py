@@ -13,7 +13,12 @@ from tfnorm.study.style import STYLES
 from tfnorm.study.summary import Row
 from tfnorm.study.writing import write_whole
 
-_LOOK = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+_LOOK = {
+    "font.size": 10,
+    "figure.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def accuracy(
@@ -47,7 +52,7 @@ def accuracy(
         axes.margins(x=0.08)
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel("test accuracy (%): mean, spread (half the range) and every seed")
-        axes.set_title(title)
+        figure.suptitle(title)  # over the whole width, which a long one needs
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 
