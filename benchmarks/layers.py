@@ -9,6 +9,7 @@ window of 8 steps.
 """
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ def candidates(dtype: str, shape: tuple[int, ...]) -> dict[str, keras.layers.Lay
     """The layers compared, by the name in the table."""
     found = {BASELINE: keras.layers.BatchNormalization(dtype=dtype)}
     found |= {name: kind(dtype=dtype) for name, kind in _OURS.items()}
-    found["Keras renorm"] = keras.layers.BatchNormalization(renorm=True, dtype=dtype)
+    if "renorm" in inspect.signature(keras.layers.BatchNormalization).parameters:
+        found["Keras renorm"] = keras.layers.BatchNormalization(renorm=True, dtype=dtype)
     found["Keras GN"] = keras.layers.GroupNormalization(min(32, shape[-1]), dtype=dtype)
     if shape[0] % _GROUPS == 0:
         found |= {

@@ -162,7 +162,11 @@ class Plan:
         tensors = _grow(inputs, self.steps)
         # The last tensor is always returned, so that a step matters.
         outputs = dict.fromkeys([len(tensors) - 1, *(i % len(tensors) for i in self.outputs)])
-        return keras.Model(inputs, [tensors[i] for i in outputs])
+        ends = [tensors[i] for i in outputs]
+        if all(any(end is x for x in inputs) for end in ends):
+            # Keras 3.12 makes no model without a layer.
+            ends = [keras.layers.Activation("linear")(end) for end in ends]
+        return keras.Model(inputs, ends)
 
 
 def _grow(inputs, steps):

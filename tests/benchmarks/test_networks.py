@@ -83,7 +83,7 @@ def test_layers_are_compared_in_training_and_at_inference(monkeypatch, tmp_path)
     output = f"--output={tmp_path / 'layers.json'}"
     assert layer_benchmark.main(["layers", "--rounds=2", output]) == 0
     trained, served, convolved = json.loads((tmp_path / "layers.json").read_text())
-    assert {"bn", "bkn, 16 groups", "Keras renorm", "x + dy, twice"} <= set(trained["figures"])
+    assert {"bn", "bkn, 16 groups", "Keras GN", "x + dy, twice"} <= set(trained["figures"])
     assert set(served["figures"]) == {"Keras BN", "bn", "brn", "mabn", "bkn"}
     assert list(convolved["figures"]) == ["convolution, Keras BN", "cbn"]
     assert convolved["figures"]["convolution, Keras BN"]["ratio"] == 1

@@ -299,7 +299,11 @@ def test_layers_that_cannot_be_copied():
 
 def test_graph_of_nothing_but_inputs():
     x = keras.Input((3,), name="x")
-    graph = read(keras.Model(x, [x, x]))
+    try:
+        model = keras.Model(x, [x, x])
+    except ValueError:
+        pytest.skip(f"Keras {keras.__version__} makes no model without a layer")
+    graph = read(model)
     assert isinstance(graph, Graph)
     assert not graph.calls
     np.testing.assert_array_equal(build(graph)(np.ones((2, 3)))[1], np.ones((2, 3)))
