@@ -1,5 +1,6 @@
 """Eight logical CPU devices for every test process, so that the replica tests always run."""
 
+import functools
 import itertools
 import os
 
@@ -10,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from tests import comparing
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
@@ -44,6 +47,18 @@ def clean_keras():
 def rng(request) -> np.random.Generator:
     """A generator seeded by the test's own name, so that no two tests share their numbers."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def randomized(rng):
+    """`comparing.randomize` with the test's rng."""
+    return functools.partial(comparing.randomize, rng=rng)
+
+
+@pytest.fixture
+def difference(rng):
+    """`comparing.difference` with the test's rng."""
+    return functools.partial(comparing.difference, rng=rng)
 
 
 @pytest.fixture

@@ -8,10 +8,19 @@ import dataclasses
 import itertools
 
 import keras
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from tfnorm import layers
 
+# The same examples in every run, whatever the machine.
+EXAMPLES = settings(
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 L = keras.layers
 SHAPES = ((6, 5, 4), (7, 4), (6,))  # of the inputs; a model has one or two
 

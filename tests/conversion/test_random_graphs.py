@@ -4,12 +4,12 @@ import collections
 
 import keras
 import numpy as np
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest
+from hypothesis import given, settings
 
 import tfnorm
 from tests.comparing import difference, randomize
-from tests.graphs import plans
+from tests.graphs import EXAMPLES, plans
 
 
 def is_linear(layer):
@@ -17,18 +17,13 @@ def is_linear(layer):
     return not isinstance(layer, keras.layers.GroupNormalization)
 
 
-def test_answers_stay():
+@pytest.mark.parametrize("norm", ["brn", "cbn", "bkn"])
+def test_answers_stay(norm):
     seen = collections.Counter()
 
-    @settings(
-        max_examples=200,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(plans(2, 5), st.sampled_from(["brn", "cbn", "cbn", "bkn"]))
-    def answers_stay(plan, norm):
+    @settings(EXAMPLES, max_examples=70)
+    @given(plans(2, 5))
+    def answers_stay(plan):
         keras.backend.clear_session(free_memory=False)
         rng = np.random.default_rng(plan.seed)
         model = randomize(plan.model(), rng)
@@ -41,5 +36,4 @@ def test_answers_stay():
         seen.update(row.target for row in other.conversion_report.rows)
 
     answers_stay()
-    # Each of them was at stake.
-    assert seen["brn"] > 50 and seen["cbn"] > 10 and seen["bkn"] > 5, seen
+    assert seen[norm] > 5, seen  # It was at stake.

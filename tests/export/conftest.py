@@ -1,17 +1,16 @@
-"""What the tests of folding and exporting share: the helpers of `comparing` with the test's rng."""
-
-import functools
+"""What the tests of exporting share."""
 
 import pytest
 
-from tests import comparing
+from tfnorm import training
 
 
-@pytest.fixture
-def randomized(rng):
-    return functools.partial(comparing.randomize, rng=rng)
-
-
-@pytest.fixture
-def difference(rng):
-    return functools.partial(comparing.difference, rng=rng)
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The model_dir of a training run of one step: its moving statistics are hardly moved."""
+    directory = str(tmp_path_factory.mktemp("run"))
+    config = training.Config(
+        model="resnet8", width=4, norm="brn", steps=1, replica_batch_size=4, model_dir=directory
+    )
+    training.train(config, validate=False)
+    return directory

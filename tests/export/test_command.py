@@ -65,17 +65,6 @@ def test_as_a_program(saved, tmp_path):
     assert re.fullmatch(pattern, done.stdout, re.DOTALL), done.stdout
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The model_dir of a short training run."""
-    directory = str(tmp_path_factory.mktemp("run"))
-    config = training.Config(
-        model="resnet8", width=4, norm="brn", steps=1, replica_batch_size=4, model_dir=directory
-    )
-    training.train(config, validate=False)
-    return directory
-
-
 def test_exports_a_training_run(run, tmp_path, capsys):
     assert main(["export", f"--model_dir={run}", f"--directory={tmp_path}", "--noverify"]) == 0
     assert "9 of 9 normalizers folded\n" in capsys.readouterr().out

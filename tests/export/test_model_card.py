@@ -53,10 +53,12 @@ def test_says_what_is_known(tmp_path):
         "runtimes": ["tf.saved_model.load", "TensorFlow's C API"],
         "batch_sizes": [1, 3, 32],
         "difference": result.verification.difference,
-        "tolerance": 1e-5,
+        "tolerance": result.verification.tolerance,
         "rounding": result.verification.rounding,
     }
-    assert result.verification.difference < 1e-5 < result.verification.rounding
+    verification = result.verification
+    assert verification.difference < verification.tolerance < 1e-4
+    assert verification.rounding > 0
     assert card["versions"]["tfnorm"] == tfnorm.__version__
     assert card["versions"]["keras"] == keras.__version__
     for line in (

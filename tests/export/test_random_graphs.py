@@ -4,23 +4,17 @@ import collections
 
 import keras
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from tests.comparing import difference, randomize
-from tests.graphs import plans
+from tests.graphs import EXAMPLES, plans
 from tfnorm.export import fold
 
 
 def test_answers_stay():
     seen = collections.Counter()
 
-    @settings(
-        max_examples=200,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @EXAMPLES
     @given(plans())
     def answers_stay(plan):
         keras.backend.clear_session(free_memory=False)

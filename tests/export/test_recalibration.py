@@ -4,23 +4,11 @@ import json
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import tfnorm
 from tfnorm import data, training
 from tfnorm.export.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The model_dir of a training run of one step: its moving statistics are hardly moved."""
-    directory = str(tmp_path_factory.mktemp("run"))
-    config = training.Config(
-        model="resnet8", width=4, norm="brn", steps=1, replica_batch_size=4, model_dir=directory
-    )
-    training.train(config, validate=False)
-    return directory
 
 
 def test_statistics_are_measured_on_the_training_images(run, tmp_path, capsys):

@@ -15,6 +15,21 @@ def two_layers(name, normalizer, input_shape, num_classes, *, width, stem_stride
     return keras.Model(images, keras.layers.Dense(num_classes, dtype="float32")(x), name=name)
 
 
+class AfterStep(keras.callbacks.Callback):
+    """Does something after a step of an epoch."""
+
+    def __init__(self, epoch, step, do):
+        super().__init__()
+        self.epoch, self.step, self.do = epoch, step, do
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch + 1) == (self.epoch, self.step):
+            self.do()
+
+
 class StepLosses(keras.callbacks.Callback):
     """The loss of every step of a run from its start: differences of the sums that it shows."""
 

@@ -9,25 +9,15 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training.running import on_replicas, two_layers, weights, without_times
+from tests.training.running import AfterStep, on_replicas, two_layers, weights, without_times
 from tfnorm import models, train, training
 from tfnorm.errors import RunError
 from tfnorm.training import checkpoints
 
 
-class Sigterm(keras.callbacks.Callback):
-    """Sends the signal to this process, after a step of an epoch."""
-
-    def __init__(self, epoch, step):
-        super().__init__()
-        self.epoch, self.step = epoch, step
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.now, batch + 1) == (self.epoch, self.step):
-            os.kill(os.getpid(), signal.SIGTERM)
+def sigterm():
+    """Sends the signal to this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 BRN = {"momentum": 0.8, "r_max": 3.0, "d_max": 5.0}  # Where it consults its moving values.
@@ -36,7 +26,7 @@ MABN = {"momentum": 0.8, "window": 3, "warmup_steps": 2, "correction_start_step"
 
 def preempted(config, notices, epoch, step):
     with pytest.raises(SystemExit) as stop:
-        training.train(config, [Sigterm(epoch, step)], notices.append)
+        training.train(config, [AfterStep(epoch, step, sigterm)], notices.append)
     assert stop.value.code == 0
     return notices[-1]
 
@@ -98,7 +88,9 @@ def test_preempted_in_the_last_step_of_an_epoch(small, tmp_path, notices):
 
 
 def test_preempted_in_the_last_step_of_all(small, tmp_path, notices):
-    result = training.train(small(model_dir=str(tmp_path)), [Sigterm(1, 6)], notices.append)
+    result = training.train(
+        small(model_dir=str(tmp_path)), [AfterStep(1, 6, sigterm)], notices.append
+    )
     assert result.steps == 12
 
 

@@ -4,24 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training.running import on_replicas, weights, without_times
+from tests.training.running import AfterStep, on_replicas, weights, without_times
 from tfnorm import training
 from tfnorm.errors import RunError, UserError
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Ends a run as Ctrl-C would, after a step of an epoch."""
-
-    def __init__(self, epoch, step):
-        super().__init__()
-        self.epoch, self.step = epoch, step
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.now, batch + 1) == (self.epoch, self.step):
-            raise KeyboardInterrupt
+def interrupt():
+    """Ends a run as Ctrl-C would."""
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -31,7 +21,7 @@ def interrupted(small, tmp_path, notices):
     def make(**changes):
         config = small(model_dir=str(tmp_path / "run"), checkpoint_every=3, epochs=3, **changes)
         with pytest.raises(KeyboardInterrupt):
-            training.train(config, [Interrupt(1, 5)], notices.append)
+            training.train(config, [AfterStep(1, 5, interrupt)], notices.append)
         return config
 
     return make
@@ -56,7 +46,7 @@ def test_a_resumed_run_on_replicas_is_an_uninterrupted_one(small, tmp_path, noti
 
     whole = training.train(config("whole"), notice=notices.append)
     with pytest.raises(KeyboardInterrupt):
-        training.train(config("parts"), [Interrupt(1, 5)], notices.append)
+        training.train(config("parts"), [AfterStep(1, 5, interrupt)], notices.append)
     resumed = training.train(config("parts"), notice=notices.append)
     for a, b in zip(weights(resumed), weights(whole)):
         np.testing.assert_array_equal(a, b)

@@ -6,24 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnorm.layers import norms
+from tfnorm.layers import ChannelNormalization, norms
 
-_ARGUMENTS = (
-    "momentum",
-    "epsilon",
-    "center",
-    "scale",
-    "beta_initializer",
-    "gamma_initializer",
-    "moving_mean_initializer",
-    "moving_variance_initializer",
-    "beta_regularizer",
-    "gamma_regularizer",
-    "beta_constraint",
-    "gamma_constraint",
-    "virtual_replicas",
-    "trainable",
-)
+_ARGUMENTS = (*norms.accepted_options(ChannelNormalization), "trainable")
 _VALUES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 

@@ -1,10 +1,8 @@
 """What a user of an export should know, for programs (JSON) and for people (Markdown)."""
 
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ import tensorflow as tf
 from tfnorm.export.report import Report
 from tfnorm.export.signature import NAME, Signature
 from tfnorm.export.verify import RUNTIMES, Verification
-from tfnorm.version import __version__
+from tfnorm.version import versions
 
 
 def model_card(
@@ -71,17 +69,7 @@ def model_card(
             "rounding": verification.rounding,
         },
         "fold": report.to_dict(),
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what made the export."""
-    packages = ("tensorflow", "keras", "numpy")
-    return {
-        "tfnorm": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        "versions": versions("tensorflow", "keras", "numpy"),
     }
 
 

@@ -198,17 +198,7 @@ def batch_normalize_gradient(
     dx = scale/σ·(dy − mean(dy) − x̂·mean(dy·x̂)), by the moments that the forward pass returned.
     """
     if own.saved and _is_fused(x, mask):
-        result = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=tf.expand_dims(dy, 2),
-            x=tf.expand_dims(x, 2),
-            scale=tf.squeeze(scale, 0),
-            reserve_space_1=own.saved[0],
-            reserve_space_2=own.saved[1],
-            reserve_space_3=own.saved[2],
-            epsilon=epsilon,
-            is_training=True,
-        )
-        return _unpack(result)
+        return _fused_gradient(dy, x, scale, own.saved, epsilon, is_training=True)
     direct, dy_x_sum, dy_sum = normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
@@ -234,17 +224,8 @@ def normalize_gradient(
     """
     if _is_fused(x, mask):
         # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
-        result = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=tf.expand_dims(dy, 2),
-            x=tf.expand_dims(x, 2),
-            scale=tf.squeeze(scale, 0),
-            reserve_space_1=tf.squeeze(mean, 0),
-            reserve_space_2=tf.squeeze(variance, 0),
-            reserve_space_3=tf.zeros([0]),
-            epsilon=epsilon,
-            is_training=False,
-        )
-        return _unpack(result)
+        statistics = (tf.squeeze(mean, 0), tf.squeeze(variance, 0), tf.zeros([0]))
+        return _fused_gradient(dy, x, scale, statistics, epsilon, is_training=False)
     dtype = statistics_dtype(x)
     rstd = tf.math.rsqrt(variance + epsilon)
     dy = tf.cast(dy, dtype)
@@ -339,8 +320,26 @@ def _fused_batch_normalize(
     return tf.squeeze(result.y, 2), Moments(count, mean, biased, saved)
 
 
-def _unpack(result: NamedTuple) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(dx, Σ dy·x̂, Σ dy) of a FusedBatchNormGradV3."""
+def _fused_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    reserved: tuple[tf.Tensor, ...],
+    epsilon: float,
+    *,
+    is_training: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(dx, Σ dy·x̂, Σ dy); `reserved` is the forward kernel's, or (mean, variance, nothing)."""
+    result = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=tf.expand_dims(dy, 2),
+        x=tf.expand_dims(x, 2),
+        scale=tf.squeeze(scale, 0),
+        reserve_space_1=reserved[0],
+        reserve_space_2=reserved[1],
+        reserve_space_3=reserved[2],
+        epsilon=epsilon,
+        is_training=is_training,
+    )
     dx = tf.squeeze(result.x_backprop, 2)
     return dx, tf.expand_dims(result.scale_backprop, 0), tf.expand_dims(result.offset_backprop, 0)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -18,7 +17,7 @@ from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
 from tfnorm.training.workers import LostWorker
-from tfnorm.version import __version__
+from tfnorm.version import versions
 
 Tell = Callable[[str], None]
 
@@ -28,9 +27,7 @@ _METRICS = (
 )  # fmt: skip
 
 
-def run(
-    grid: Grid, results: Results, directory: str | os.PathLike[str], tell: Tell
-) -> list[dict]:
+def run(grid: Grid, results: Results, directory: str | os.PathLike[str], tell: Tell) -> list[dict]:
     """Runs the cells that `results` lacks, one after the other, and records each as it ends.
 
     A run that cannot go on (a loss that is NaN) is recorded as failed and stops no other. One that
@@ -99,7 +96,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         "history": [],
         "seed": config.seed,
         "config": config.to_dict(),
-        "versions": versions(),
+        "versions": versions("tensorflow", "keras", "numpy", "tensorflow-datasets"),
         "machine": machine(),
         "started": datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat("T", "seconds"),
     }
@@ -120,16 +117,6 @@ def describe(cell: Cell) -> str:
     """A cell in a few words, such as "norm bn, replicas 4, seed 0"."""
     labels = {**cell.labels, "seed": cell.config.seed}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in labels.items())
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result may depend on."""
-    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
-    return {
-        "tfnorm": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def machine() -> dict[str, str | int | None]:
