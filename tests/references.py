@@ -201,7 +201,7 @@ class MovingAverageBatchNormalization(Reference):
     """Yan et al. (2020), equations 15-20, as their code has them. Its backward is its own.
 
     `squares` and `gradients` are the ring buffers [window, G, C] of χ²_B and Ψ_B; step t (the
-    first is 1) writes row t mod window.
+    first is 1) writes row t mod window. The averages start when the longer one is full.
     """
 
     def __init__(
@@ -211,25 +211,31 @@ class MovingAverageBatchNormalization(Reference):
         warmup_steps,
         correction_start_step,
         correction_limit,
+        gradient_window=None,
         steps=0,
         squares=None,
         gradients=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.window, self.warmup_steps = window, warmup_steps
+        gradient_window = gradient_window or window
+        self.longest, self.warmup_steps = max(window, gradient_window), warmup_steps
         self.correction_start_step, self.correction_limit = correction_start_step, correction_limit
-        shape = (window, self.groups, len(self.gamma))
         self.steps = steps
-        self.squares = np.zeros(shape) if squares is None else np.array(squares, np.float64)
-        self.gradients = np.zeros(shape) if gradients is None else np.array(gradients, np.float64)
+        self.squares = self._buffer(squares, window)
+        self.gradients = self._buffer(gradients, gradient_window)
+
+    def _buffer(self, values, window):
+        if values is None:
+            return np.zeros((window, self.groups, len(self.gamma)))
+        return np.array(values, np.float64)
 
     def _average(self, buffer, group, new, valid):
         """The new value into the buffer; the value to use."""
         t = self.steps + 1
         if valid.any():
-            buffer[t % self.window, group] = new
-        if t <= self.window or t < self.warmup_steps:
+            buffer[t % len(buffer), group] = new
+        if t <= self.longest or t < self.warmup_steps:
             return new
         return buffer[:, group].mean(0)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conformance import networks
 from tfnorm.errors import UserError
-from tfnorm.layers import norms
+from tfnorm.layers import WeightCentralization, norms
 
 # An option of each kind that is not the default.
 COMMON = {
@@ -97,3 +97,23 @@ def test_descriptions(name):
     normalizer = norms.get(name)
     assert normalizer.name == name and normalizer.description
     assert normalizer.foldable == (name not in ("gn", "ln", "in"))
+
+
+@pytest.mark.parametrize("name", [n for n in norms.NAMES if n not in ("cbn", "none")])
+@pytest.mark.parametrize("centralize", [False, True])
+def test_centralized_kernels_are_an_option(name, centralize):
+    x = keras.Input((6, 6, 3))
+    convolution = keras.layers.Conv2D(8, 3, use_bias=False)
+    y, _ = norms.get(name, centralize=centralize)(convolution, x)
+    kinds = {type(layer) for layer in keras.Model(x, y).layers}
+    assert (WeightCentralization in kinds) == centralize
+    default, _ = norms.get(name)(keras.layers.Conv2D(8, 3, use_bias=False), x)
+    kinds = {type(layer) for layer in keras.Model(x, default).layers}
+    assert (WeightCentralization in kinds) == (name == "mabn")
+
+
+@pytest.mark.parametrize("name", ["cbn", "none"])
+def test_what_takes_the_layer_itself_cannot_centralize(name):
+    with pytest.raises(UserError) as error:
+        norms.get(name, centralize=True)
+    assert str(error.value).startswith(f"norm {name!r} does not take centralize; it takes ")

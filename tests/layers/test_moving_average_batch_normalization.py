@@ -43,14 +43,20 @@ def test_official_record(dtype):
     running.assert_close(inferred, record["y_inference"], tolerance)
 
 
-@pytest.mark.parametrize("warmup_steps, window", [(0, 3), (4, 3), (5, 2), (0, 1)])
-def test_the_averages_start_when_both_thresholds_are_behind(rng, warmup_steps, window):
+@pytest.mark.parametrize(
+    "warmup_steps, window, gradient_window",
+    [(0, 3, None), (4, 3, 3), (5, 2, None), (0, 1, None), (0, 3, 1), (2, 1, 4), (3, 2, 4)],
+)
+def test_the_averages_start_when_all_thresholds_are_behind(
+    rng, warmup_steps, window, gradient_window
+):
     """From a buffer of random values: one use of it too early or too late is seen."""
     thresholds = {
         "window": window,
         "warmup_steps": warmup_steps,
         "correction_start_step": 2,
         "correction_limit": 1.5,
+        "gradient_window": gradient_window,
     }
     layer = MovingAverageBatchNormalization(dtype="float64", **thresholds)
     layer.build((4, 3, 2))

@@ -11,7 +11,8 @@ from tfnorm.training import flags
 CHANGED = {
     "model": "resnet14", "width": 3, "stem_stride": 2, "norm": "brn",
     "norm_options": {"momentum": 0.5}, "virtual_replicas": 2, "dataset": "mnist", "data_dir": "/d",
-    "train_examples": 7, "augment": "pad_crop", "distribution_strategy": "tpu", "tpu": "local",
+    "train_examples": 7, "augment": "pad_crop", "sampling": "sorted",
+    "distribution_strategy": "tpu", "tpu": "local",
     "num_replicas": 3, "replica_batch_size": 6, "epochs": 5, "steps": 9, "learning_rate": 0.25,
     "reference_batch_size": 64, "schedule": "step", "warmup_epochs": 0.5, "momentum": 0.5,
     "weight_decay": 0.25, "seed": 11, "mixed_precision": "mixed_bfloat16", "steps_per_loop": 13,
@@ -92,6 +93,12 @@ def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
         (
             {"replica_batch_size": 6, "virtual_replicas": 4},
             "replica_batch_size=6 is not divisible by virtual_replicas=4; choose a multiple",
+        ),
+        ({"sampling": "some"}, "unknown sampling 'some'; known: shuffled, pairs, sorted"),
+        (
+            {"sampling": "pairs", "replica_batch_size": 12, "virtual_replicas": 4},
+            "sampling=pairs needs an even number of images that share statistics, received 3 "
+            "(replica_batch_size / virtual_replicas)",
         ),
         (
             {"num_replicas": 2},

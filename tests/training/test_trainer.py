@@ -143,6 +143,18 @@ def test_collectives_and_bytes_of_a_step_are_counted(small, norm, monkeypatch):
     assert trainer.payloads == ([4 * 4 * 9, 4 * 8] if norm == "syncbn" else [])
 
 
+@pytest.mark.parametrize("sampling, size", [("pairs", 2), ("sorted", 4)])
+def test_images_that_share_statistics_come_together(small, sampling, size):
+    """Two replicas of two virtual ones: four micro-batches of four images in a step."""
+    config = on_replicas(small(replica_batch_size=16, virtual_replicas=2, sampling=sampling), 2)
+    trainer = make(config)
+    batch = next(trainer.epoch_iterator(0, skip=1))
+    for labels in trainer.strategy.experimental_local_results(batch[1]):
+        runs = labels.numpy().reshape(-1, size)
+        assert (runs == runs[:, :1]).all()
+        assert len(set(runs[:, 0])) > 1
+
+
 def test_one_replica_communicates_nothing(small):
     trainer, _, _ = run(small(norm="syncbn"), 1)
     assert trainer.payloads == []

@@ -123,11 +123,12 @@ def _build(graph: Graph, norm: str) -> keras.Model:
 
 _Placed = tuple[str, str]  # the norm that took the place, and what there is to say
 
-_PLACE = {"cbn": place_around, "mabn": place_after_centralized, "bkn": chain.check}
+_PLACE = {"cbn": place_around, "bkn": chain.check}
 
 
 def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dict[Found, _Placed]:
-    place_one = _PLACE.get(norm.name, place_plainly)
+    plainly = place_after_centralized if norm.centralize else place_plainly
+    place_one = _PLACE.get(norm.name, plainly)
     placed: dict[Found, _Placed] = {}
     for one, place in places.items():
         try:

@@ -2,5 +2,6 @@
 
 from tfnorm.data.augmentation import AUGMENTATIONS
 from tfnorm.data.dataset import Dataset, load
+from tfnorm.data.sampling import SAMPLINGS
 
-__all__ = ["AUGMENTATIONS", "Dataset", "load"]
+__all__ = ["AUGMENTATIONS", "SAMPLINGS", "Dataset", "load"]

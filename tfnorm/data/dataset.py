@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfnorm.data import augmentation, sources
+from tfnorm.data import augmentation, sampling, sources
 from tfnorm.errors import UserError
 
 _STATISTICS_IMAGES = 10_000
@@ -102,6 +102,8 @@ class Dataset:
         skip: int = 0,
         replicas: int = 1,
         local: range | None = None,
+        sampled: str = "shuffled",
+        images: int = 1,
     ) -> tf.data.Dataset:
         """Batches of one epoch in an order fixed by (seed, epoch); the remainder is dropped.
 
@@ -114,16 +116,18 @@ class Dataset:
             replicas: Deliver every batch as so many consecutive elements of equal size, replica r's
                 being rows [r·b, (r+1)·b), b = batch_size / replicas.
             local: Deliver only the elements of these replicas, those of one worker; None is all.
+            sampled: A key of `data.SAMPLINGS`.
+            images: Number of consecutive images that share statistics, which some samplings ask.
 
         Returns:
             tf.data.Dataset of (images [b, height, width, channels] float32, labels [b] int32).
 
         Raises:
-            UserError: Unknown augmentation, or a batch larger than the data set.
+            UserError: Unknown augmentation or sampling, or a batch larger than the data set.
         """
         steps = self.steps_per_epoch(batch_size)
         rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(self.num_train).astype(np.int32)
+        order = sampling.order(sampled, rng, self.train[1], images)
         draws = augmentation.draw(augment, rng, self.num_train, self.image_shape)
         rows = _rows_by_replica(order[: steps * batch_size].reshape(steps, -1), replicas, local)
         rows = rows[skip * (len(rows) // steps) :]

@@ -20,17 +20,19 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         χ̄² = mean of χ²_B over the last `window` steps,
         Y = x/sqrt(χ̄² + ε), r = clip(sqrt(χ̄² + ε)/sqrt(χ̂² + ε), 1/λ, λ), y = γ·r·Y + β,
         χ̂² ← α·χ̂² + (1 − α)·χ̄², kept as moving_variance; moving_mean stays 0.
-    Backward, with G = γ·r·∂L/∂y and Ψ̄ the mean of Ψ_B = mean(G·Y) over the last `window` steps:
+    Backward, with G = γ·r·∂L/∂y and Ψ̄ the mean of Ψ_B = mean(G·Y) over the last
+    `gradient_window` steps:
         ∂L/∂x = (G − Y·Ψ̄)/sqrt(χ̄² + ε).
-    While t ≤ window or t < warmup_steps the averages are this step's own values; while
-    t ≤ correction_start_step, r = 1.
+    While t ≤ window (the longer one) or t < warmup_steps the averages are this step's own values;
+    while t ≤ correction_start_step, r = 1.
 
     Follow a layer of zero-mean kernels with it: `WeightCentralization(layer)` does that (the
     paper's section 4.2; without it the missing mean hurts).
 
-    State: moving_mean [C], moving_variance [C]; square_history and gradient_history
-    [window, virtual_replicas, C], the last χ²_B and Ψ_B, the latter written in the backward pass;
-    step, the number of training calls. All of it is each replica's own until synchronized.
+    State: moving_mean [C], moving_variance [C]; square_history [window, virtual_replicas, C], the
+    last χ²_B, and gradient_history [gradient_window, virtual_replicas, C], the last Ψ_B, written in
+    the backward pass; step, the number of training calls. All of it is each replica's own until
+    synchronized.
 
     When: 1 to 8 images on each device, runs of more than some thousand steps. Not: short runs
     (fewer steps than `correction_start_step` are plain normalization by averages), or after a
@@ -49,10 +51,12 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         warmup_steps: steps before the averages are used.
         correction_start_step: last step with r = 1.
         correction_limit: λ, the largest r; its inverse is the smallest.
+        gradient_window: number of steps that the average of Ψ covers, `window` if None. With 1
+            the backward pass takes this step's own.
         **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`.
 
     Raises:
-        ValueError: window or correction_limit is below 1.
+        ValueError: window, gradient_window or correction_limit is below 1.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         warmup_steps: int = 100,
         correction_start_step: int = 1000,
         correction_limit: float = 5.0,
+        gradient_window: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(axis, momentum, *args, **kwargs)
@@ -71,10 +76,13 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         self.warmup_steps = int(warmup_steps)
         self.correction_start_step = int(correction_start_step)
         self.correction_limit = float(correction_limit)
-        if self.window < 1:
-            raise ValueError(
-                f"window must be at least 1, the number of steps averaged. Received: {window}."
-            )
+        self.gradient_window = int(window if gradient_window is None else gradient_window)
+        for name in ("window", "gradient_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, the number of steps averaged. "
+                    f"Received: {getattr(self, name)}."
+                )
         if self.correction_limit < 1:
             raise ValueError(
                 "correction_limit must be at least 1: the correction lies between its inverse "
@@ -83,10 +91,12 @@ class MovingAverageBatchNormalization(ChannelNormalization):
 
     def build_state(self) -> None:
         """Creates the two histories and the step counter."""
-        shape = (self.window, self.virtual_replicas)
-        self.square_history = self.add_state("square_history", shape)
-        self.gradient_history = self.add_state("gradient_history", shape)
+        self.square_history = self._add_history("square_history", self.window)
+        self.gradient_history = self._add_history("gradient_history", self.gradient_window)
         self.step = replicas.step_counter()
+
+    def _add_history(self, name: str, window: int) -> keras.Variable:
+        return self.add_state(name, (window, self.virtual_replicas))
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
@@ -94,7 +104,8 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         moving = tf.convert_to_tensor(self.moving_variance)
         squares = tf.convert_to_tensor(self.square_history)
         gradients = tf.convert_to_tensor(self.gradient_history)
-        is_warm_up = tf.logical_or(step <= self.window, step < self.warmup_steps)
+        window = max(self.window, self.gradient_window)
+        is_warm_up = tf.logical_or(step <= window, step < self.warmup_steps)
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             past = history.write(self.square_history, squares, step, square, count)
@@ -140,4 +151,5 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             "warmup_steps": self.warmup_steps,
             "correction_start_step": self.correction_start_step,
             "correction_limit": self.correction_limit,
+            "gradient_window": self.gradient_window,
         }

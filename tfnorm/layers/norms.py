@@ -38,6 +38,8 @@ class Normalizer:
         defaults: arguments of that layer which make the name what it is.
         options: the user's arguments of that layer.
         of_width: arguments that follow from the number of channels.
+        centralize: whether the kernel of the layer before is centralized, an option of every
+            normalizer that leaves that layer as it is; None for the others.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Normalizer:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     of_width: Callable[[int], Mapping[str, Any]] = field(default=lambda channels: {}, repr=False)
+    centralize: bool | None = False
 
     def arguments(self, channels: int) -> dict[str, Any]:
         """Arguments of the layer for so many channels, without the axis."""
@@ -56,6 +59,8 @@ class Normalizer:
     def __call__(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
         """Applies `layer` to x and normalizes its output; returns (y, state)."""
         axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+        if self.centralize:
+            layer = WeightCentralization(layer)
         return self.attach(layer, x, state, {"axis": axis, **self.defaults, **self.options})
 
 
@@ -71,13 +76,16 @@ def get(name: str, **options: Any) -> Normalizer:
         raise UserError(f"unknown norm {name!r}; the known ones are {', '.join(NAMES)}.{hint}")
     norm = _REGISTRY[name]
     accepted = accepted_options(norm.layer_class)
+    if norm.centralize is not None:
+        accepted = sorted([*accepted, "centralize"])
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UserError(
             f"norm {name!r} does not take {', '.join(unknown)}; "
             f"it takes {', '.join(accepted) or 'no options'}."
         )
-    return Normalizer(**{**vars(norm), "options": options})
+    centralize = options.pop("centralize", norm.centralize)
+    return Normalizer(**{**vars(norm), "options": options, "centralize": centralize})
 
 
 def concatenate_states(states: Sequence[Any]) -> Any:
@@ -137,13 +145,6 @@ def _after(layer_class: type[keras.layers.Layer]) -> Attach:
     return attach
 
 
-def _after_centralized(
-    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    del state
-    return MovingAverageBatchNormalization(**arguments)(WeightCentralization(layer)(x)), None
-
-
 def _around(
     layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
 ) -> tuple[Any, Any]:
@@ -190,10 +191,13 @@ def _batch_like(
     description: str,
     layer_class: type[ChannelNormalization],
     attach: Attach | None = None,
+    centralize: bool | None = False,
     **defaults: Any,
 ) -> Normalizer:
     attach = attach or _after(layer_class)
-    return Normalizer(name, description, True, layer_class, attach, defaults)
+    return Normalizer(
+        name, description, True, layer_class, attach, defaults, centralize=centralize
+    )
 
 
 def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
@@ -214,16 +218,16 @@ _REGISTRY = {
             "mabn",
             "moving average BN of a centralized convolution",
             MovingAverageBatchNormalization,
-            _after_centralized,
+            centralize=True,
         ),
         _batch_like(
-            "cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around
+            "cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around, None
         ),
         _batch_like("bkn", "batch Kalman normalization", BatchKalmanNormalization, _chained),
         _group_like("gn", "group normalization", _size_of_at_most_32_groups),
         _group_like("ln", "layer normalization (one group)", lambda channels: channels),
         _group_like("in", "instance normalization (one channel a group)", lambda channels: 1),
-        Normalizer("none", "no normalization, a bias instead", True, None, _bias),
+        Normalizer("none", "no normalization, a bias instead", True, None, _bias, centralize=None),
     )
 }
 

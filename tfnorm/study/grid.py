@@ -11,6 +11,8 @@ Labels = Mapping[str, str | int | float]
 
 # Fields of a configuration that say where a run is kept and where its data are, not what it does.
 _PLACES = ("model_dir", "data_dir", "resume")
+# Fields that came after results were recorded: so they were, although the records do not say it.
+_LATER = {"sampling": "shuffled"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,11 @@ class Cell:
     @property
     def hash(self) -> str:
         """Identifies the run: twelve hexadecimal digits of its configuration's SHA-256."""
-        config = {k: v for k, v in self.config.to_dict().items() if k not in _PLACES}
+        config = {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if name not in _PLACES and _LATER.get(name) != value
+        }
         if self.config.distribution_strategy == "multi_worker_mirrored":
             config["replicas"] = self.labels["replicas"]  # The configuration knows one worker's.
         text = json.dumps(config, sort_keys=True)

@@ -16,6 +16,7 @@ _CHOICES = {
     "model": models.NAMES,
     "norm": norms.NAMES,
     "augment": tuple(data.AUGMENTATIONS),
+    "sampling": tuple(data.SAMPLINGS),
     "distribution_strategy": STRATEGIES,
     "schedule": SCHEDULES,
     "mixed_precision": POLICIES,
@@ -59,6 +60,11 @@ class Config:
     data_dir: str | None = _field(None, "Directory of prepared TFDS data sets (TFDS' default).")
     train_examples: int = _field(0, "Use only so many training images; 0 is all.")
     augment: str = _field("none", f"Augmentation: {', '.join(data.AUGMENTATIONS)}.")
+    sampling: str = _field(
+        "shuffled",
+        f"How images come together: {', '.join(data.SAMPLINGS)} (pairs of a class, or all images "
+        "that share statistics of one class).",
+    )
     distribution_strategy: str = _field(
         "one_device", f"tf.distribute strategy: {', '.join(STRATEGIES)}."
     )
@@ -129,7 +135,17 @@ class Config:
                 f"num_replicas={self.num_replicas} with distribution_strategy=one_device; "
                 "choose --distribution_strategy=mirrored"
             )
+        if self.sampling == "pairs" and self.images_of_statistics % 2:
+            raise UserError(
+                "sampling=pairs needs an even number of images that share statistics, received "
+                f"{self.images_of_statistics} (replica_batch_size / virtual_replicas)"
+            )
         self.normalizer()
+
+    @property
+    def images_of_statistics(self) -> int:
+        """Images that a normalizer of batches takes its statistics from."""
+        return self.replica_batch_size // self.virtual_replicas
 
     def normalizer(self) -> norms.Normalizer:
         """The normalizer of the run.

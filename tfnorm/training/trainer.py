@@ -86,7 +86,7 @@ class Trainer:
             local = _local_replicas(context)
             return self.dataset.train_batches(
                 self.global_batch_size, config.seed, epoch, config.augment, skip, self.replicas,
-                local,
+                local, config.sampling, config.images_of_statistics,
             )  # fmt: skip
 
         return iter(self.strategy.distribute_datasets_from_function(batches))
