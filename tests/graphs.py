@@ -171,11 +171,32 @@ class Plan:
         tensors = _grow(inputs, self.steps)
         # The last tensor is always returned, so that a step matters.
         outputs = dict.fromkeys([len(tensors) - 1, *(i % len(tensors) for i in self.outputs)])
-        ends = [tensors[i] for i in outputs]
-        if all(any(end is x for x in inputs) for end in ends):
-            # Keras 3.12 makes no model without a layer.
-            ends = [keras.layers.Activation("linear")(end) for end in ends]
-        return keras.Model(inputs, ends)
+        return _model(inputs, [tensors[i] for i in outputs])
+
+
+def _takes_loose_inputs():
+    x = keras.Input((1,))
+    try:
+        keras.Model(x, x)
+    except ValueError:
+        return False
+    return True
+
+
+# Keras 3.12 wants each input of a model to go through a layer, and to matter to an output.
+TAKES_LOOSE_INPUTS = _takes_loose_inputs()
+
+
+def _model(inputs, ends):
+    if not TAKES_LOOSE_INPUTS:
+        ends = [L.Activation("linear")(end) if _is_among(inputs, end) else end for end in ends]
+        sources = [x for end in ends for x in keras.utils.get_source_inputs(end)]
+        inputs = [x for x in inputs if _is_among(sources, x)]
+    return keras.Model(inputs, ends)
+
+
+def _is_among(tensors, tensor):
+    return any(tensor is other for other in tensors)
 
 
 def _grow(inputs, steps):
@@ -188,8 +209,9 @@ def _grow(inputs, steps):
             tensors.append(MERGES[step.kind]()([x, _pick(alike, step.other)]))
         elif isinstance(step, Nest):
             inner = keras.Input(x.shape[1:])
-            model = keras.Model(inner, _grow([inner], step.steps)[-1])
-            tensors += [model(t) for t in [x, *(_pick(alike, i) for i in step.others)]]
+            model = _model([inner], _grow([inner], step.steps)[-1:])
+            calls = [model(t) for t in [x, *(_pick(alike, i) for i in step.others)]]
+            tensors += keras.tree.flatten(calls)
         elif isinstance(step, Again) and used:
             layer, shape = _pick(used, step.layer)
             tensors.append(layer(_pick([t for t in tensors if t.shape == shape], step.source)))

@@ -257,3 +257,18 @@ def test_state_that_stays_in_use_keeps_its_maker():
     assert (row.name, row.target, row.placed) == (first, "bkn", False)
     assert row.note == "its state is used by others that stay; left as it is"
     assert isinstance(converted.get_layer(second), layers.BatchKalmanNormalization)
+
+
+@pytest.mark.parametrize("norm", ["brn", "cbn", "bkn"])
+def test_a_normalizer_of_which_only_the_state_was_in_use_goes_with_it(rng, norm):
+    x = keras.Input((6, 5, 4))
+    _, state = layers.BatchKalmanNormalization(name="unseen")(x)
+    y, _ = layers.BatchKalmanNormalization(name="seen")(L.Conv2D(3, 1)(x), previous=state)
+    model = keras.Model(x, y)
+    converted = tfnorm.convert(model, norm, strict=True)
+    rows = {row.name: (row.target, row.note) for row in converted.conversion_report.rows}
+    assert rows["unseen"] == (norm, "nothing but its state was in use, which is gone: so is it")
+    assert rows["seen"][0] == norm
+    assert "unseen" not in {layer.name for layer in converted.layers}
+    image = rng.normal(size=(2, 6, 5, 4)).astype("float32")
+    np.testing.assert_allclose(converted(image), model(image), rtol=1e-5, atol=1e-6)

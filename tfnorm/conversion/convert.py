@@ -131,13 +131,20 @@ def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> di
     place_one = _PLACE.get(norm.name, plainly)
     placed: dict[Found, _Placed] = {}
     for one, place in places.items():
+        if not place.calls:
+            placed[one] = norm.name, "nothing but its state was in use, which is gone: so is it"
+            continue
         try:
             placed[one] = norm.name, place_one(graph, place, norm)
         except Obstacle as obstacle:
             note = place_plainly(graph, place, _substitute(norm))
             placed[one] = _SUBSTITUTE, "; ".join(filter(None, (str(obstacle), note)))
     if norm.name == "bkn":
-        links = {places[one]: one for one, (name, _) in placed.items() if name == norm.name}
+        links = {
+            place: one
+            for one, place in places.items()
+            if place.calls and placed[one][0] == norm.name
+        }
         notes = chain.place_chain(graph, list(links), norm)
         placed |= {links[place]: (norm.name, note) for place, note in notes.items()}
     return placed

@@ -17,7 +17,8 @@ class Place:
     Attributes:
         part: the normalizer.
         source: what it hands on.
-        calls: its calls, each with one argument x, perhaps `mask` and `training`, and one output.
+        calls: its calls, each with one argument x, perhaps `mask` and `training`, and one output;
+            none if only its state was in use, by normalizers that have a place now as well.
     """
 
     part: Part
