@@ -23,14 +23,16 @@ class Cell:
         labels: What tables group by and plots put on their axes, such as `{"norm": "bn"}`; cells
             that share their labels are repetitions with other seeds.
         config: Everything that decides the outcome of the run.
+        probes: What is measured beside its accuracy, names of `tfnorm.study.probes.PROBES`.
     """
 
     labels: Labels
     config: training.Config
+    probes: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
-        """Identifies the run: twelve hexadecimal digits of its configuration's SHA-256."""
+        """Identifies the run: twelve hexadecimal digits of the SHA-256 of all but the labels."""
         config = {
             name: value
             for name, value in self.config.to_dict().items()
@@ -38,6 +40,8 @@ class Cell:
         }
         if self.config.distribution_strategy == "multi_worker_mirrored":
             config["replicas"] = self.labels["replicas"]  # The configuration knows one worker's.
+        if self.probes:  # Records of runs without any are older than probes.
+            config["probes"] = list(self.probes)
         text = json.dumps(config, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

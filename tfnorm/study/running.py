@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 
-from tfnorm import training
+from tfnorm import data, training
 from tfnorm.errors import RunError
+from tfnorm.study import probes
 from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
@@ -81,7 +82,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
 
     Returns:
         Its record, as results.jsonl keeps it: hash, labels, config, versions, machine, result and
-        history, and the error if it failed.
+        history, what its probes found if it has any, and the error if it failed.
 
     Raises:
         LostWorker: Another worker is gone; that says nothing about the run.
@@ -101,9 +102,13 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         "started": datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat("T", "seconds"),
     }
     try:
-        outcome = training.train(config, [training.ProgressLines()], notice=tell)
+        probing = _probes(cell, config)
+        callbacks = [training.ProgressLines(), *probing.values()]
+        outcome = training.train(config, callbacks, notice=tell)
         record["result"] = {metric: getattr(outcome, metric) for metric in _METRICS}
         record["history"] = outcome.history
+        if probing:
+            record["probes"] = probes.results(probing)
     except LostWorker:
         raise
     except RunError as error:
@@ -111,6 +116,13 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
     finally:
         keras.backend.clear_session()  # or the graphs of all runs stay in memory
     return {**record, "seconds": round(time.time() - start, 1)}
+
+
+def _probes(cell: Cell, config: training.Config) -> dict[str, keras.callbacks.Callback]:
+    if not cell.probes:
+        return {}
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+    return probes.build(cell.probes, config, dataset)
 
 
 def describe(cell: Cell) -> str:
