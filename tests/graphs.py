@@ -183,20 +183,13 @@ def _takes_loose_inputs():
     return True
 
 
-# Keras 3.12 wants each input of a model to go through a layer, and to matter to an output.
+# Keras 3.12 wants a layer behind each input of a model, also when a conversion took others away.
 TAKES_LOOSE_INPUTS = _takes_loose_inputs()
 
 
 def _model(inputs, ends):
-    if not TAKES_LOOSE_INPUTS:
-        ends = [L.Activation("linear")(end) if _is_among(inputs, end) else end for end in ends]
-        sources = [x for end in ends for x in keras.utils.get_source_inputs(end)]
-        inputs = [x for x in inputs if _is_among(sources, x)]
-    return keras.Model(inputs, ends)
-
-
-def _is_among(tensors, tensor):
-    return any(tensor is other for other in tensors)
+    tied = [] if TAKES_LOOSE_INPUTS else [L.Activation("linear")(x) for x in inputs]
+    return keras.Model(inputs, [*ends, *tied])
 
 
 def _grow(inputs, steps):

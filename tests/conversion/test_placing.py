@@ -260,15 +260,31 @@ def test_state_that_stays_in_use_keeps_its_maker():
 
 
 @pytest.mark.parametrize("norm", ["brn", "cbn", "bkn"])
-def test_a_normalizer_of_which_only_the_state_was_in_use_goes_with_it(rng, norm):
+def test_a_normalizer_of_which_only_the_state_was_in_use_is_left_out(rng, norm):
     x = keras.Input((6, 5, 4))
     _, state = layers.BatchKalmanNormalization(name="unseen")(x)
     y, _ = layers.BatchKalmanNormalization(name="seen")(L.Conv2D(3, 1)(x), previous=state)
     model = keras.Model(x, y)
     converted = tfnorm.convert(model, norm, strict=True)
     rows = {row.name: (row.target, row.note) for row in converted.conversion_report.rows}
-    assert rows["unseen"] == (norm, "nothing but its state was in use, which is gone: so is it")
+    assert rows["unseen"] == (norm, "no output depends on it any more: left out")
     assert rows["seen"][0] == norm
+    assert "unseen" not in {layer.name for layer in converted.layers}
+    image = rng.normal(size=(2, 6, 5, 4)).astype("float32")
+    np.testing.assert_allclose(converted(image), model(image), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["brn", "cbn", "bkn"])
+def test_a_normalizer_of_a_nested_output_that_nobody_uses_is_left_out(rng, norm):
+    inner = keras.Input((6, 5, 4))
+    unseen = L.BatchNormalization(name="unseen")(L.Conv2D(3, 1)(inner))
+    seen = L.BatchNormalization(name="seen")(L.Conv2D(2, 1)(inner))
+    x = keras.Input((6, 5, 4))
+    model = keras.Model(x, keras.Model(inner, [unseen, seen], name="nested")(x)[1])
+    converted = tfnorm.convert(model, norm, strict=True)
+    rows = {row.name: (row.target, row.note) for row in converted.conversion_report.rows}
+    assert rows["nested/unseen"] == (norm, "no output depends on it any more: left out")
+    assert rows["nested/seen"][0] == norm
     assert "unseen" not in {layer.name for layer in converted.layers}
     image = rng.normal(size=(2, 6, 5, 4)).astype("float32")
     np.testing.assert_allclose(converted(image), model(image), rtol=1e-5, atol=1e-6)

@@ -132,7 +132,7 @@ def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> di
     placed: dict[Found, _Placed] = {}
     for one, place in places.items():
         if not place.calls:
-            placed[one] = norm.name, "nothing but its state was in use, which is gone: so is it"
+            placed[one] = norm.name, "no output depends on it any more: left out"
             continue
         try:
             placed[one] = norm.name, place_one(graph, place, norm)

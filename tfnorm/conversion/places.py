@@ -18,7 +18,7 @@ class Place:
         part: the normalizer.
         source: what it hands on.
         calls: its calls, each with one argument x, perhaps `mask` and `training`, and one output;
-            none if only its state was in use, by normalizers that have a place now as well.
+            none if no output depends on it, or only by a state that has disappeared.
     """
 
     part: Part
@@ -78,6 +78,7 @@ def lay_open(graph: Graph, found: list[Found]) -> dict[Found, Place]:
     A convolution comes out of its normalizer (cbn), centralized kernels become plain ones (mabn),
     states disappear (bkn). A normalizer of which a state is still in use has no place.
     """
+    prune(graph)
     places = {}
     for one in reversed(found):  # those who use a state before the one who makes it
         if not _is_state_used(graph, one.part):
