@@ -31,8 +31,9 @@ test-oldest:
 lint: $(READY)
 	$(BIN)/ruff check .
 
+# Takes up to 15 minutes on two cores; writes results/benchmarks.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.bench
 
 # The wheel in a clean environment, away from the checkout.
 test-wheel: $(READY)

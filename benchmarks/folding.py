@@ -9,26 +9,24 @@ optimized, in the file that LiteRT runs. Patterns whose other layers multiply ar
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from benchmarks import measuring
 from benchmarks.exporters import EXPORTERS, Exporter
 from benchmarks.patterns import GROUPS
-
-_ONLY = flags.DEFINE_string("only", "", "Patterns whose names this regular expression finds.")
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the figures to this JSON file.")
+from tfnorm import commands
 
 
 def normalizers_left(exporter: Exporter, model: keras.Model) -> int | None:
@@ -55,7 +53,14 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def main(_: list[str]) -> None:
+def _define() -> flags.FlagValues:
+    values = measuring.define()
+    text = "Patterns whose names this regular expression finds."
+    flags.DEFINE_string("only", "", text, flag_values=values)
+    return values
+
+
+def run(values: flags.FlagValues) -> None:
     """Prints the table."""
     logging.disable(logging.WARNING)
     available = [x for x in EXPORTERS if not x.missing]
@@ -64,10 +69,10 @@ def main(_: list[str]) -> None:
     names = ["normalizers", *(x.name for x in available)]
     rows, totals = {}, {}
     for group, make in GROUPS.items():
-        patterns = [x for x in make() if re.search(_ONLY.value, x.name) and not x.multiplies]
+        patterns = [x for x in make() if re.search(values.only, x.name) and not x.multiplies]
         if not patterns:
             continue
-        print(_line(group, names))
+        print(_line(group, names), flush=True)
         for pattern in patterns:
             model = pattern.model()
             spread(model)
@@ -81,9 +86,10 @@ def main(_: list[str]) -> None:
     print(_line("  All", _sums(list(rows.values()))))
     if any(None in row for row in rows.values()):
         print("- : the exporter fails; counted as none left")
-    if _OUTPUT.value:
-        data = {name: dict(zip(names, row, strict=True)) for name, row in rows.items()}
-        Path(_OUTPUT.value).write_text(json.dumps(data, indent=2) + "\n")
+    records = [
+        {"pattern": name, **dict(zip(names, row, strict=True))} for name, row in rows.items()
+    ]
+    measuring.write(values.output, records)
 
 
 def _sums(rows: list[list[int | None]]) -> list[int]:
@@ -95,6 +101,10 @@ def _line(name: str, cells: list) -> str:
     return f"{name:40}" + "".join(f"{text:>14}" for text in texts)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return commands.run(_define, run, argv)
+
+
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
-    app.run(main)
+    sys.exit(main())

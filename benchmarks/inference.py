@@ -94,9 +94,10 @@ def run(values: flags.FlagValues) -> None:
                 images = tf.random.stateless_normal((batch, *shape), [1, 2])
                 calls = {name: functools.partial(f, images) for name, f in functions.items()}
                 figures = measuring.interleave(calls, _NONE, values.rounds)
-                title = f"{network}, inference of {batch} images, relative to {_NONE}"
-                measuring.show(title, figures)
-                records.append({"network": network, "batch": batch, "figures": figures})
+                table = f"inference of a SavedModel, relative to {_NONE}"
+                column = f"{network}, {batch} image{'s' if batch > 1 else ''}"
+                measuring.show(f"{column}: {table}", figures)
+                records.append({"table": table, "column": column, "figures": figures})
     measuring.write(values.output, records)
 
 

@@ -1,18 +1,22 @@
-"""One layer against Keras' BatchNormalization on the same input: training and inference.
+"""One layer against Keras' BatchNormalization on the same input: training, inference, XLA.
 
     python -m benchmarks.layers [--rounds=40] [--output=layers.json]
 
-Training is forward and backward. A shape's table ends with the same layers in 16 virtual replicas
-and with what no method can avoid: the traffic of x, y, dy and dx through memory. CBN needs a
-convolution and is set against one with Keras' BatchNormalization, after the burn-in, with a full
-window of 8 steps.
+Training is forward and backward. Its tables end with the same layers in 16 virtual replicas. CBN
+needs a convolution and is set against one with Keras' BatchNormalization, after the burn-in, with
+a full window of 8 steps. How far a table is to be trusted, its second line says: the baseline
+against another layer of its kind.
+
+The limit is the least traffic with memory that a method allows: training reads x and writes y,
+reads x and dy and writes dx; inference reads x and writes y. Its time is that of copies of as many
+tensors, one of which is timed among the layers.
 """
 
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,6 +36,8 @@ SHAPES = (
     ((32, 28, 28, 64), "bfloat16"),
 )
 BASELINE = "Keras BN"
+AGAIN = f"{BASELINE} again"
+_CONVOLVED_BASELINE = f"convolution, {BASELINE}"
 _OURS = {
     "bn": layers.BatchNormalization,
     "brn": layers.BatchRenormalization,
@@ -41,12 +47,22 @@ _OURS = {
 _GROUPS = 16
 _WINDOW = 8
 _CONVOLVED = ((32, 28, 28, 64), (8, 56, 56, 64), (32, 14, 14, 256))
+_COMPILED = ((32, 28, 28, 64), (32, 14, 14, 256))
+_COPY = "copy of x"
+# Tensors of the size of x that are read or written, of which a copy makes 2.
+_TRAINING_TRAFFIC, _INFERENCE_TRAFFIC = 5, 2
 
 
-def candidates(dtype: str, shape: tuple[int, ...]) -> dict[str, keras.layers.Layer]:
-    """The layers compared, by the name in the table."""
-    found = {BASELINE: keras.layers.BatchNormalization(dtype=dtype)}
-    found |= {name: kind(dtype=dtype) for name, kind in _OURS.items()}
+def candidates(dtype: str) -> dict[str, keras.layers.Layer]:
+    """Keras' layer, the same again, and ours, by the name in the table."""
+    names = (BASELINE, AGAIN)
+    found = {name: keras.layers.BatchNormalization(dtype=dtype) for name in names}
+    return found | {name: kind(dtype=dtype) for name, kind in _OURS.items()}
+
+
+def others(dtype: str, shape: tuple[int, ...]) -> dict[str, keras.layers.Layer]:
+    """What is compared in training beside them: more of Keras, and virtual replicas."""
+    found = {}
     if "renorm" in inspect.signature(keras.layers.BatchNormalization).parameters:
         found["Keras renorm"] = keras.layers.BatchNormalization(renorm=True, dtype=dtype)
     found["Keras GN"] = keras.layers.GroupNormalization(min(32, shape[-1]), dtype=dtype)
@@ -58,13 +74,27 @@ def candidates(dtype: str, shape: tuple[int, ...]) -> dict[str, keras.layers.Lay
     return found
 
 
+def convolutions(channels: int) -> dict[str, keras.layers.Layer]:
+    """A convolution under Keras' BatchNormalization, twice, and in CBN."""
+
+    def convolution() -> keras.layers.Layer:
+        return keras.layers.Conv2D(channels, 3, padding="same", use_bias=False)
+
+    def normalized() -> keras.layers.Layer:
+        return keras.Sequential([convolution(), keras.layers.BatchNormalization()])
+
+    cbn = layers.CrossIterationBatchNormalization(convolution(), window=_WINDOW)
+    again = f"{_CONVOLVED_BASELINE} again"
+    return {_CONVOLVED_BASELINE: normalized(), again: normalized(), "cbn": cbn}
+
+
 def forward_and_backward(
-    layer: keras.layers.Layer, x: tf.Tensor, dy: tf.Tensor
+    layer: keras.layers.Layer, x: tf.Tensor, dy: tf.Tensor, jit_compile: bool = False
 ) -> Callable[[], list[tf.Tensor]]:
     """A function without arguments that runs one training pass of `layer`."""
     layer.build(x.shape)
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile)
     def run() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -81,20 +111,6 @@ def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], tf.Tensor
     return tf.function(lambda: _first(layer(x, training=False)))
 
 
-def convolutions(channels: int) -> dict[str, keras.layers.Layer]:
-    """A convolution under Keras' BatchNormalization and in CBN."""
-
-    def convolution() -> keras.layers.Layer:
-        return keras.layers.Conv2D(channels, 3, padding="same", use_bias=False)
-
-    return {
-        f"convolution, {BASELINE}": keras.Sequential(
-            [convolution(), keras.layers.BatchNormalization()]
-        ),
-        "cbn": layers.CrossIterationBatchNormalization(convolution(), window=_WINDOW),
-    }
-
-
 def _first(y: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
     return y[0] if isinstance(y, tuple) else y
 
@@ -103,30 +119,36 @@ def _tensors(shape: tuple[int, ...], dtype: str) -> list[tf.Tensor]:
     return [tf.cast(tf.random.stateless_normal(shape, [1, i]), dtype) for i in range(2)]
 
 
-def _training(shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, measuring.Figure]:
+def _training(shape: tuple[int, ...], dtype: str) -> dict[str, Callable[[], object]]:
     x, dy = _tensors(shape, dtype)
-    functions: dict[str, Callable[[], object]] = {
-        name: forward_and_backward(layer, x, dy) for name, layer in candidates(dtype, shape).items()
-    }
-    # Read x, write y, read x and dy, write dx; here as two additions.
-    functions["x + dy, twice"] = tf.function(lambda: (x + dy, x - dy))
-    return measuring.interleave(functions, BASELINE, rounds)
+    found = candidates(dtype) | others(dtype, shape)
+    functions = {name: forward_and_backward(layer, x, dy) for name, layer in found.items()}
+    return functions | {_COPY: tf.function(lambda: -x)}
 
 
-def _inference(shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, measuring.Figure]:
+def _inference(shape: tuple[int, ...], dtype: str) -> dict[str, Callable[[], object]]:
     x, _ = _tensors(shape, dtype)
-    found = {BASELINE: keras.layers.BatchNormalization(dtype=dtype)}
-    found |= {name: kind(dtype=dtype) for name, kind in _OURS.items()}
-    functions = {name: inference(layer, x) for name, layer in found.items()}
-    return measuring.interleave(functions, BASELINE, rounds)
+    functions = {name: inference(layer, x) for name, layer in candidates(dtype).items()}
+    return functions | {_COPY: tf.function(lambda: -x)}
 
 
-def _convolved(shape: tuple[int, ...], rounds: int) -> dict[str, measuring.Figure]:
-    x, dy = _tensors(shape, "float32")
-    functions = {
-        name: forward_and_backward(layer, x, dy) for name, layer in convolutions(shape[-1]).items()
-    }
-    return measuring.interleave(functions, next(iter(functions)), rounds, warmup=_WINDOW)
+def _convolved(
+    shape: tuple[int, ...], dtype: str, jit_compile: bool = False
+) -> dict[str, Callable[[], object]]:
+    x, dy = _tensors(shape, dtype)
+    found = convolutions(shape[-1])
+    return {name: forward_and_backward(v, x, dy, jit_compile) for name, v in found.items()}
+
+
+def _compiled(shape: tuple[int, ...], dtype: str) -> dict[str, Callable[[], object]]:
+    x, dy = _tensors(shape, dtype)
+    found = candidates(dtype)
+    return {name: forward_and_backward(v, x, dy, jit_compile=True) for name, v in found.items()}
+
+
+def limit(figures: Mapping[str, measuring.Figure], traffic: int) -> float | None:
+    """Milliseconds of so much traffic at the bandwidth of the copy, if one is among the figures."""
+    return figures[_COPY].milliseconds * traffic / 2 if _COPY in figures else None
 
 
 def _define() -> flags.FlagValues:
@@ -135,17 +157,28 @@ def _define() -> flags.FlagValues:
 
 def run(values: flags.FlagValues) -> None:
     """Prints a table a shape."""
+    float32 = "float32"
+    compiled_convolution = functools.partial(_convolved, jit_compile=True)
     tasks = [
-        *((f"training, {list(s)} {d}", functools.partial(_training, s, d)) for s, d in SHAPES),
-        *((f"inference, {list(s)} {d}", functools.partial(_inference, s, d)) for s, d in SHAPES),
-        *((f"3×3 convolution, {list(s)}", functools.partial(_convolved, s)) for s in _CONVOLVED),
+        *(("training", _training, s, d, _TRAINING_TRAFFIC) for s, d in SHAPES),
+        *(("inference, not folded", _inference, s, d, _INFERENCE_TRAFFIC) for s, d in SHAPES),
+        *(("training with a 3×3 convolution", _convolved, s, float32, 0) for s in _CONVOLVED),
+        *(("training under XLA", _compiled, s, float32, 0) for s in _COMPILED),
+        *(
+            ("training with a 3×3 convolution under XLA", compiled_convolution, s, float32, 0)
+            for s in _COMPILED[:1]
+        ),
     ]
     records = []
-    for title, measure in tasks:
-        figures = measure(values.rounds)
-        baseline = next(iter(figures))
-        measuring.show(f"{title}, relative to {baseline}", figures)
-        records.append({"title": title, "figures": figures})
+    for table, functions_of, shape, dtype, traffic in tasks:
+        functions = functions_of(shape, dtype)
+        baseline = next(iter(functions))
+        figures = measuring.interleave(functions, baseline, values.rounds, warmup=_WINDOW)
+        column = f"{'×'.join(map(str, shape))} {dtype}"
+        least = limit(figures, traffic)
+        measuring.show(f"{table}, {column}, relative to {baseline}", figures, least)
+        record = {"table": f"one layer, {table}", "column": column, "figures": figures}
+        records.append({**record, "limit_milliseconds": least})
     measuring.write(values.output, records)
 
 

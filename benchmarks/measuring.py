@@ -1,21 +1,18 @@
-"""Times that can be compared although the machine has other things to do, as ratios in a table.
+"""What benchmarks share: ratios of interleaved times, their tables, their JSON.
 
-Each round calls every function once, so that what slows the machine slows all of them, in an order
-of its own, because a function inherits caches and memory pages from the one before. A figure is the
-median over rounds of the ratio to the baseline within a round, with its quartiles.
+A figure is the median over rounds of the ratio to the baseline within a round, with its quartiles.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
-import random
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
+from tfnorm.study.timing import interleaved_times
 from tfnorm.study.writing import write_whole
 
 
@@ -56,42 +53,46 @@ def interleave(
         rounds: how often each is timed, at least 2.
         warmup: how often each is called before.
     """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    order = random.Random(0)
-    for turn in range(-warmup, rounds):
-        for name in order.sample(list(functions), len(functions)):
-            start = time.perf_counter()
-            functions[name]()
-            if turn >= 0:
-                times[name].append(time.perf_counter() - start)
+    times = interleaved_times(list(functions.values()), rounds, warmup)
+    return relative(dict(zip(functions, times)), baseline)
+
+
+def relative(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Figure]:
+    """The figures of times in seconds, round by round, at least 2 rounds."""
     figures = {}
     for name, own in times.items():
-        ratios = [a / b for a, b in zip(own, times[baseline])]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        ratios = [a / b for a, b in zip(own, times[baseline], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         figures[name] = Figure(1e3 * statistics.median(own), middle, (low, high))
     return figures
 
 
-def noise(figures: Mapping[str, Figure]) -> str:
-    """How far the quartiles of the ratios lie apart, in words."""
-    spreads = [(f.quartiles[1] - f.quartiles[0]) / f.ratio for f in figures.values()]
-    return f"quartiles lie {100 * statistics.median(spreads):.0f} % apart (median)"
+def spread(figures: Mapping[str, Figure]) -> float:
+    """How far the quartiles of the ratios lie apart, as a share of the ratio: the median."""
+    return statistics.median((f.quartiles[1] - f.quartiles[0]) / f.ratio for f in figures.values())
 
 
-def show(title: str, figures: Mapping[str, Figure]) -> None:
-    """Prints a table, a line a function."""
-    print(f"\n{title}; {noise(figures)}")
+def show(title: str, figures: Mapping[str, Figure], limit: float | None = None) -> None:
+    """Prints a table, a line a function.
+
+    Args:
+        title: the line above it.
+        figures: by name.
+        limit: milliseconds below which none can come; each line ends with its multiple of it.
+    """
+    print(f"\n{title}; quartiles lie {100 * spread(figures):.0f} % apart (median)")
     width = max(map(len, figures))
     for name, figure in figures.items():
         low, high = figure.quartiles
+        multiple = f"  {figure.milliseconds / limit:5.1f} × the limit" if limit else ""
         print(
             f"  {name:{width}s} {figure.ratio:5.2f}  ({low:.2f} to {high:.2f})  "
-            f"{figure.milliseconds:9.2f} ms",
+            f"{figure.milliseconds:9.2f} ms{multiple}",
             flush=True,
         )
 
 
-def write(path: str | os.PathLike[str] | None, records: Sequence[Mapping]) -> None:
+def write(path: str | os.PathLike[str] | None, records: Sequence[Mapping] | Mapping) -> None:
     """Writes records as JSON; figures among them as their fields. None is nowhere."""
     if path is not None:
         text = json.dumps(records, indent=1, default=dataclasses.asdict) + "\n"

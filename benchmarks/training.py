@@ -7,7 +7,6 @@ CBN is timed after its burn-in, with its default window of 8 steps, all of them 
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -29,24 +28,18 @@ def _define() -> flags.FlagValues:
 
 
 def run(values: flags.FlagValues) -> None:
-    """Prints a table a network: the step, and how long the first one took with its tracing."""
+    """Prints a table a network."""
     records = []
     for network in values.networks:
-        steps, first = {}, {}
+        steps = {}
         for norm in (BASELINE, *values.norms):
-            model = under(norm, network)
-            start = time.perf_counter()
-            steps[norm] = training_step(model, values.batch)
-            steps[norm]()
-            first[norm] = time.perf_counter() - start
-            print(f"{network} {norm}: tracing and first step {first[norm]:.1f} s", flush=True)
+            steps[norm] = training_step(under(norm, network), values.batch)
+            steps[norm]()  # Traces, which takes long: each norm's before any is timed.
+            print(f"{network} {norm}: ready", flush=True)
         figures = measuring.interleave(steps, BASELINE, values.rounds, warmup=8)
-        title = f"{network}, training step of {values.batch} images, relative to {BASELINE}"
-        measuring.show(title, figures)
-        print("  until the first step has ended, relative to", BASELINE)
-        for norm, seconds in first.items():
-            print(f"  {norm:8s} {seconds / first[BASELINE]:5.2f}")
-        records.append({"network": network, "step": figures, "first_step_seconds": first})
+        title = f"training step of {values.batch} images"
+        measuring.show(f"{network}, {title}, relative to {BASELINE}", figures)
+        records.append({"table": title, "column": network, "figures": figures})
     measuring.write(values.output, records)
 
 

@@ -40,6 +40,21 @@ def test_a_slow_spell_of_the_machine_leaves_the_ratios(clock):
     assert {calls[i] for i in range(0, 20, 2)} == {"a", "b"}  # neither always goes first
 
 
+def test_ratios_are_of_the_same_round():
+    times = {"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 4.0]}
+    figures = measuring.relative(times, "a")
+    assert figures["b"] == measuring.Figure(4000.0, 2.0, (1.5, 2.5))
+    assert measuring.spread(figures) == pytest.approx(0.25)  # of 0 and 0.5
+
+
+def test_figures_are_shown_with_their_multiple_of_the_limit(capsys):
+    measuring.show("a title", {"bn": measuring.Figure(3.0, 0.4, (0.3, 0.5))}, limit=1.2)
+    assert capsys.readouterr().out == (
+        "\na title; quartiles lie 50 % apart (median)\n"
+        "  bn  0.40  (0.30 to 0.50)       3.00 ms    2.5 × the limit\n"
+    )
+
+
 def test_figures_are_shown_and_written(tmp_path, capsys):
     figures = {"Keras BN": measuring.Figure(4.0, 1.0, (1.0, 1.0)),
                "bn": measuring.Figure(1.61, 0.4, (0.3, 0.5))}  # fmt: skip

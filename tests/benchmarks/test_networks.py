@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import inference, memory, networks, training
+from benchmarks import inference, memory, networks, startup, training
 from benchmarks import layers as layer_benchmark
 from tfnorm import layers
 from tfnorm.layers import norms
@@ -55,9 +55,21 @@ def test_training_compares_every_norm_with_keras(small, tmp_path, capsys):
     command = ["training", "--networks=small", "--rounds=2", "--batch=4", output]
     assert training.main(command) == 0
     (record,) = json.loads((tmp_path / "training.json").read_text())
-    assert set(record["step"]) == {"Keras BN", *networks.TRAINED}
-    assert record["step"]["Keras BN"]["ratio"] == 1
+    assert set(record["figures"]) == {"Keras BN", *networks.TRAINED}
+    assert record["figures"]["Keras BN"]["ratio"] == 1
     assert "small, training step of 4 images, relative to Keras BN" in capsys.readouterr().out
+
+
+def test_startup_tells_converting_from_tracing_and_running(small, tmp_path):
+    output = f"--output={tmp_path / 'startup.json'}"
+    command = ["startup", "--network=small", "--norms=bn,cbn", "--rounds=2", "--batch=2", output]
+    assert startup.main(command) == 0
+    records = json.loads((tmp_path / "startup.json").read_text())
+    assert [record["column"] for record in records] == list(startup.PHASES)
+    assert list(records[0]["figures"]) == ["bn", "cbn"]
+    assert list(records[1]["figures"]) == ["Keras BN", "bn", "cbn"]
+    both, *phases = (records[i]["figures"]["cbn"]["milliseconds"] for i in (3, 1, 2))
+    assert both == pytest.approx(sum(phases))  # the median of two is their mean
 
 
 def test_inference_compares_savedmodels(small, tmp_path):
@@ -65,7 +77,7 @@ def test_inference_compares_savedmodels(small, tmp_path):
     command = ["inference", "--networks=small", "--rounds=2", "--batches=2", output]
     assert inference.main(command) == 0
     (record,) = json.loads((tmp_path / "inference.json").read_text())
-    assert record["batch"] == 2
+    assert record["column"] == "small, 2 images"
     assert list(record["figures"]) == [
         "no normalizer", "folded by tfnorm", "exported by Keras", "GroupNormalization",
     ]  # fmt: skip
@@ -77,13 +89,34 @@ def test_resnet20_has_the_layers_of_keras():
     assert found == [keras.layers.BatchNormalization] * 21
 
 
-def test_layers_are_compared_in_training_and_at_inference(monkeypatch, tmp_path):
+def test_layers_are_compared_in_training_at_inference_and_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(layer_benchmark, "SHAPES", (((16, 4, 4, 8), "float32"),))
     monkeypatch.setattr(layer_benchmark, "_CONVOLVED", ((2, 5, 5, 4),))
+    monkeypatch.setattr(layer_benchmark, "_COMPILED", ((2, 3, 3, 4),))
     output = f"--output={tmp_path / 'layers.json'}"
     assert layer_benchmark.main(["layers", "--rounds=2", output]) == 0
-    trained, served, convolved = json.loads((tmp_path / "layers.json").read_text())
-    assert {"bn", "bkn, 16 groups", "Keras GN", "x + dy, twice"} <= set(trained["figures"])
-    assert set(served["figures"]) == {"Keras BN", "bn", "brn", "mabn", "bkn"}
-    assert list(convolved["figures"]) == ["convolution, Keras BN", "cbn"]
-    assert convolved["figures"]["convolution, Keras BN"]["ratio"] == 1
+    records = json.loads((tmp_path / "layers.json").read_text())
+    trained, served, convolved, compiled, both = (record["figures"] for record in records)
+    alone = {"Keras BN", "Keras BN again", "bn", "brn", "mabn", "bkn"}
+    assert {*alone, "bkn, 16 groups", "Keras GN", "copy of x"} <= set(trained)
+    assert set(served) == {*alone, "copy of x"}
+    assert set(compiled) == alone
+    for figures in (convolved, both):
+        names = ["convolution, Keras BN", "convolution, Keras BN again", "cbn"]
+        assert list(figures) == names
+        assert figures["convolution, Keras BN"]["ratio"] == 1
+    copy = trained["copy of x"]["milliseconds"]
+    assert records[0]["limit_milliseconds"] == pytest.approx(2.5 * copy)
+    assert records[1]["limit_milliseconds"] == served["copy of x"]["milliseconds"]
+    assert records[2]["limit_milliseconds"] is None
+
+
+def test_cbn_without_past_kernels_keeps_half():
+    inputs = keras.Input((6, 6, 32))
+    convolution = keras.layers.Conv2D(16, 3, use_bias=False)
+    norm = layers.CrossIterationBatchNormalization(convolution, window=4)
+    model = keras.Model(inputs, norm(inputs))
+    kernel, patch = 9 * 32 * 16, 9 * 32
+    ours = 2 * 16 + 1 + 3 * (kernel + patch + 2 * 16 + 1)
+    assert memory.state_bytes(model) == 4 * ours
+    assert memory.with_past_kernels(model) == 4 * (ours + 3 * kernel)
