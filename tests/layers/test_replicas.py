@@ -134,3 +134,32 @@ def test_without_a_strategy_there_is_nothing_to_synchronize(rng):
     for a, b in zip(before, layer.get_weights()):
         np.testing.assert_array_equal(a, b)
     assert tf.distribute.get_strategy().num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_sums_over_replicas(mirrored, monkeypatch, alone):
+    """Alone: as where XLA compiles each replica by itself, which may not wait for the others."""
+    strategy = mirrored(4)
+    if alone:
+        monkeypatch.setattr(type(strategy.extended), "_use_merge_call", lambda self: False)
+        monkeypatch.setattr(tf.distribute.ReplicaContext, "merge_call", None)
+
+    @tf.function
+    def run():
+        def step():
+            own = tf.distribute.get_replica_context().replica_id_in_sync_group
+            x = tf.cast(own + 1, tf.float32) * tf.constant([1.0, 10.0])
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = replicas.reduce_sum(x**2)
+            return y, tape.gradient(y, x), replicas.gather(x)
+
+        return strategy.run(step)
+
+    total, gradient, gathered = map(strategy.experimental_local_results, run())
+    rows = np.outer([1, 2, 3, 4], [1, 10])
+    for i in range(4):
+        np.testing.assert_allclose(total[i], [30, 3000])
+        # Of the sum over replicas of what each returns, as for any loss.
+        np.testing.assert_allclose(gradient[i], 4 * 2 * rows[i])
+        np.testing.assert_allclose(gathered[i], rows)
