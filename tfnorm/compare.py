@@ -50,6 +50,9 @@ def _define() -> flags.FlagValues:
         "below and those of the trainer.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "quick", False, "A small version of a study, in minutes.", flag_values=values
+    )
     flags.DEFINE_list(
         "norms", None, f"Some of {', '.join(norms.NAMES)} (the study's).", flag_values=values
     )
@@ -75,7 +78,9 @@ def _define() -> flags.FlagValues:
 
 def _compare(values: flags.FlagValues) -> None:
     study = grids.get(values.study)
-    for name, default in study.defaults.items():
+    if values.quick and values["seeds"].using_default_value:
+        values.seeds = ["0"]
+    for name, default in {**study.defaults, **(grids.QUICK if values.quick else {})}.items():
         if values[name].using_default_value:
             values[name].value = default
     chief = _start(values)
@@ -89,9 +94,10 @@ def _compare(values: flags.FlagValues) -> None:
     if values.distribution_strategy:
         among = placing.workers() if values.distribution_strategy == _WORKERS else 1
         grid = placing.place(grid, values.distribution_strategy, values.tpu, among)
-    output = pathlib.Path(values.output_dir or f"runs/{values.study}")
+    quick = "-quick" if values.quick else ""
+    output = pathlib.Path(values.output_dir or f"runs/{values.study}{quick}")
     _check_output(output)
-    from tfnorm.study.report import report  # it needs matplotlib, an extra
+    from tfnorm.study import report  # it needs matplotlib, an extra
 
     results = Results(output / "results.jsonl")
     if not chief:
@@ -99,7 +105,10 @@ def _compare(values: flags.FlagValues) -> None:
         return
     _tell(grid.title)
     records = running.run(grid, results, output / "models", _tell)
-    report(grid, records, output, _tell)
+    if study.chapter:
+        report.chapter(grid, study.chapter, results, output, _tell)
+    else:
+        report.comparison(grid, records, output, _tell)
 
 
 def _start(values: flags.FlagValues) -> bool:

@@ -9,9 +9,9 @@ from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study import grids
-from tfnorm.study.comparison import comparison
+from tfnorm.study.experiments.comparison import comparison
+from tfnorm.study.experiments.micro_batches import micro_batches
 from tfnorm.study.grid import Cell
-from tfnorm.study.micro_batches import micro_batches
 
 BASE = training.Config(
     distribution_strategy="mirrored", num_replicas=4, replica_batch_size=2, steps=1300

@@ -8,8 +8,8 @@ import pytest
 from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.study import placing
-from tfnorm.study.comparison import comparison
-from tfnorm.study.micro_batches import micro_batches
+from tfnorm.study.experiments.comparison import comparison
+from tfnorm.study.experiments.micro_batches import micro_batches
 
 BASE = training.Config(
     distribution_strategy="mirrored", num_replicas=4, replica_batch_size=2, steps=1300

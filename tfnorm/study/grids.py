@@ -7,9 +7,22 @@ from typing import Any
 
 from tfnorm import training
 from tfnorm.errors import UserError
-from tfnorm.study.comparison import comparison
+from tfnorm.study.chapter import Chapter
+from tfnorm.study.experiments import (
+    batch_size,
+    batch_statistics,
+    cbn_burn_in,
+    cbn_window,
+    comparison,
+    gradient_batch,
+    kalman,
+    learning_rate,
+    mabn_ablation,
+    micro_batches,
+    non_iid,
+    synchronization,
+)
 from tfnorm.study.grid import Grid
-from tfnorm.study.micro_batches import micro_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,31 +33,89 @@ class Study:
         build: Makes the grid from names of norms, seeds and the common configuration.
         norms: The norms that it compares by default.
         defaults: Fields of the common configuration, where they are not the trainer's defaults.
+        chapter: What the page of results says of it; None if its report is a table and an
+            exported model.
     """
 
     build: Callable[[Sequence[str], Sequence[int], training.Config], Grid]
     norms: tuple[str, ...]
     defaults: Mapping[str, Any]
+    chapter: Chapter | None = None
 
+
+_OF_BATCHES = ("bn", "brn", "mabn", "cbn", "bkn")
+# 1,200 steps of 32 images: half a minute a run on one core, most of cbn's more.
+_SMALL = {
+    "dataset": "fashion_mnist",
+    "model": "resnet14",
+    "stem_stride": 2,
+    "replica_batch_size": 32,
+    "train_examples": 9600,
+    "epochs": 4,
+}
+# What --quick makes of a study that has a chapter: a run takes some 15 seconds.
+QUICK = types.MappingProxyType(
+    {"model": "resnet8", "width": 8, "train_examples": 1280, "epochs": 2}
+)
 
 STUDIES = types.MappingProxyType(
     {
         # Norms of a batch, and gn for one that is none. With these defaults it takes minutes.
         "compare": Study(
-            comparison,
-            ("bn", "brn", "mabn", "cbn", "bkn", "syncbn", "gn"),
+            comparison.comparison,
+            (*_OF_BATCHES, "syncbn", "gn"),
             {"num_replicas": 4, "replica_batch_size": 2, "epochs": 4},
         ),
         "micro-batches": Study(
-            micro_batches,
-            ("bn", "brn", "mabn", "cbn", "bkn", "gn"),
+            micro_batches.micro_batches,
+            (*_OF_BATCHES, "gn"),
+            {**_SMALL, "train_examples": 0},
+        ),
+        "learning-rate": Study(
+            learning_rate.learning_rate, ("bn",), _SMALL, learning_rate.CHAPTER
+        ),
+        "batch-size": Study(
+            batch_size.batch_size,
+            (*_OF_BATCHES, "gn", "ln", "in"),
+            _SMALL,
+            batch_size.CHAPTER,
+        ),
+        "gradient-batch": Study(
+            gradient_batch.gradient_batch,
+            (*_OF_BATCHES, "gn"),
+            {**_SMALL, "train_examples": 3200},
+            gradient_batch.CHAPTER,
+        ),
+        "mabn-ablation": Study(
+            mabn_ablation.mabn_ablation, ("bn", "brn"), _SMALL, mabn_ablation.CHAPTER
+        ),
+        "cbn-window": Study(cbn_window.cbn_window, ("bn", "cbn"), _SMALL, cbn_window.CHAPTER),
+        "cbn-burn-in": Study(cbn_burn_in.cbn_burn_in, ("bn", "cbn"), _SMALL, cbn_burn_in.CHAPTER),
+        "bkn": Study(
+            kalman.kalman,
+            ("bn", "bkn"),
+            {**_SMALL, "model": "inception_small", "train_examples": 6000, "epochs": 2},
+            kalman.CHAPTER,
+        ),
+        "statistics": Study(
+            batch_statistics.batch_statistics,
+            ("bn", "mabn"),
+            _SMALL,
+            batch_statistics.CHAPTER,
+        ),
+        "non-iid": Study(non_iid.non_iid, (*_OF_BATCHES, "gn"), _SMALL, non_iid.CHAPTER),
+        "sync": Study(
+            synchronization.synchronization,
+            (*_OF_BATCHES, "syncbn"),
             {
-                "dataset": "fashion_mnist",
-                "model": "resnet14",
-                "stem_stride": 2,
-                "replica_batch_size": 32,
-                "epochs": 4,
+                **_SMALL,
+                "model": "resnet8",
+                "num_replicas": 8,
+                "replica_batch_size": 2,
+                "train_examples": 4800,
+                "epochs": 2,
             },
+            synchronization.CHAPTER,
         ),
     }
 )

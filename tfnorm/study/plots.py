@@ -1,8 +1,9 @@
 """Plots of a table's rows, as PNG files."""
 
+import dataclasses
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -53,6 +54,78 @@ def accuracy(
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel("test accuracy (%): mean, spread (half the range) and every seed")
         figure.suptitle(title)  # over the whole width, which a long one needs
+        write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a plot.
+
+    Attributes:
+        name: What the legend calls it.
+        norm: The norm whose colour and marker it has.
+        style: Of the line, as matplotlib writes it.
+        rows: The rows by their places on the horizontal axis.
+    """
+
+    name: str
+    norm: str
+    style: str
+    rows: Mapping[float, Row]
+
+
+def lines(
+    drawn: Sequence[Line],
+    label: str,
+    title: str,
+    path: str | os.PathLike[str],
+    *,
+    levels: Sequence[Row | None] = (),
+    names: Sequence[str] = (),
+    log: bool = True,
+) -> None:
+    """Plots test accuracy over a quantity: mean and spread of the repetitions.
+
+    Args:
+        drawn: The lines.
+        label: Of the horizontal axis.
+        title: The line above the plot.
+        path: The PNG file to write.
+        levels: Rows to which the quantity means nothing, as dashed levels.
+        names: What the legend calls them; their norms if left out.
+        log: Whether the horizontal axis is logarithmic.
+    """
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.subplots()
+        places = sorted({place for line in drawn for place in line.rows})
+        for line in drawn:
+            colour, marker = STYLES[line.norm]
+            means, spreads = (
+                [100 * getattr(row, name)("test_accuracy") for row in line.rows.values()]
+                for name in ("mean", "spread")
+            )
+            axes.errorbar(
+                list(line.rows), means, spreads, color=colour, marker=marker, capsize=3,
+                linestyle=line.style, label=line.name,
+            )  # fmt: skip
+        levels = [row for row in levels if row and row.records]
+        for number, row in enumerate(levels):
+            name = names[number] if names else row.labels["norm"]
+            colour, _ = STYLES[row.labels["norm"]]
+            style = ("--", "-.", ":")[number % 3]
+            axes.axhline(
+                100 * row.mean("test_accuracy"), color=colour, linestyle=style, label=name
+            )
+        if log:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.minorticks_off()
+        axes.set_xlabel(label)
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right center", frameon=False)
+        figure.suptitle(title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 

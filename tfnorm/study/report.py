@@ -1,4 +1,4 @@
-"""What a comparison came to: the table, the plots and the exported winner."""
+"""What a study came to: its table and plots; for a comparison the exported winner too."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,17 +10,57 @@ from tfnorm.data import Dataset
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model
 from tfnorm.study import plots
+from tfnorm.study.chapter import Chapter, Found
 from tfnorm.study.grid import Grid
 from tfnorm.study.inference import measure
+from tfnorm.study.results import Results
 from tfnorm.study.running import Tell, model_dir
-from tfnorm.study.summary import Row, rows
+from tfnorm.study.summary import Row, rows, rows_of, text_table
 from tfnorm.study.tables import Comparison, name
 from tfnorm.study.writing import write_whole
 
 _TIMED_IMAGES = 100
 
 
-def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell) -> None:
+def chapter(
+    grid: Grid, chapter: Chapter, results: Results, output: pathlib.Path, tell: Tell
+) -> None:
+    """Writes a study's plots; tells its table and what is seen in it.
+
+    Args:
+        grid: The study's.
+        chapter: What it says.
+        results: Its runs.
+        output: Where the plots go, named as the study.
+        tell: Takes lines of text.
+
+    Raises:
+        RunError: No run ended well.
+    """
+    found = Found(rows_of(grid, results))
+    if not any(row.records for row in found.rows):
+        raise RunError(f"no run ended well; the first error: {found.rows[0].failures[0]}")
+    tell(f"\n{grid.title}\n\n{text_table(*chapter.table(found))}\n\n{chapter.seen(found)}\n")
+    for path in draw(grid, chapter, found, output):
+        tell(f"wrote {path}")
+
+
+def draw(grid: Grid, chapter: Chapter, found: Found, output: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the plots of a chapter, <output>/<study>.png and others that begin so."""
+    paths = [output / f"{grid.name}.png"]
+    chapter.plot(found, grid.title, paths[0])
+    if chapter.curves:
+        names = {id(row): name for name, row in chapter.curves(found) if row and row.records}
+        shown = [row for row in found.rows if id(row) in names]
+        paths.append(output / f"{grid.name}-curves.png")
+        plots.learning_curves(shown, lambda row: names[id(row)], grid.title, paths[-1])
+    if chapter.extra:
+        paths.append(output / f"{grid.name}-extra.png")
+        chapter.extra(found, grid.title, paths[-1])
+    return paths
+
+
+def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell) -> None:
     """Writes summary.csv, two plots and the best foldable model; tells the table.
 
     Args:
@@ -42,10 +82,10 @@ def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell
         raise RunError(f"no run ended well; the first error: {found[0].failures[0]}")
     images = next(iter(dataset.evaluation_batches(_TIMED_IMAGES)))[0]
     costs = iter(measure(trained, images))
-    comparison = Comparison(grid, found, [next(costs) if model else None for model in models])
+    compared = Comparison(grid, found, [next(costs) if model else None for model in models])
 
-    tell(f"\n{grid.title}\n\n{comparison.text()}\n")
-    csv = comparison.csv()
+    tell(f"\n{grid.title}\n\n{compared.text()}\n")
+    csv = compared.csv()
     write_whole(output / "summary.csv", lambda path: path.write_text(csv))
     title = f"{grid.title}\nnorm, replicas x images on each; the last is the reference"
     plots.accuracy(found, name, title, output / "accuracy.png")
@@ -53,7 +93,7 @@ def report(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: Tell
     for file in ("results.jsonl", "summary.csv", "accuracy.png", "learning_curves.png"):
         tell(f"wrote {output / file}")
 
-    winner = comparison.winner()
+    winner = compared.winner()
     if winner is None:
         tell("No norm folds, nothing is exported.")
     else:

@@ -1,16 +1,19 @@
 """A norm's settings in a run, and the labels of its row: what all grids share."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from tfnorm import data, training
 from tfnorm.errors import UserError
+from tfnorm.layers import ChannelNormalization, norms
 from tfnorm.schedules import LinearRamp
 from tfnorm.study.grid import Cell, Labels
+from tfnorm.study.progress import count
 
 # Norms whose statistics are those of one image.
 _OF_ONE_IMAGE = ("gn", "ln", "in", "none")
@@ -18,30 +21,66 @@ _OF_ONE_IMAGE = ("gn", "ln", "in", "none")
 Setting = tuple[Labels, training.Config]
 
 
-def setting(norm: str, config: training.Config) -> Setting:
-    """A norm in a run, with the paper's options for so many images and steps, and its labels."""
+def setting(
+    norm: str, config: training.Config, options: Mapping[str, Any] | None = None, **labels: Any
+) -> Setting:
+    """A norm in a run, with the paper's options for so many images and steps, and its labels.
+
+    Args:
+        norm: Its name.
+        config: The run.
+        options: Options of the norm that take the place of the paper's.
+        **labels: More labels.
+    """
     replicas = max(config.num_replicas, 1) * config.virtual_replicas
-    images = config.replica_batch_size // config.virtual_replicas
+    images = config.images_of_statistics
     statistics = {"syncbn": replicas * images, **dict.fromkeys(_OF_ONE_IMAGE, 1)}
     labels = {
         "norm": norm,
         "replicas": replicas,
         "replica_batch": images,
         "statistics_batch": statistics.get(norm, images),
+        **labels,
     }
-    options = _OPTIONS[norm](images, steps(config)) if norm in _OPTIONS else {}
+    papers = _OPTIONS[norm](images, steps(config)) if norm in _OPTIONS else {}
+    options = {**papers, **(options or {})}
     return labels, dataclasses.replace(config, norm=norm, norm_options=options)
 
 
-def cells(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[Cell, ...]:
-    """A run of each setting for each seed.
+def cells(
+    settings: Sequence[Setting], seeds: Sequence[int], probes: Sequence[str] = ()
+) -> tuple[Cell, ...]:
+    """A run of each setting for each seed; settings that are the same run are made once.
 
     They go seed by seed, so that a slow spell of the machine meets all norms and not one.
     """
-    return tuple(
-        Cell(labels, dataclasses.replace(config, seed=seed))
-        for seed in dict.fromkeys(seeds)
-        for labels, config in settings
+    found = {}
+    for seed in dict.fromkeys(seeds):
+        for labels, config in settings:
+            cell = Cell(labels, dataclasses.replace(config, seed=seed), tuple(probes))
+            found.setdefault((cell.hash, json.dumps(labels)), cell)
+    return tuple(found.values())
+
+
+def on_one_device(config: training.Config) -> training.Config:
+    """The run on one device, without virtual replicas."""
+    return dataclasses.replace(
+        config, distribution_strategy="one_device", num_replicas=0, virtual_replicas=1
+    )
+
+
+def is_of_batch(norm: str) -> bool:
+    """Whether a norm takes statistics of a batch, not of single images."""
+    return issubclass(norms.get(norm).layer_class or object, ChannelNormalization)
+
+
+def title(config: training.Config, seeds: Sequence[int], what: str) -> str:
+    """A grid in a line, for the heads of tables and plots."""
+    images = f", {config.train_examples} images" if config.train_examples else ""
+    return (
+        f"{config.dataset}{images}, {config.model} of width {config.width}, "
+        f"{steps(config)} steps of {config.replica_batch_size}: {what}; "
+        f"{count(len(set(seeds)), 'seed')}"
     )
 
 
@@ -72,4 +111,9 @@ def _cbn(images: int, steps: int) -> dict[str, Any]:
     return {"window": min(math.ceil(16 / images), 8), "burn_in_steps": steps // 4}
 
 
-_OPTIONS = {"brn": _brn, "cbn": _cbn}
+def _mabn(images: int, steps: int) -> dict[str, Any]:
+    # The correction starts at step 1,000; in a short run after a quarter of it.
+    return {} if steps >= 4000 else {"correction_start_step": steps // 4}
+
+
+_OPTIONS = {"brn": _brn, "cbn": _cbn, "mabn": _mabn}

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from tfnorm.study.grid import Grid
+from tfnorm.study.results import Results
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -36,6 +39,17 @@ class Row:
         values = [r["result"].get(metric) for r in self.records]
         return [float("nan") if value is None else value for value in values]
 
+    def mean_of_probe(self, probe: str, metric: str) -> float:
+        """The mean of what a probe measured, NaN where it was not."""
+        values = [r.get("probes", {}).get(probe, {}).get(metric) for r in self.records]
+        values = [value for value in values if value is not None]
+        return statistics.fmean(values) if values else float("nan")
+
+    def mean_of_history(self, metric: str) -> float:
+        """The mean of a metric in the last epoch."""
+        values = [r["history"][-1][metric] for r in self.records]
+        return statistics.fmean(values) if values else float("nan")
+
     def mean(self, metric: str) -> float:
         """The mean over the repetitions, NaN where there is none."""
         values = self.values(metric)
@@ -49,6 +63,18 @@ class Row:
         """Half the range over the repetitions: mean ± spread covers about all of them."""
         values = self.values(metric)
         return (max(values) - min(values)) / 2 if values else float("nan")
+
+
+def rows_of(grid: Grid, results: Results) -> list[Row]:
+    """The rows of a grid; one has no records where its runs are missing.
+
+    Runs are found by what they are, so a record may have been made for another grid.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for cell in grid.cells:
+        record = results.get(cell.hash)
+        groups.setdefault(tuple(cell.labels.items()), []).extend([record] if record else [])
+    return [Row.of(dict(labels), group) for labels, group in groups.items()]
 
 
 def rows(records: Sequence[dict]) -> list[Row]:
@@ -73,6 +99,12 @@ def text_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
         for line in [*lines, ["-" * width for width in widths], *cells]
     ]
     return "\n".join(aligned)
+
+
+def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown, all but the first column set to the right."""
+    rule = ["---", *["--:" for _ in titles[1:]]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, rule, *cells])
 
 
 def csv_table(titles: Sequence[str], cells: Sequence[Sequence[object]]) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.errors import UserError
-from tfnorm.layers import ChannelNormalization, norms
 from tfnorm.study.grid import Grid
 from tfnorm.study.progress import count
-from tfnorm.study.settings import cells, check, setting, steps
+from tfnorm.study.settings import cells, check, is_of_batch, on_one_device, setting, steps
 
 _IMAGES = (2, 1)
 
@@ -31,14 +30,12 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
     batch = base.replica_batch_size
     if batch % max(_IMAGES):
         raise UserError(f"replica_batch_size must be even here, received {batch}")
-    base = dataclasses.replace(
-        base, distribution_strategy="one_device", num_replicas=0, virtual_replicas=1
-    )
+    base = on_one_device(base)
     settings = []
     for images in _IMAGES:
         small = dataclasses.replace(base, virtual_replicas=batch // images)
-        settings += [setting(norm, small) for norm in dict.fromkeys(compared) if _of_batch(norm)]
-    settings += [setting(norm, base) for norm in dict.fromkeys(compared) if not _of_batch(norm)]
+        settings += [setting(norm, small) for norm in dict.fromkeys(compared) if is_of_batch(norm)]
+    settings += [setting(norm, base) for norm in dict.fromkeys(compared) if not is_of_batch(norm)]
     settings.append(setting("bn", base))
     title = (
         f"{base.dataset}, {base.model} of width {base.width}: {steps(base)} steps of {batch} "
@@ -47,6 +44,3 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
     reference = settings[-1][0]
     return Grid("micro-batches", title, cells(settings, seeds), reference, reference)
 
-
-def _of_batch(norm: str) -> bool:
-    return issubclass(norms.get(norm).layer_class or object, ChannelNormalization)

@@ -1,0 +1,141 @@
+"""A study in words: what was asked, what the papers report, what was seen here."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from tfnorm.study.plots import Line
+from tfnorm.study.summary import Row
+
+Table = tuple[list[str], list[list[str]]]  # titles, and lines of cells
+
+
+class Found:
+    """The rows of a grid, found by their labels.
+
+    Args:
+        rows: The rows.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+
+    def all(self, **labels: object) -> list[Row]:
+        """The rows with these labels."""
+        return [
+            row for row in self.rows if all(row.labels.get(k) == v for k, v in labels.items())
+        ]
+
+    def values(self, name: str, **labels: object) -> list:
+        """The values of a label among the rows with these labels, in order of appearance."""
+        return list(dict.fromkeys(row.labels[name] for row in self.all(**labels)))
+
+    def find(self, **labels: object) -> Row | None:
+        """The first row with these labels, or None."""
+        return next(iter(self.all(**labels)), None)
+
+    def mean(self, **labels: object) -> float:
+        """Its mean test accuracy, NaN if there is none."""
+        row = self.find(**labels)
+        return row.mean("test_accuracy") if row else math.nan
+
+    def cell(self, **labels: object) -> str:
+        """Its test accuracy in percent with the spread, "-" if there is none."""
+        row = self.find(**labels)
+        return self.text(row) if row else "-"
+
+    def text(self, row: Row) -> str:
+        """A row's test accuracy in percent with the spread."""
+        if not row.records:
+            return "failed" if row.failures else "-"
+        text = percent(row.mean("test_accuracy"))
+        if len(row.records) > 1:
+            text += f" ± {percent(row.spread('test_accuracy'))}"
+        return text + (f" ({len(row.failures)} failed)" if row.failures else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chapter:
+    """What a page says of a grid.
+
+    Attributes:
+        question: Its heading.
+        paper: What the papers report.
+        table: Makes the table.
+        plot: Draws the plot, given the title above it and the file.
+        seen: Says in words what the numbers are.
+        curves: The rows whose training curves are shown too, with their names.
+        extra: Draws one more plot.
+    """
+
+    question: str
+    paper: str
+    table: Callable[[Found], Table]
+    plot: Callable[[Found, str, str], None]
+    seen: Callable[[Found], str]
+    curves: Callable[[Found], list[tuple[str, Row]]] | None = None
+    extra: Callable[[Found, str, str], None] | None = None
+
+
+def percent(fraction: float) -> str:
+    """0.912 as "91.2", NaN as "-"."""
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def points(difference: float) -> str:
+    """0.012 as "1.2 points"."""
+    return f"{percent(difference)} points"
+
+
+def recovery_column(
+    found: Found,
+    norm: str,
+    images: int,
+    label: str = "statistics_batch",
+    single: bool = False,
+) -> str:
+    """How much of what bn loses on few images a norm wins back, in percent.
+
+    (accuracy − bn on as many images)/(bn on the whole batch − bn on as many images), where bn has
+    lost more than a point.
+
+    Args:
+        found: The rows.
+        norm: The norm.
+        images: How many.
+        label: The label that has this number.
+        single: The norm knows no batch and has one row.
+    """
+    bn = found.mean(norm="bn", **{label: images})
+    whole = found.mean(norm="bn", **{label: max(found.values(label, norm="bn"))})
+    own = found.mean(norm=norm, **({} if single else {label: images}))
+    if norm == "bn" or math.isnan(own - bn - whole):
+        return "-"
+    if whole - bn < 0.01:
+        return "bn loses < 1 point"
+    return f"{100 * (own - bn) / (whole - bn):.0f} %"
+
+
+def series(
+    found: Found,
+    across: str,
+    *,
+    name: str | None = None,
+    line: str = "-",
+    before: Sequence[Row] = (),
+    **labels: object,
+) -> Line:
+    """A line of a plot: the rows with these labels, of one norm, over one of their labels.
+
+    Args:
+        found: The rows.
+        across: The label on the horizontal axis.
+        name: What the legend calls it; its norm if None.
+        line: Its style.
+        before: Rows that it begins with, although they have other labels.
+        **labels: Those that the rows share.
+    """
+    rows = found.all(**labels)
+    norm = rows[0].labels["norm"]
+    places = {row.labels[across]: row for row in [*before, *rows] if row.records}
+    return Line(name or norm, norm, line, dict(sorted(places.items())))
