@@ -157,7 +157,7 @@ def normalize(
     if _is_fused(x, None):
         # One pass over x instead of a subtraction, a multiplication and an addition.
         y = tf.raw_ops.FusedBatchNormV3(
-            x=tf.expand_dims(x, 2),
+            x=_as_images(x),
             scale=tf.squeeze(scale, 0),
             offset=tf.squeeze(offset, 0),
             mean=tf.squeeze(mean, 0),
@@ -165,7 +165,7 @@ def normalize(
             epsilon=epsilon,
             is_training=False,
         ).y
-        return tf.squeeze(y, 2)
+        return _from_images(y)
     factor = scale * tf.math.rsqrt(variance + epsilon)
     y = (tf.cast(x, mean.dtype) - mean[:, None]) * factor[:, None] + offset[:, None]
     return tf.cast(y, x.dtype)
@@ -299,7 +299,7 @@ def _fused_batch_normalize(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
     result = tf.raw_ops.FusedBatchNormV3(
-        x=tf.expand_dims(x, 2),
+        x=_as_images(x),
         scale=tf.squeeze(scale, 0),
         offset=tf.squeeze(offset, 0),
         mean=[],
@@ -317,7 +317,7 @@ def _fused_batch_normalize(
     if x.shape[1] is None:
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
-    return tf.squeeze(result.y, 2), Moments(count, mean, biased, saved)
+    return _from_images(result.y), Moments(count, mean, biased, saved)
 
 
 def _fused_gradient(
@@ -330,9 +330,12 @@ def _fused_gradient(
     is_training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(dx, Σ dy·x̂, Σ dy); `reserved` is the forward kernel's, or (mean, variance, nothing)."""
+    # At inference this kernel alone is slower on many images (0.70, 0.79 ms); in training it has to
+    # see what the forward kernel saw.
+    view = _as_images if is_training else _as_image
     result = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=tf.expand_dims(dy, 2),
-        x=tf.expand_dims(x, 2),
+        y_backprop=view(dy),
+        x=view(x),
         scale=tf.squeeze(scale, 0),
         reserve_space_1=reserved[0],
         reserve_space_2=reserved[1],
@@ -340,8 +343,29 @@ def _fused_gradient(
         epsilon=epsilon,
         is_training=is_training,
     )
-    dx = tf.squeeze(result.x_backprop, 2)
+    dx = _from_images(result.x_backprop)
     return dx, tf.expand_dims(result.scale_backprop, 0), tf.expand_dims(result.offset_backprop, 0)
+
+
+def _as_image(x: tf.Tensor) -> tf.Tensor:
+    return tf.expand_dims(x, 2)
+
+
+def _as_images(x: tf.Tensor) -> tf.Tensor:
+    """[1, M, C] as the images that a fused kernel wants: one, or of wide ones M of one position.
+
+    From 128 channels on oneDNN is faster on the latter: 0.62 against 0.81 ms forward, 0.54 against
+    0.81 at inference ([6272, 256]); in bfloat16 it never is. cuDNN takes up to 65,535 images.
+    """
+    _, positions, channels = x.shape
+    if x.dtype != tf.float32 or channels < 128 or not 1 <= (positions or 0) <= 65535:
+        return _as_image(x)
+    return tf.reshape(x, [positions, 1, 1, channels])
+
+
+def _from_images(y: tf.Tensor) -> tf.Tensor:
+    """Back to [1, M, C]."""
+    return tf.squeeze(y, 2) if y.shape[0] == 1 else tf.reshape(y, [1, *y.shape[::3]])
 
 
 def _identity(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

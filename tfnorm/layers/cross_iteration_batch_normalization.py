@@ -192,7 +192,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         if self.compensate:
             new += self._derivatives(inputs, outputs, kernel, own, options)
         for buffer, old, value in zip(self._histories(), held, new):
-            history.write(buffer, old, step - self.burn_in_steps, value, own.count)
+            history.write_slot(buffer, old, step - self.burn_in_steps, value, own.count)
 
     def _derivatives(
         self,
