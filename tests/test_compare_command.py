@@ -65,6 +65,23 @@ def test_studies_have_defaults_of_their_own_which_flags_override(tmp_path, monke
     }
 
 
+def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
+    configs = []
+
+    def train(config, *args, **kwargs):
+        configs.append(config)
+        raise RunError("enough")
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--quick", "--study=learning-rate", "--dataset=sklearn_digits", "--epochs=3"]
+    assert compare.main(["compare", *arguments]) == 1
+    assert {(c.model, c.width, c.train_examples, c.epochs, c.seed) for c in configs} == {
+        ("resnet8", 8, 1280, 3, 0)
+    }
+    assert (tmp_path / "runs" / "learning-rate-quick" / "results.jsonl").exists()
+
+
 def test_the_exported_model_answers_as_the_trained_one(output):
     record = json.loads((output / "results.jsonl").read_text().splitlines()[0])
     model, _ = training.load_model(str(output / "models" / record["hash"]))

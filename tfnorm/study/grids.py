@@ -66,11 +66,6 @@ STUDIES = types.MappingProxyType(
             (*_OF_BATCHES, "syncbn", "gn"),
             {"num_replicas": 4, "replica_batch_size": 2, "epochs": 4},
         ),
-        "micro-batches": Study(
-            micro_batches.micro_batches,
-            (*_OF_BATCHES, "gn"),
-            {**_SMALL, "train_examples": 0},
-        ),
         "learning-rate": Study(
             learning_rate.learning_rate, ("bn",), _SMALL, learning_rate.CHAPTER
         ),
@@ -79,6 +74,12 @@ STUDIES = types.MappingProxyType(
             (*_OF_BATCHES, "gn", "ln", "in"),
             _SMALL,
             batch_size.CHAPTER,
+        ),
+        "micro-batches": Study(
+            micro_batches.micro_batches,
+            (*_OF_BATCHES, "gn"),
+            {**_SMALL, "train_examples": 0},
+            micro_batches.CHAPTER,
         ),
         "gradient-batch": Study(
             gradient_batch.gradient_batch,

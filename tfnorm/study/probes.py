@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfnorm import training
 from tfnorm.data import Dataset, sampling
 from tfnorm.errors import UserError
-from tfnorm.training.tapping import untraced_call
+from tfnorm.training.tapping import without_trace
 
 
 class BatchStatistics(keras.callbacks.Callback):
@@ -34,9 +34,10 @@ class BatchStatistics(keras.callbacks.Callback):
         images, labels = self._dataset.test
         config, batch = self._config, images_of_call(self._config)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def answers(images: tf.Tensor) -> tf.Tensor:
-            return tf.argmax(untraced_call(self.model, images), -1)
+            with without_trace(self.model):
+                return tf.argmax(self.model(images, training=True), -1)
 
         def accuracy(order: np.ndarray) -> float:
             order = order[: len(order) // batch * batch]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -54,6 +55,15 @@ class Row:
         """The mean over the repetitions, NaN where there is none."""
         values = self.values(metric)
         return statistics.fmean(values) if values else float("nan")
+
+    def least(self, metric: str) -> float:
+        """The least over the repetitions that have it, NaN if none has.
+
+        For times: what else the machine did has only made runs slower. For what is counted, which
+        is the same in all of them, but older records lack it.
+        """
+        values = [value for value in self.values(metric) if not math.isnan(value)]
+        return min(values, default=math.nan)
 
     def best(self) -> dict:
         """The record of the repetition with the highest test accuracy."""

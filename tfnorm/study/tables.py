@@ -34,19 +34,19 @@ class Comparison:
     ) -> None:
         self.grid, self.rows, self.inference = grid, rows, inference
         place = next(i for i, row in enumerate(rows) if row.labels == grid.baseline)
-        self._step = _least(rows[place], "step_time_median")
+        self._step = rows[place].least("step_time_median")
         self._inference = inference[place].seconds if inference[place] else float("nan")
 
     def numbers(self, row: Row, inference: Inference | None) -> dict[str, float]:
         """All numbers of a row, NaN where there is none."""
         seconds = inference.seconds if inference else float("nan")
-        step = _least(row, "step_time_median")
+        step = row.least("step_time_median")
         values = (
             len(row.records), len(row.failures),
             row.mean("test_accuracy"), row.spread("test_accuracy"),
             row.mean("train_loss"), row.spread("train_loss"),
             step, step / self._step,
-            _least(row, "normalization_collectives"), _least(row, "normalization_bytes"),
+            row.least("normalization_collectives"), row.least("normalization_bytes"),
             seconds, seconds / self._inference,
             inference.folded if inference else float("nan"),
             inference.normalizers if inference else float("nan"),
@@ -132,9 +132,3 @@ class Comparison:
 def _decimals(value: float, places: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{places}f}"
 
-
-def _least(row: Row, metric: str) -> float:
-    # Of times the fastest repetition's: what else the machine did has only made runs slower. What
-    # is counted is the same in all of them, but older records lack it.
-    values = [value for value in row.values(metric) if not math.isnan(value)]
-    return min(values, default=float("nan"))

@@ -44,7 +44,7 @@ def batch_size(compared: Sequence[str], seeds: Sequence[int], base: training.Con
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    sizes = found.values("statistics_batch", norm="bn")
+    sizes = sorted(found.values("statistics_batch", norm="bn"), reverse=True)
     names = found.values("norm")
     lines = []
     for norm in names:

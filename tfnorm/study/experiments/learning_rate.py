@@ -60,8 +60,8 @@ def _seen(found: Found) -> str:
     chosen = sorted(rates)[1]
     return (
         f"Accuracy varies by {points(spread)} over a range of {max(rates) / min(rates):g} times. "
-        f"All other studies take {chosen:g} ({percent(rates[chosen])} %) for 32 images, with momentum 0.9, one epoch of linear warm-up and a cosine to zero, "
-        "for every norm."
+        f"All other studies take {chosen:g} ({percent(rates[chosen])} %) for 32 images, with "
+        "momentum 0.9, one epoch of linear warm-up and a cosine to zero, for every norm."
     )
 
 

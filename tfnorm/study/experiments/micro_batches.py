@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.errors import UserError
+from tfnorm.study.experiments import batch_size
 from tfnorm.study.grid import Grid
 from tfnorm.study.progress import count
 from tfnorm.study.settings import cells, check, is_of_batch, on_one_device, setting, steps
@@ -44,3 +45,7 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
     reference = settings[-1][0]
     return Grid("micro-batches", title, cells(settings, seeds), reference, reference)
 
+
+CHAPTER = dataclasses.replace(
+    batch_size.CHAPTER, question="The same with six times as many images and steps"
+)

@@ -70,7 +70,7 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
 def _time(found: Found, row: Row) -> float:
     """In steps of bn on as many replicas."""
     bn = found.find(norm="bn", replicas=row.labels["replicas"])
-    return min(row.values("step_time_median")) / min(bn.values("step_time_median"))
+    return row.least("step_time_median") / bn.least("step_time_median")
 
 
 def _name(row: Row) -> str:
