@@ -4,12 +4,14 @@ from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
 from tfnorm.training.config import Config
 from tfnorm.training.recalibration import recalibrate
 from tfnorm.training.run import Evaluation, Result, evaluate, load_model, train
+from tfnorm.training.statistics_monitor import StatisticsMonitor
 
 __all__ = [
     "Config",
     "Evaluation",
     "ProgressLines",
     "Result",
+    "StatisticsMonitor",
     "SynchronizeStatistics",
     "evaluate",
     "load_model",

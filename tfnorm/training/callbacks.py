@@ -114,10 +114,14 @@ class TensorBoardScalars(keras.callbacks.Callback):
             writer.close()
 
     def _write(self, writer: str, tag: str, value: float | None, step: int) -> None:
-        if value is None:
-            return
-        with self._writers[writer].as_default():
-            tf.summary.write(tag, tf.constant(value, tf.float32), step, _SCALAR)
+        if value is not None:
+            write_scalar(self._writers[writer], tag, value, step)
+
+
+def write_scalar(writer: tf.summary.SummaryWriter, tag: str, value: float, step: int) -> None:
+    """Writes a scalar for TensorBoard as tf.summary.scalar does, which wants its package."""
+    with writer.as_default():
+        tf.summary.write(tag, tf.constant(value, tf.float32), step, _SCALAR)
 
 
 _SCALAR = tf.compat.v1.SummaryMetadata(

@@ -2,10 +2,9 @@
 
 import collections
 import contextlib
-import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -14,8 +13,9 @@ import tensorflow as tf
 
 from tfnorm.errors import UserError
 from tfnorm.functional import channelwise
-from tfnorm.layers import ChannelNormalization, CrossIterationBatchNormalization
+from tfnorm.layers import ChannelNormalization
 from tfnorm.layers.replicas import gather
+from tfnorm.training.tapping import normalized, normalizers, tapped
 
 _ROUNDS_OF_SHARED = 10
 
@@ -83,8 +83,7 @@ def recalibrate(
 
 
 def _measurable(model: keras.Model) -> list[keras.layers.Layer]:
-    kinds = (ChannelNormalization, keras.layers.BatchNormalization)
-    layers = [x for x in model._flatten_layers(recursive=True) if isinstance(x, kinds)]
+    layers = normalizers(model)
     measurable = [layer for layer in layers if layer.built and layer.trainable]
     if not measurable:
         frozen = f"all {len(layers)} are frozen or not built" if layers else "it has none"
@@ -119,18 +118,16 @@ class _Watch:
     """
 
     def __init__(self, layers: list[keras.layers.Layer]) -> None:
-        self._layers = layers
+        self._taps = tapped(layers, self._tap)
         self._local = threading.local()
         self.calls: list[_Call] = []
 
     def __enter__(self) -> "_Watch":
-        for layer in self._layers:
-            vars(layer)["call"] = self._watched(layer, layer.call)
+        self._taps.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
-            del vars(layer)["call"]
+    def __exit__(self, *error: Any) -> None:
+        self._taps.__exit__(*error)
 
     def moments(self, model: keras.Model, inputs: Any, may_be_empty: bool) -> tf.Tensor:
         """All calls' moments in one vector, one call after the other; zeros for an empty batch."""
@@ -145,20 +142,10 @@ class _Watch:
         moments = tf.concat([part for _, parts in records for part in parts], 0)
         return tf.where(is_empty, tf.zeros_like(moments), moments) if may_be_empty else moments
 
-    def _watched(self, layer: keras.layers.Layer, call: Callable) -> Callable:
-        signature = inspect.signature(call)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            x = next(iter(given.values()))
-            if isinstance(layer, CrossIterationBatchNormalization):
-                x = layer.layer(x)
-            mask = given.get("mask", given.get("inputs_mask"))
-            own = _moments(layer, x, mask)
-            self._local.records.append((layer, [*own, *_previous(given.get("previous"))]))
-            return call(*args, **kwargs)
-
-        return watched
+    def _tap(self, layer: keras.layers.Layer, given: Mapping[str, Any], outputs: Any) -> Any:
+        own = _moments(layer, *normalized(layer, given))
+        self._local.records.append((layer, [*own, *_previous(given.get("previous"))]))
+        return outputs
 
 
 def _one_row_if(is_empty: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,8 @@ def normalized(
     return x, arguments.get("mask", arguments.get("inputs_mask"))
 
 
-def untraced_call(model: keras.Model, inputs: Any) -> Any:
-    """What the model gives in training, with the state of its Keras variables as it is after it."""
-    with keras.StatelessScope():
-        return model(inputs, training=True)
+def without_trace(model: keras.Model) -> keras.StatelessScope:
+    """While it is entered, what is written to the model's Keras variables is forgotten after it."""
+    # Lent as tensors, because a layer may write past Keras to a variable that it finds.
+    lent = [(v, tf.convert_to_tensor(v)) for v in model.non_trainable_variables]
+    return keras.StatelessScope(lent)

@@ -1,0 +1,111 @@
+"""A forward and backward pass as in training that changes nothing, for those who measure."""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnorm.errors import UserError
+from tfnorm.functional import channelwise
+from tfnorm.layers import MovingAverageBatchNormalization
+from tfnorm.training.statistics import Statistics
+from tfnorm.training.tapping import normalized, tapped, without_trace
+
+Loss = Callable[[Any, Any], tf.Tensor]
+
+
+class TrainingPass:
+    """Measures what normalizers see of a batch while the model calls them in training.
+
+    Args:
+        model: A built model.
+        layers: Normalizers of it. Of one that is called several times the last call counts.
+        loss: From (labels, outputs) to a mean over the images of the batch, or one a image.
+    """
+
+    def __init__(
+        self, model: keras.Model, layers: Sequence[keras.layers.Layer], loss: Loss
+    ) -> None:
+        self._model, self._layers, self._loss = model, list(layers), loss
+        self._measure = tf.function(self._traced, reduce_retracing=True, autograph=False)
+
+    def statistics(self, inputs: Any, labels: Any) -> list[Statistics]:
+        """The statistics of each layer in each of its groups (virtual replicas) of a batch.
+
+        L is the sum over the images: gradients do not depend on the size of the batch.
+        """
+        found = self._measure(inputs, labels)
+        return [Statistics(*(np.asarray(v, np.float64) for v in parts)) for parts in found]
+
+    def _traced(self, inputs: Any, labels: Any) -> list[tuple[tf.Tensor, ...]]:
+        calls: dict[keras.layers.Layer, tuple[tf.Tensor, ...]] = {}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+            def tap(layer: keras.layers.Layer, given: Mapping[str, Any], outputs: Any) -> Any:
+                z, *state = tf.nest.flatten(outputs)
+                z = tf.identity(z)
+                tape.watch(z)
+                with tape.stop_recording():
+                    x, mask = normalized(layer, given)
+                calls[layer] = x, mask, z
+                return tf.nest.pack_sequence_as(outputs, [z, *state])
+
+            # The backward pass too: some methods write what they average in it.
+            with without_trace(self._model):
+                with tapped(self._layers, tap):
+                    answers = self._model(inputs, training=True)
+                self._check(calls)
+                images = tf.cast(tf.shape(tf.nest.flatten(inputs)[0])[0], tf.float32)
+                loss = tf.reduce_mean(tf.cast(self._loss(labels, answers), tf.float32)) * images
+                outputs = [calls[layer][-1] for layer in self._layers]
+                gradients = tape.gradient(
+                    loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                )
+        return [
+            _statistics(layer, *calls[layer], gradient)
+            for layer, gradient in zip(self._layers, gradients)
+        ]
+
+    def _check(self, called: Container[keras.layers.Layer]) -> None:
+        idle = [layer.name for layer in self._layers if layer not in called]
+        if idle:
+            raise UserError(
+                f"the model {self._model.name!r} does not call {', '.join(idle)}; choose layers "
+                "that it calls in training"
+            )
+
+
+def groups(layer: keras.layers.Layer) -> int:
+    """Into how many parts a normalizer cuts what it is called with in training."""
+    is_whole = getattr(layer, "synchronized", False)
+    return 1 if is_whole else getattr(layer, "virtual_replicas", 1)
+
+
+def subtracts_mean(layer: keras.layers.Layer) -> bool:
+    """Whether a method is one of the mean and the variance, and not of the mean square."""
+    return not isinstance(layer, MovingAverageBatchNormalization)
+
+
+def _statistics(
+    layer: keras.layers.Layer,
+    x: tf.Tensor,
+    mask: tf.Tensor | None,
+    z: tf.Tensor,
+    dz: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+    view = channelwise.View(x, layer.axis, groups(layer))
+    valid = view.flatten_mask(mask)
+    dtype = channelwise.statistics_dtype(x)
+
+    def moments(values: tf.Tensor) -> channelwise.Moments:
+        return channelwise.moments(values, layer.epsilon, valid)
+
+    x, z, dz = (tf.cast(view.flatten(values), dtype) for values in (x, z, dz))
+    gamma, beta = channelwise.scale_and_offset(x, layer.gamma, layer.beta)
+    own, of_gradient = moments(x), moments(dz * gamma[:, None])
+    square = of_gradient.variance + tf.square(of_gradient.mean)
+    product = moments(dz * (z - beta[:, None])).mean
+    count = tf.cast(own.count, dtype)
+    return own.mean, own.variance, of_gradient.mean, product, square, count
