@@ -13,7 +13,8 @@ from tfnorm.functional.cross_iteration_batch_normalization import (
     PastMoments,
     compensate,
     cross_iteration_batch_normalization,
-    moment_cotangents,
+    mean_cotangent,
+    variance_cotangent,
 )
 from tfnorm.functional.inference import normalize_by_moving_statistics
 from tfnorm.functional.moving_average_batch_normalization import (
@@ -33,8 +34,9 @@ __all__ = [
     "cross_iteration_batch_normalization",
     "is_surely_positive",
     "kalman_update",
-    "moment_cotangents",
+    "mean_cotangent",
     "moving_average_batch_normalization",
     "normalize_by_moving_statistics",
     "synchronized_batch_normalization",
+    "variance_cotangent",
 ]

@@ -169,7 +169,7 @@ def batch_kalman_normalization(
             if parameters:
                 down, through = _kalman_gradient(*down, observed, predicted, given)
                 down_parameters = tf.nest.flatten(through)
-            count = tf.maximum(own.count, 1)
+            count = channelwise.at_least_one(own.count)
             down_variance = tf.zeros_like(down.mean) if full_covariance else down.covariance
             dx = channelwise.add_affine(
                 direct, x, own.mean, 2 * down_variance / count, down.mean / count, valid

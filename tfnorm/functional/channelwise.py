@@ -125,6 +125,11 @@ def is_surely_positive(count: tf.Tensor) -> bool:
     return known is not None and bool((known > 0).all())
 
 
+def at_least_one(count: tf.Tensor) -> tf.Tensor:
+    """The count [G, 1] to divide by, 1 where it is 0; no operation where it is known."""
+    return count if is_surely_positive(count) else tf.maximum(count, 1)
+
+
 def over_groups(values: tf.Tensor) -> tf.Tensor:
     """The sum over the groups of [G, C], as [1, C]."""
     return values if values.shape[0] == 1 else tf.reduce_sum(values, 0, keepdims=True)
@@ -137,7 +142,7 @@ def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Mome
         _, result = _fused_batch_normalize(x, *_identity(x), epsilon)
         return result
     count = positions(x, mask)
-    divisor = tf.maximum(count, 1)
+    divisor = at_least_one(count)
     x = tf.cast(x, statistics_dtype(x))
     mean = _sum(x, mask) / divisor
     # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
@@ -203,7 +208,7 @@ def batch_normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
     rstd = tf.math.rsqrt(own.variance + epsilon)
-    share = scale * rstd / tf.maximum(own.count, 1)
+    share = scale * rstd / at_least_one(own.count)
     dx = add_affine(direct, x, own.mean, -share * rstd * dy_x_sum, -share * dy_sum, mask)
     return dx, dy_x_sum, dy_sum
 
@@ -260,26 +265,25 @@ def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor,
     """Count [G, 1] and mean of x² [G, C] over the valid positions."""
     count = positions(x, mask)
     squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
-    return count, squares / tf.maximum(count, 1)
+    return count, squares / at_least_one(count)
 
 
-def moment_cotangents(
-    x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(1/m [G, M, 1], 2·(x − mean)/m [G, M, C]), both 0 at masked positions.
+def mean_cotangent(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The gradient of the mean to x: 1/m, [G, M, 1], 0 at masked positions."""
+    share = 1 / at_least_one(positions(x, mask))[:, None]
+    return _keep(tf.broadcast_to(share, tf.concat([tf.shape(x)[:2], [1]], 0)), mask)
 
-    They are the gradients of the mean and the variance to x.
-    """
-    share = 1 / tf.maximum(own.count, 1)[:, None]
+
+def variance_cotangent(x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The gradient of the variance to x: 2·(x − mean)/m, [G, M, C], 0 at masked positions."""
     centred = tf.cast(x, own.mean.dtype) - own.mean[:, None]
-    everywhere = tf.broadcast_to(share, tf.concat([tf.shape(x)[:2], [1]], 0))
-    return _keep(everywhere, mask), _keep(2 * share * centred, mask)
+    return _keep((2 / at_least_one(own.count))[:, None] * centred, mask)
 
 
 def covariance(x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None) -> tf.Tensor:
     """Biased covariance matrix [G, C, C] of the channels about their means."""
     centred = _keep(tf.cast(x, own.mean.dtype) - own.mean[:, None], mask)
-    return tf.matmul(centred, centred, transpose_a=True) / tf.maximum(own.count, 1)[:, :, None]
+    return tf.matmul(centred, centred, transpose_a=True) / at_least_one(own.count)[:, :, None]
 
 
 def covariance_gradient(
@@ -288,7 +292,7 @@ def covariance_gradient(
     """The gradient of `covariance` to x: (x − mean)·(dS + dSᵀ)/m."""
     centred = _keep(tf.cast(x, own.mean.dtype) - own.mean[:, None], mask)
     both = dcovariance + tf.linalg.matrix_transpose(dcovariance)
-    return tf.cast(tf.matmul(centred, both / tf.maximum(own.count, 1)[:, :, None]), x.dtype)
+    return tf.cast(tf.matmul(centred, both / at_least_one(own.count)[:, :, None]), x.dtype)
 
 
 def _is_fused(x: tf.Tensor, mask: tf.Tensor | None) -> bool:

@@ -54,37 +54,54 @@ def compensate(
     return PastMoments(mean, variance, past.weight)
 
 
-def moment_cotangents(
+def mean_cotangent(
     x: tf.Tensor,
-    own: Moments,
+    groups: int,
     channel_groups: int,
     *,
     axis: int = -1,
     mask: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """What to feed into a convolution's kernel gradient for P and D of `compensate`.
+) -> tf.Tensor:
+    """What to feed into a convolution's kernel gradient for P of `compensate`: 1/m.
 
-    P is the kernel gradient of 1/m at each valid position. It takes the whole batch at once, with
-    an output channel in each channel group for each of the G groups of the batch, which is 0 at
-    the positions of the others. D is that of 2·(x − μ)/m, in each group by itself.
+    It takes all groups at once, with an output channel in each channel group for each of the G
+    groups of the batch, which is 0 at the positions of the others.
 
     Args:
-        x: the convolution's output, channels on `axis`.
-        own: its moments in each group of the batch.
+        x: of the shape and dtype of the convolution's output, channels on `axis`.
+        groups: G.
         channel_groups: g.
         axis: the channel axis.
         mask: the shape of x without its channel axis, True where valid.
 
     Returns:
-        Both in the layout of x, with g·G and C channels, in the dtype of the moments.
+        The cotangent in the layout of x, with g·G channels, in the dtype of the statistics.
     """
-    groups = own.count.shape[0]
     view = channelwise.View(x, axis, groups)
     x, valid = view.flatten(x), view.flatten_mask(mask)
-    of_mean, of_variance = channelwise.moment_cotangents(x, own, valid)
+    of_mean = channelwise.mean_cotangent(x, valid)
     own_group = tf.eye(groups, dtype=of_mean.dtype)[:, None]
     of_mean = tf.tile(of_mean * own_group, [1, 1, channel_groups])
-    return view.restore(of_mean, groups * channel_groups), view.restore(of_variance)
+    return view.restore(of_mean, groups * channel_groups)
+
+
+def variance_cotangent(
+    x: tf.Tensor, own: Moments, *, axis: int = -1, mask: tf.Tensor | None = None
+) -> tf.Tensor:
+    """What to feed into a convolution's kernel gradient for D of `compensate`: 2·(x − μ)/m.
+
+    Args:
+        x: the convolution's output, channels on `axis`.
+        own: its moments in each group of the batch.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, True where valid.
+
+    Returns:
+        The cotangent in the layout of x, in the dtype of the moments.
+    """
+    view = channelwise.View(x, axis, own.count.shape[0])
+    x, valid = view.flatten(x), view.flatten_mask(mask)
+    return view.restore(channelwise.variance_cotangent(x, own, valid))
 
 
 def cross_iteration_batch_normalization(
@@ -140,7 +157,7 @@ def cross_iteration_batch_normalization(
                 dy, x, mean, variance, gamma, epsilon, valid
             )
             rstd = tf.math.rsqrt(variance + epsilon)
-            share = gamma * rstd / (steps * tf.maximum(own.count, 1))
+            share = gamma * rstd / (steps * channelwise.at_least_one(own.count))
             dx = channelwise.add_affine(
                 direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid
             )

@@ -62,7 +62,7 @@ def moving_average_batch_normalization(
             direct, dy_y_sum, dy_sum = channelwise.normalize_gradient(
                 dy, x, zero, square, gamma * r, epsilon, valid
             )
-            psi = smooth_gradient(gamma * r * dy_y_sum / tf.maximum(count, 1), count)
+            psi = smooth_gradient(gamma * r * dy_y_sum / channelwise.at_least_one(count), count)
             dx = channelwise.add_affine(direct, x, zero, -psi / (square + epsilon), zero, valid)
             return dx, channelwise.over_groups(r * dy_y_sum), channelwise.over_groups(dy_sum)
 

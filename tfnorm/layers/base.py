@@ -187,11 +187,14 @@ class ChannelNormalization(keras.layers.Layer):
         assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it has
         removed the control dependency that went through it).
         """
-        old = (tf.convert_to_tensor(variable) if old is None else old)[None]
+        old = tf.convert_to_tensor(variable) if old is None else old
+        if functional.is_surely_positive(count):
+            # The same with fewer operations, which tracing takes its time for.
+            new = tf.squeeze(new, 0) if new.shape[0] == 1 else tf.reduce_mean(new, axis=0)
+            variable.assign(self.momentum * old + (1 - self.momentum) * new)
+            return
         updated = self.momentum * old + (1 - self.momentum) * new
-        if not functional.is_surely_positive(count):
-            updated = tf.where(count > 0, updated, old)
-        variable.assign(tf.reduce_mean(updated, axis=0))
+        variable.assign(tf.reduce_mean(tf.where(count > 0, updated, old), axis=0))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""

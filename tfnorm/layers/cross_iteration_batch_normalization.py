@@ -205,17 +205,22 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """(P [G, Q, g], D [G, Q, g, c]) of each group, as kernel gradients of the layer."""
         groups = self.virtual_replicas
         elements, channel_groups, channels = self.factors
-        of_mean, of_variance = functional.moment_cotangents(
-            tf.stop_gradient(outputs), own, channel_groups, **options
-        )
-        # The cotangents check that groups divide the batch.
-        with tf.control_dependencies([of_mean, of_variance]):
+        of_variance = functional.variance_cotangent(tf.stop_gradient(outputs), own, **options)
+        # The cotangent checks that groups divide the batch.
+        with tf.control_dependencies([of_variance]):
             inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
         if options["mask"] is not None:
             # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
             inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
+            images, of_images = inputs, outputs
+        else:
+            # The mean patch is that of each group's mean image (3.8, 1.2 ms for 32×28×28×64).
+            each = tf.shape(inputs)[0] // groups
+            images = tf.reduce_mean(tf.reshape(inputs, [groups, each, *_image(inputs)]), 1)
+            of_images = tf.zeros([groups, *_image(outputs)], outputs.dtype)
+        of_mean = functional.mean_cotangent(of_images, groups, channel_groups, **options)
         probe = tf.zeros(self.probe_shape, self.statistics_dtype)
-        patches = linear.kernel_gradient(self.layer, inputs, probe, of_mean)
+        patches = linear.kernel_gradient(self.layer, images, probe, of_mean)
         patches = tf.transpose(tf.reshape(patches, [elements, channel_groups, groups]), [2, 0, 1])
         covariances = [
             linear.kernel_gradient(self.layer, x, kernel, cotangent)
@@ -243,3 +248,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """The layer of a configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
+
+
+def _image(batch: tf.Tensor) -> list:
+    """The shape of one of a batch, with tensors where it is not known beforehand."""
+    shape = tf.shape(batch)
+    return [size or shape[i] for i, size in enumerate(batch.shape) if i]
