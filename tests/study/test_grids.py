@@ -53,6 +53,12 @@ def test_schedules_of_brn_are_those_of_the_paper_scaled_to_the_run():
     assert d_max == {"start_value": 0, "end_value": 5, "start_step": 50, "end_step": 250}
 
 
+@pytest.mark.parametrize("steps, momentum", [(1300, 0.9), (5174, 0.9), (5200, None)])
+def test_moving_averages_of_brn_are_there_when_its_ramps_begin(steps, momentum):
+    base = dataclasses.replace(BASE, steps=steps)
+    assert options(comparison(["brn"], [0], base), "brn").get("momentum") == momentum
+
+
 @pytest.mark.parametrize("images, window", [(1, 8), (2, 8), (3, 6), (8, 2), (32, 1)])
 def test_window_and_burn_in_of_cbn_are_those_of_the_paper(images, window):
     base = dataclasses.replace(BASE, replica_batch_size=images)

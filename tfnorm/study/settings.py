@@ -103,7 +103,10 @@ def _brn(images: int, steps: int) -> dict[str, Any]:
     # Ramps between steps 5,000 and 25,000 (d), 40,000 (r) of 130,000.
     start, d_end, r_end = (round(steps * share / 130) for share in (5, 25, 40))
     ramps = {"r_max": LinearRamp(1, 3, start, r_end), "d_max": LinearRamp(0, 5, start, d_end)}
-    return {name: keras.saving.serialize_keras_object(ramp) for name, ramp in ramps.items()}
+    options = {name: keras.saving.serialize_keras_object(ramp) for name, ramp in ramps.items()}
+    # Its moving averages have to be there when the ramps begin. At 0.99 they take some hundreds of
+    # steps; where a run has not so many before, they diverge.
+    return options if start >= 200 else {**options, "momentum": 0.9}
 
 
 def _cbn(images: int, steps: int) -> dict[str, Any]:
