@@ -117,6 +117,10 @@ def alone(values: flags.FlagValues) -> dict[str, int]:
     }
 
 
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"  # GroupNormalization has no state
+
+
 def _define() -> flags.FlagValues:
     values = measuring.define()
     flags.DEFINE_string("network", "ResNet-20", "Of benchmarks.networks.", flag_values=values)
@@ -150,7 +154,7 @@ def run(values: flags.FlagValues) -> None:
             f"{record['peak_bytes'] / 1e6:.0f}",
             f"{record['peak_bytes'] / first:.2f}",
             f"{record['state_bytes'] / 1e6:.3f}",
-            f"{record['state_bytes'] / record['state_bytes_with_past_kernels']:.3f}",
+            _share(record["state_bytes"], record["state_bytes_with_past_kernels"]),
             str(record["kept"]),
         ]
         for record in records

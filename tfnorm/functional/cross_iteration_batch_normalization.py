@@ -80,8 +80,10 @@ def mean_cotangent(
     view = channelwise.View(x, axis, groups)
     x, valid = view.flatten(x), view.flatten_mask(mask)
     of_mean = channelwise.mean_cotangent(x, valid)
-    own_group = tf.eye(groups, dtype=of_mean.dtype)[:, None]
-    of_mean = tf.tile(of_mean * own_group, [1, 1, channel_groups])
+    if groups > 1:
+        of_mean *= tf.eye(groups, dtype=of_mean.dtype)[:, None]
+    if channel_groups > 1:
+        of_mean = tf.tile(of_mean, [1, 1, channel_groups])
     return view.restore(of_mean, groups * channel_groups)
 
 

@@ -191,8 +191,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         new = [own.mean, own.variance, tf.ones_like(own.count)]
         if self.compensate:
             new += self._derivatives(inputs, outputs, kernel, own, options)
-        for buffer, old, value in zip(self._histories(), held, new):
-            history.write_slot(buffer, old, step - self.burn_in_steps, value, own.count)
+        recorded = step - self.burn_in_steps
+        history.write_slots(self._histories(), held, recorded, new, own.count)
 
     def _derivatives(
         self,
