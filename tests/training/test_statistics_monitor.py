@@ -183,24 +183,27 @@ def at_step(monitor, step):
     return [row for row in monitor.history if row["step"] == step]
 
 
-def test_a_row_has_the_norms_of_one_micro_batch_in_turn_and_of_all(examples, randomized):
+def test_a_row_has_the_norms_of_a_micro_batch_in_turn_of_its_step_and_of_all(examples, randomized):
     layer = layers.BatchNormalization(virtual_replicas=2)
     model = randomized(dense(layer))
     x, labels = examples(24)
     monitor = begin(model, (x, labels), 8, every=2, large_batch=20, notice=lambda text: None)
     (row,), (turn,) = (at_step(monitor, step) for step in (2, 4))
-    parts, large = (oracle(model, x, labels, groups) for groups in (6, 1))
+    parts, steps, large = (oracle(model, x, labels, groups) for groups in (6, 3, 1))
     # G of the large batch is that of the micro-batches, each normalized by itself.
     norm = np.linalg.norm
     for name, index, scale in [("mean", 0, 1), ("variance", 1, 1), ("gradient", 2, 8),
                                ("gradient_product", 3, 8)]:  # fmt: skip
         assert row[name]["batch"] == pytest.approx(norm(parts[index][0]) / scale, rel=1e-3)
         assert turn[name]["batch"] == pytest.approx(norm(parts[index][1]) / scale, rel=1e-3)
+        step = steps[index][0] if index < 2 else parts[index][:2].mean(0)
+        assert row[name]["step"] == pytest.approx(norm(step) / scale, rel=1e-3)
+        assert turn[name]["step"] == row[name]["step"]
         whole = large[index] if index < 2 else parts[index].mean(0)
         assert row[name]["large"] == pytest.approx(norm(whole) / scale, rel=1e-3)
     assert row["mean"]["moving"] == pytest.approx(norm(layer.moving_mean.numpy()))
     assert row["variance"]["moving"] == pytest.approx(norm(layer.moving_variance.numpy()))
-    assert set(row["gradient"]) == set(row["gradient_product"]) == {"batch", "large"}
+    assert set(row["gradient"]) == set(row["gradient_product"]) == {"batch", "step", "large"}
     found = statistics_monitor.Statistics(*map(np.asarray, parts))
     noise = statistics_monitor.statistics.noise(
         found, statistics_monitor.statistics.merge(found), 1e-3
@@ -217,12 +220,12 @@ def test_mabn_has_its_windows_once_they_are_full(examples, randomized):
     monitor = begin(model, (x, labels), 8, every=1, large_batch=16, notice=lambda text: None)
     layer.step.assign(2)
     (row,) = at_step(monitor, 2)
-    assert set(row["variance"]) == {"batch", "large", "moving"}
+    assert set(row["variance"]) == {"batch", "step", "large", "moving"}
     layer.step.assign(4)
     (row,) = at_step(monitor, 2)
     window = np.linalg.norm(layer.square_history.numpy()[:, 0].mean(0))
     assert row["variance"]["window"] == pytest.approx(window)
-    assert set(row["gradient_product"]) == {"batch", "large"}
+    assert set(row["gradient_product"]) == {"batch", "step", "large"}
     layer.step.assign(5)
     (row,) = at_step(monitor, 3)
     window = np.linalg.norm(layer.gradient_history.numpy()[:, 1].mean(0))

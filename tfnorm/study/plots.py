@@ -10,16 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from tfnorm.study.style import STYLES
+from tfnorm.study.style import LOOK, STYLES
 from tfnorm.study.summary import Row
 from tfnorm.study.writing import write_whole
-
-_LOOK = {
-    "font.size": 10,
-    "figure.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def accuracy(
@@ -34,7 +27,7 @@ def accuracy(
         path: The PNG file to write.
     """
     rows = [row for row in rows if row.records]
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(7, 1.4 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
@@ -95,7 +88,7 @@ def lines(
         names: What the legend calls them; their norms if left out.
         log: Whether the horizontal axis is logarithmic.
     """
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         axes = figure.subplots()
         places = sorted({place for line in drawn for place in line.rows})
@@ -142,7 +135,7 @@ def learning_curves(
     """
     rows = [row for row in rows if row.records]
     norms = [row.labels["norm"] for row in rows]
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for number, row in enumerate(rows):

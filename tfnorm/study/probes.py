@@ -1,5 +1,8 @@
 """What is measured beside accuracy while a cell's run is made, or at its end."""
 
+import json
+import math
+import pathlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +14,15 @@ import tensorflow as tf
 from tfnorm import training
 from tfnorm.data import Dataset, sampling
 from tfnorm.errors import UserError
-from tfnorm.training.tapping import without_trace
+from tfnorm.training.callbacks import write_text
+from tfnorm.training.statistics_monitor import spread
+from tfnorm.training.tapping import normalizers, without_trace
+from tfnorm.training.training_pass import VariancePass
+
+# Of the statistics over training: points of a run, and images that are looked at.
+_POINTS, _IMAGES = 60, 256
+# Of the variance gap: calls of the model, and at most so many batches and channels are kept.
+_BATCHES, _CHANNELS, _LAYERS = 40, 32, 3
 
 
 class BatchStatistics(keras.callbacks.Callback):
@@ -62,6 +73,123 @@ class BatchStatistics(keras.callbacks.Callback):
         return self._result
 
 
+class StatisticsSeries(training.StatisticsMonitor):
+    """Over training: the batch statistics of a layer in the middle of the network.
+
+    They are those that `tfnorm.training.StatisticsMonitor` measures. What a run has measured before
+    it was interrupted is kept in its model_dir.
+
+    Args:
+        config: The run.
+        dataset: Its data.
+    """
+
+    def __init__(self, config: training.Config, dataset: Dataset) -> None:
+        batch = max(config.num_replicas, 1) * config.replica_batch_size
+        steps = config.steps or config.epochs * dataset.steps_per_epoch(batch)
+        examples = dataset.train_batches(
+            min(_IMAGES, dataset.num_train), config.seed, 0, config.augment,
+            sampled=config.sampling, images=config.images_of_statistics,
+        )  # fmt: skip
+        super().__init__(
+            examples,
+            batch,
+            # Within a call of the training loop there is nothing new to see.
+            every=max(math.ceil(steps / _POINTS), min(config.steps_per_loop, steps)),
+            layers=1,
+            large_batch=_IMAGES,
+            notice=lambda text: None,
+        )
+        self._file = pathlib.Path(config.model_dir, "statistics.json") if config.model_dir else None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Takes up what an earlier part of the run has measured."""
+        if self._file and self._file.exists():
+            self.history[:] = json.loads(self._file.read_text())
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Measures if it is due and there is a layer to measure."""
+        if normalizers(self.model):
+            super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Keeps what it has."""
+        if self._file:
+            write_text(self._file, json.dumps(self.history))
+
+    def result(self) -> dict[str, Any]:
+        """The columns of the monitor's history by name; empty for norms of single images.
+
+        layer, norm, images and large_images (of the large batch) once; step a list; mean, variance,
+        gradient, gradient_product and noise their lists by name, None where there is no number.
+        """
+        if not self.history:
+            return {}
+        first, last = self.history[0], self.history[-1]
+        result = {name: first[name] for name in ("layer", "norm", "images", "large_images")}
+        result["step"] = [row["step"] for row in self.history]
+        for name, values in last.items():
+            if isinstance(values, dict):
+                result[name] = {
+                    key: [_rounded(row[name].get(key), 5) for row in self.history] for key in values
+                }
+        return result
+
+
+class VarianceGap(keras.callbacks.Callback):
+    """At the end: how far the variances of batches are from the moving variance.
+
+    The batches are those of training; of BKN it is the variance that its chain estimates (Wang et
+    al. 2018, figure 8), of MABN the mean square.
+
+    Args:
+        config: The run.
+        dataset: Its data.
+    """
+
+    def __init__(self, config: training.Config, dataset: Dataset) -> None:
+        super().__init__()
+        self._config, self._dataset = config, dataset
+        self._layers: list[dict[str, Any]] = []
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Measures."""
+        config = self._config
+        layers = spread(normalizers(self.model), _LAYERS) if normalizers(self.model) else []
+        batches = self._dataset.train_batches(
+            images_of_call(config), config.seed, 0, config.augment,
+            sampled=config.sampling, images=config.images_of_statistics,
+        )  # fmt: skip
+        measure = VariancePass(self.model, layers).variances
+        found = [measure(images) for images, _ in batches.take(_BATCHES)]
+        self._layers = [_gap(layer, np.concatenate(parts)) for layer, *parts in zip(layers, *found)]
+
+    def result(self) -> dict[str, Any]:
+        """mean_relative_gap: over all batches, channels and layers; None without any layer.
+
+        layers: of each its name, its mean_relative_gap, and for some of its channels the
+        moving_variance and the gap |variance − moving_variance|, [channels, batches].
+        """
+        gaps = [layer["mean_relative_gap"] for layer in self._layers]
+        return {"mean_relative_gap": np.mean(gaps).item() if gaps else None, "layers": self._layers}
+
+
+def _gap(layer: keras.layers.Layer, variances: np.ndarray) -> dict[str, Any]:
+    moving = keras.ops.convert_to_numpy(layer.moving_variance).astype(np.float64)
+    gap = np.abs(variances - moving)
+    channels = spread(range(len(moving)), _CHANNELS)
+    return {
+        "layer": layer.name,
+        "mean_relative_gap": float((gap / (moving + layer.epsilon)).mean()),
+        "moving_variance": [_rounded(value, 4) for value in moving[channels]],
+        "gap": [[_rounded(value, 4) for value in row] for row in gap[:_BATCHES, channels].T],
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
 def images_of_call(config: training.Config) -> int:
     """Images of one call of the model that has the training's micro-batches."""
     if config.norm == "syncbn":
@@ -72,7 +200,13 @@ def images_of_call(config: training.Config) -> int:
 Factory = Callable[[training.Config, Dataset], keras.callbacks.Callback]
 
 # Each makes a callback with a method `result`, whose dictionary a record keeps.
-PROBES: Mapping[str, Factory] = types.MappingProxyType({"batch_statistics": BatchStatistics})
+PROBES: Mapping[str, Factory] = types.MappingProxyType(
+    {
+        "batch_statistics": BatchStatistics,
+        "statistics": StatisticsSeries,
+        "variance_gap": VarianceGap,
+    }
+)
 
 
 def build(

@@ -14,3 +14,11 @@ STYLES = {
     "in": ("#882255", ">"),
     "none": ("#888888", "*"),
 }
+
+# Of every plot, for matplotlib.rc_context.
+LOOK = {
+    "font.size": 10,
+    "figure.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}

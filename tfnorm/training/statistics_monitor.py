@@ -72,10 +72,12 @@ class StatisticsMonitor(keras.callbacks.Callback):
             gradients exceeds a third of their standard deviation (`NOISE_LIMIT`).
 
     Attributes:
-        history: One row a measurement and layer: step, layer, norm, images (of a micro-batch), for
-            each of mean, variance, gradient and gradient_product the l2 norms over channels
-            `batch` (of one micro-batch, in turn another), `large` and, where the norm keeps them,
-            `moving` and `window`; and noise (`tfnorm.training.statistics.Noise`).
+        history: One row a measurement and layer: step, layer, norm, images (of a micro-batch),
+            large_images (of all of them), for each of mean, variance, gradient and gradient_product
+            the l2 norms over channels `batch` (of a micro-batch, each time another), `step` (of
+            the micro-batches of a replica's step together, where these are several), `large` and,
+            where the norm keeps them, `moving` and `window`; and noise, the fields of
+            `tfnorm.training.statistics.Noise` with forward and backward.
 
     Raises:
         UserError: The model has no such layer, or there is too little data. Raised after
@@ -138,7 +140,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
         replicas = strategy.num_replicas_in_sync if strategy else 1
         is_whole = all(getattr(layer, "synchronized", False) for layer in self._layers)
         images = self._batch_size if is_whole else self._batch_size // replicas
-        count = max(math.ceil(self._large_batch / max(images, 1)), 2)
+        least = 1 if min(map(groups, self._layers)) > 1 else 2
+        count = max(math.ceil(self._large_batch / max(images, 1)), least)
         rows = self._data
         if isinstance(rows, tf.data.Dataset):
             rows = rows.unbatch()
@@ -170,28 +173,43 @@ class StatisticsMonitor(keras.callbacks.Callback):
 
     def _row(self, layer: keras.layers.Layer, parts: Statistics) -> dict[str, Any]:
         large = statistics.merge(parts)
+        samples = self._samples(layer, parts) | {"large": large}
         if not subtracts_mean(layer):
+            samples = {key: statistics.about_zero(sample) for key, sample in samples.items()}
             parts, large = map(statistics.about_zero, (parts, large))
         noise = statistics.noise(parts, large, layer.epsilon)
         if not subtracts_mean(layer):
             noise = noise._replace(mean=0.0, gradient=0.0)
-        one = Statistics(*(values[self._measured % len(parts.count)] for values in parts))
-        images = len(tf.nest.flatten(self._batches[0])[0]) // groups(layer)
+        images = len(tf.nest.flatten(self._batches[0])[0])
         row = {
             "step": self._step,
             "layer": layer.name,
             "norm": norms.name_of(layer),
-            "images": images,
+            "images": images // groups(layer),
+            "large_images": images * len(self._batches),
         }
         averages = _averages(layer, self._measured)
         for name in statistics.NAMES:
-            values = {"batch": getattr(one, name), "large": getattr(large, name)}
+            values = {key: getattr(sample, name) for key, sample in samples.items()}
             values |= averages.get(name, {})
             row[name] = {key: float(np.linalg.norm(value)) for key, value in values.items()}
         row["noise"] = {
             **noise._asdict(), "forward": noise.forward, "backward": noise.backward
         }  # fmt: skip
         return row
+
+    def _samples(self, layer: keras.layers.Layer, parts: Statistics) -> dict[str, Statistics]:
+        """Of one micro-batch, each time of the next, and of the batch that it is a part of."""
+        size, turn = groups(layer), self._measured % len(parts.count)
+
+        def rows(start: int, stop: int) -> Statistics:
+            return Statistics(*(values[start:stop] for values in parts))
+
+        samples = {"batch": rows(turn, turn + 1)}
+        if size > 1:
+            whole = turn // size * size
+            samples["step"] = statistics.merge(rows(whole, whole + size))
+        return samples
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._writer is None:

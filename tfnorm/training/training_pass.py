@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfnorm.errors import UserError
 from tfnorm.functional import channelwise
-from tfnorm.layers import MovingAverageBatchNormalization
+from tfnorm.layers import BatchKalmanNormalization, MovingAverageBatchNormalization
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import normalized, tapped, without_trace
 
@@ -88,6 +88,24 @@ def subtracts_mean(layer: keras.layers.Layer) -> bool:
     return not isinstance(layer, MovingAverageBatchNormalization)
 
 
+class _View:
+    """What a normalizer normalizes, in its groups, and its moments."""
+
+    def __init__(self, layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> None:
+        self._view = channelwise.View(x, layer.axis, groups(layer))
+        self._valid = self._view.flatten_mask(mask)
+        self._dtype, self._epsilon = channelwise.statistics_dtype(x), layer.epsilon
+        self.own = self.moments(self.flatten(x))
+
+    def flatten(self, values: tf.Tensor) -> tf.Tensor:
+        """[G, M, C] of values in the layout of x, in the dtype of statistics."""
+        return tf.cast(self._view.flatten(values), self._dtype)
+
+    def moments(self, values: tf.Tensor) -> channelwise.Moments:
+        """Of the valid positions."""
+        return channelwise.moments(values, self._epsilon, self._valid)
+
+
 def _statistics(
     layer: keras.layers.Layer,
     x: tf.Tensor,
@@ -95,17 +113,49 @@ def _statistics(
     z: tf.Tensor,
     dz: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
-    view = channelwise.View(x, layer.axis, groups(layer))
-    valid = view.flatten_mask(mask)
-    dtype = channelwise.statistics_dtype(x)
-
-    def moments(values: tf.Tensor) -> channelwise.Moments:
-        return channelwise.moments(values, layer.epsilon, valid)
-
-    x, z, dz = (tf.cast(view.flatten(values), dtype) for values in (x, z, dz))
-    gamma, beta = channelwise.scale_and_offset(x, layer.gamma, layer.beta)
-    own, of_gradient = moments(x), moments(dz * gamma[:, None])
+    view = _View(layer, x, mask)
+    z, dz = map(view.flatten, (z, dz))
+    gamma, beta = channelwise.scale_and_offset(z, layer.gamma, layer.beta)
+    of_gradient = view.moments(dz * gamma[:, None])
     square = of_gradient.variance + tf.square(of_gradient.mean)
-    product = moments(dz * (z - beta[:, None])).mean
-    count = tf.cast(own.count, dtype)
-    return own.mean, own.variance, of_gradient.mean, product, square, count
+    product = view.moments(dz * (z - beta[:, None])).mean
+    count = tf.cast(view.own.count, square.dtype)
+    return view.own.mean, view.own.variance, of_gradient.mean, product, square, count
+
+
+class VariancePass:
+    """The variances that normalizers have of a batch while the model calls them in training.
+
+    Args:
+        model: A built model.
+        layers: Normalizers of it. Of one that is called several times the last call counts.
+    """
+
+    def __init__(self, model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
+        self._model, self._layers = model, list(layers)
+        self._measure = tf.function(self._traced, reduce_retracing=True, autograph=False)
+
+    def variances(self, inputs: Any) -> list[np.ndarray]:
+        """[G, C] float64 of each layer, in each of its groups (virtual replicas) of the batch.
+
+        Of MABN it is the mean square, of BKN what its chain estimates.
+        """
+        return [np.asarray(values, np.float64) for values in self._measure(inputs)]
+
+    def _traced(self, inputs: Any) -> list[tf.Tensor]:
+        calls: dict[keras.layers.Layer, tf.Tensor] = {}
+
+        def tap(layer: keras.layers.Layer, given: Mapping[str, Any], outputs: Any) -> Any:
+            if isinstance(layer, BatchKalmanNormalization):
+                _, (_, covariance, _) = outputs
+                is_full = covariance.shape.rank == 3
+                calls[layer] = tf.linalg.diag_part(covariance) if is_full else covariance
+                return outputs
+            own = _View(layer, *normalized(layer, given)).own
+            square = 0 if subtracts_mean(layer) else tf.square(own.mean)
+            calls[layer] = own.variance + square
+            return outputs
+
+        with without_trace(self._model), tapped(self._layers, tap):
+            self._model(inputs, training=True)
+        return [calls[layer] for layer in self._layers]
