@@ -63,7 +63,7 @@ def moving_average_batch_normalization(
                 dy, x, zero, square, gamma * r, epsilon, valid
             )
             psi = smooth_gradient(gamma * r * dy_y_sum / channelwise.at_least_one(count), count)
-            dx = channelwise.add_affine(direct, x, zero, -psi / (square + epsilon), zero, valid)
+            dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), valid)
             return dx, channelwise.over_groups(r * dy_y_sum), channelwise.over_groups(dy_sum)
 
         return y, gradient
