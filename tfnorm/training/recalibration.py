@@ -15,6 +15,7 @@ from tfnorm.errors import UserError
 from tfnorm.functional import channelwise
 from tfnorm.layers import ChannelNormalization
 from tfnorm.layers.replicas import gather
+from tfnorm.training.inputs import iterate
 from tfnorm.training.tapping import normalized, normalizers, tapped
 
 _ROUNDS_OF_SHARED = 10
@@ -187,7 +188,7 @@ def _sweep(
         return strategy.experimental_local_results(strategy.run(on_replica, (batch,)))[0]
 
     def sweep() -> np.ndarray:
-        rows = [on_batch(batch).numpy() for batch in itertools.islice(dataset, steps)]
+        rows = [on_batch(batch).numpy() for batch in itertools.islice(iterate(dataset), steps)]
         if not rows:
             raise UserError("The data set is empty. Give one with at least one batch.")
         return np.concatenate(rows).astype(np.float64)

@@ -10,6 +10,7 @@ from tfnorm import models
 from tfnorm.data import Dataset
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.training.config import Config
+from tfnorm.training.inputs import iterate
 from tfnorm.training.learning_rate import WarmedUp
 from tfnorm.training.optimizer import MomentumSGD, poison_overflow
 
@@ -89,7 +90,7 @@ class Trainer:
                 local, config.sampling, config.images_of_statistics,
             )  # fmt: skip
 
-        return iter(self.strategy.distribute_datasets_from_function(batches))
+        return iterate(self.strategy.distribute_datasets_from_function(batches))
 
     def train_steps(self, iterator: tf.distribute.DistributedIterator, count: int) -> np.ndarray:
         """Makes `count` steps, at most config.steps_per_loop.
@@ -152,7 +153,7 @@ class Trainer:
                 batch * self.replicas, split, self.replicas, _local_replicas(context)
             )
 
-        iterator = iter(self.strategy.distribute_datasets_from_function(batches))
+        iterator = iterate(self.strategy.distribute_datasets_from_function(batches))
         with self.strategy.scope():
             self._totals.assign(tf.zeros(3))
         self._evaluation_loop(iterator, tf.constant(steps))
