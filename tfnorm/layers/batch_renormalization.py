@@ -84,7 +84,7 @@ class BatchRenormalization(ChannelNormalization):
             groups=self.virtual_replicas,
         )
         self.update_moving(self.moving_mean, own.mean, own.count, mean)
-        self._update_moving_deviation(own, variance[None])
+        self._update_moving_deviation(own, variance)
         self.step.assign(step + 1)
         return outputs
 
@@ -95,7 +95,12 @@ class BatchRenormalization(ChannelNormalization):
         sigma += (1 - self.momentum) * tf.sqrt(own.variance + self.epsilon)
         # Rounding must not make it negative where the variance is zero.
         updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
-        self.moving_variance.assign(tf.reduce_mean(tf.where(own.count > 0, updated, old), axis=0))
+        if not functional.is_surely_positive(own.count):
+            updated = tf.where(own.count > 0, updated, old)
+        one_group = updated.shape[0] == 1
+        self.moving_variance.assign(
+            tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0)
+        )
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor; schedules as their own configurations."""
