@@ -1,0 +1,222 @@
+"""Every study: its grid, one real run of it, and what its chapter says of made-up results."""
+
+import dataclasses
+import re
+
+import pytest
+
+from tfnorm import training
+from tfnorm.study import grids, report, running
+from tfnorm.study.chapter import Found, percent, recovery_column
+from tfnorm.study.grid import Grid
+from tfnorm.study.results import Results
+from tfnorm.study.summary import rows_of
+
+STUDIES = {name: study for name, study in grids.STUDIES.items() if study.chapter}
+TINY = {"dataset": "sklearn_digits", "train_examples": 0, "width": 4, "steps": 40, "data_dir": None}
+
+
+def grid_of(name, seeds=(0, 1), **fields):
+    study = STUDIES[name]
+    defaults = {**study.defaults, "distribution_strategy": "mirrored", **TINY, **fields}
+    return study.build(study.norms, list(seeds), training.Config(**defaults))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "results.jsonl")
+
+
+def record_all(grid, results, rng):
+    """A made-up record for every run; returns the accuracies by hash."""
+    accuracies = {}
+    for cell in grid.cells:
+        history = [
+            {"loss": loss, "accuracy": 1 - loss / 3, "val_accuracy": 1 - loss / 2}
+            for loss in sorted(rng.uniform(0.1, 1.0, 3), reverse=True)
+        ]
+        accuracies[cell.hash] = rng.uniform(0.5, 0.9)
+        result = {
+            "test_accuracy": accuracies[cell.hash],
+            "step_time_median": rng.uniform(0.01, 0.02),
+            "params": 1000.0,
+            "normalization_collectives": 18,
+            "normalization_bytes": 5000,
+        }
+        probes = {
+            "batch_statistics": {
+                "test_accuracy_batch_statistics": 0.5,
+                "test_accuracy_batch_statistics_sampled": 0.4,
+            },
+            "variance_gap": {"mean_relative_gap": 0.3},
+        }
+        results.append(
+            {
+                "hash": cell.hash, "labels": {}, "error": None, "result": result,
+                "history": history, "probes": probes,
+            }
+        )  # fmt: skip
+    return accuracies
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_chapter_of_every_study(name, results, rng, tmp_path):
+    grid = grid_of(name)
+    assert grid.name == name
+    accuracies = record_all(grid, results, rng)
+    found = Found(rows_of(grid, results))
+    told = []
+    report.chapter(grid, STUDIES[name].chapter, results, tmp_path / "plots", told.append)
+    titles, lines = STUDIES[name].chapter.table(found)
+    assert all(len(line) == len(titles) for line in lines)
+    text = "\n".join(told)
+    assert "nan" not in text and "None" not in text
+    # Every setting has a mean of its two seeds, and all of them are in the table.
+    by_labels = {}
+    for cell in grid.cells:
+        by_labels.setdefault(tuple(cell.labels.items()), []).append(accuracies[cell.hash])
+    for values in by_labels.values():
+        assert len(values) == 2
+        cell = f"{percent(sum(values) / 2)} ± {percent(abs(values[0] - values[1]) / 2)}"
+        assert cell in text
+    plots = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert f"{name}.png" in plots
+    assert plots == {re.search(r"[^/]+\.png", line)[0] for line in told if "wrote" in line}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_chapters_bear_runs_that_failed_or_are_missing(name, results, rng, tmp_path):
+    grid = grid_of(name, seeds=[0])
+    half = dataclasses.replace(grid, cells=grid.cells[::2])
+    record_all(half, results, rng)
+    cell = grid.cells[1]
+    failed = {"hash": cell.hash, "labels": {}, "error": "NaN", "result": None, "history": []}
+    results.append(failed)
+    found = Found(rows_of(grid, results))
+    _, lines = STUDIES[name].chapter.table(found)
+    assert any("failed" in text for line in lines for text in line)
+    assert report.draw(grid, STUDIES[name].chapter, found, tmp_path / "plots")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_run_of_every_study(name, results, tmp_path):
+    """The last one, which differs most from plain training, for three steps."""
+    grid = grid_of(name, seeds=[3], steps=3, num_replicas=2, epochs=1)
+    cell = max(grid.cells, key=lambda cell: len(cell.config.norm_options))
+    virtual = min(cell.config.virtual_replicas, 2)
+    config = dataclasses.replace(cell.config, replica_batch_size=8, virtual_replicas=virtual)
+    one = Grid(name, "", (dataclasses.replace(cell, config=config),), {}, {})
+    (record,) = running.run(one, results, tmp_path / "models", lambda text: None)
+    assert record["error"] is None and record["result"]["steps"] == 3
+
+
+def test_settings_of_a_study_differ_and_norms_do_not_multiply():
+    for name in STUDIES:
+        cells = grid_of(name, seeds=[0]).cells
+        assert len({tuple(cell.labels.items()) for cell in cells}) == len(cells)
+
+
+def test_batch_sizes_halve_down_to_one_with_the_same_gradient():
+    cells = grid_of("batch-size", seeds=[0], replica_batch_size=8).cells
+    of_bn = [c.config for c in cells if c.config.norm == "bn"]
+    assert [c.images_of_statistics for c in of_bn] == [8, 4, 2, 1]
+    assert {c.config.replica_batch_size for c in cells} == {8}
+    assert [c.config.virtual_replicas for c in cells if c.config.norm == "gn"] == [1]
+
+
+def test_gradient_batches_see_the_same_images():
+    cells = grid_of("gradient-batch", seeds=[0], replica_batch_size=8, steps=0, epochs=2).cells
+    configs = [c.config for c in cells if c.config.norm == "gn"]
+    assert [c.replica_batch_size for c in configs] == [8, 4, 2, 1]
+    assert {(c.epochs, c.virtual_replicas, c.learning_rate) for c in configs} == {(2, 1, 0.1)}
+    assert {c.reference_batch_size for c in configs} == {32}  # the linear scaling rule
+
+
+def test_parts_of_mabn_are_options_of_its_layer():
+    cells = grid_of("mabn-ablation", seeds=[0]).cells
+    own = {
+        c.labels["variant"]: {
+            k: v for k, v in c.config.norm_options.items() if k != "correction_start_step"
+        }
+        for c in cells
+        if c.config.norm == "mabn"
+    }
+    assert own["EMA forward, SMA backward, centralized"] == {}
+    assert own["EMA forward, batch backward, not centralized"] == {
+        "gradient_window": 1, "centralize": False,
+    }  # fmt: skip
+    assert own["batch forward, SMA backward, centralized"] == {
+        "window": 1, "gradient_window": 16, "correction_limit": 1.0,
+    }  # fmt: skip
+    assert own["batch forward, batch backward, centralized"] == {
+        "window": 1, "correction_limit": 1.0,
+    }  # fmt: skip
+    assert own["SMA forward, SMA backward, centralized"] == {"correction_limit": 1.0}
+    assert own["window 64"] == {"window": 64}
+
+
+def test_a_window_of_cbn_meets_bn_with_as_many_images():
+    cells = grid_of("cbn-window", seeds=[0]).cells
+    bn = {c.labels["window"]: c.config.images_of_statistics for c in cells if c.config.norm == "bn"}
+    assert bn == {1: 4, 2: 8, 4: 16, 8: 32}
+    cbn = [c.config for c in cells if c.config.norm == "cbn"]
+    assert {c.images_of_statistics for c in cbn} == {4}
+    windows = [(c.norm_options["window"], c.norm_options.get("compensate", True)) for c in cbn]
+    assert windows == [(k, kept) for k in (2, 4, 8, 16) for kept in (True, False)]
+
+
+def test_burn_ins_are_shares_of_the_steps():
+    cells = grid_of("cbn-burn-in", seeds=[0], steps=80).cells
+    found = [c.config.norm_options["burn_in_steps"] for c in cells if c.config.norm == "cbn"]
+    assert found == [0, 5, 10, 20, 40]
+
+
+def test_real_replicas_share_one_batch():
+    cells = grid_of("sync", seeds=[0]).cells
+    found = {
+        (c.config.distribution_strategy, c.config.num_replicas, c.config.replica_batch_size)
+        for c in cells
+    }
+    assert found == {
+        ("one_device", 0, 16), ("mirrored", 2, 8), ("mirrored", 4, 4), ("mirrored", 8, 2),
+    }  # fmt: skip
+
+
+def test_short_runs_correct_earlier():
+    options = {
+        name: next(
+            c.config.norm_options
+            for c in grid_of(name, seeds=[0], steps=steps).cells
+            if c.config.norm == "mabn"
+        )
+        for name, steps in (("batch-size", 1200), ("micro-batches", 4000))
+    }
+    assert options == {"batch-size": {"correction_start_step": 300}, "micro-batches": {}}
+
+
+def test_recovery(results):
+    grid = grid_of("batch-size", seeds=[0], replica_batch_size=4)
+    accuracies = {("bn", 4): 0.9, ("bn", 2): 0.895, ("bn", 1): 0.5, ("mabn", 1): 0.86}
+    for cell in grid.cells:
+        key = cell.config.norm, cell.labels["statistics_batch"]
+        if key in accuracies:
+            result = {"test_accuracy": accuracies[key]}
+            results.append(
+                {"hash": cell.hash, "labels": {}, "error": None, "result": result, "history": []}
+            )
+    found = Found(rows_of(grid, results))
+    assert recovery_column(found, "mabn", 1) == "90 %"
+    assert recovery_column(found, "bn", 1) == "-"
+    assert recovery_column(found, "cbn", 1) == "-"
+    assert recovery_column(found, "mabn", 2) == "-"
+
+
+def test_recovery_of_next_to_nothing_is_not_given(results, rng):
+    grid = grid_of("batch-size", seeds=[0], replica_batch_size=4)
+    for cell in grid.cells:
+        result = {"test_accuracy": 0.9 - 0.001 * cell.labels["statistics_batch"]}
+        results.append(
+            {"hash": cell.hash, "labels": {}, "error": None, "result": result, "history": []}
+        )
+    found = Found(rows_of(grid, results))
+    assert recovery_column(found, "mabn", 2) == "bn loses < 1 point"
