@@ -126,3 +126,36 @@ def test_a_batch_of_unknown_size(rng):
         return functional.batch_normalization(x, gamma, beta, groups=3)[0]
 
     running.assert_close(run(x), wanted.y, 1e-12)
+
+
+@pytest.mark.parametrize("positions", [24, None])
+@pytest.mark.parametrize("function", ["batch_normalization", "batch_renormalization", "inference"])
+def test_wide_inputs(rng, function, positions):
+    """From 128 channels on, float32 takes the fused kernels in another layout: as float64 does."""
+    channels = 130
+    gamma, beta, mean, variance = parameters(rng, channels)
+    x, dy = rng.normal(1, 2, (24, channels)), rng.normal(size=(24, channels))
+
+    def compute(x, dy, gamma, beta, mean, variance):
+        functions = {
+            "batch_normalization": lambda: functional.batch_normalization(x, gamma, beta),
+            "batch_renormalization": lambda: functional.batch_renormalization(
+                x, gamma, beta, mean, variance, 2.0, 0.5
+            ),
+            "inference": lambda: (
+                functional.normalize_by_moving_statistics(x, gamma, beta, mean, variance),
+            ),
+        }
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            y, *moments = functions[function]()
+        return [y, *tape.gradient(y, [x, gamma, beta], dy), *tf.nest.flatten(moments)]
+
+    def run(dtype):
+        specs = [tf.TensorSpec((positions, channels), dtype)] * 2
+        specs += [tf.TensorSpec((channels,), dtype)] * 4
+        arrays = (x, dy, gamma, beta, mean, variance)
+        return tf.function(compute, specs)(*(tf.constant(a, dtype) for a in arrays))
+
+    for a, b in zip(run("float32"), run("float64"), strict=True):
+        running.assert_close(a, b, 1e-4)

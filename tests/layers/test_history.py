@@ -1,0 +1,66 @@
+"""Ring buffers: the slot in place equals the pass over all of it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfnorm.layers import history, replicas
+
+_STEPS, _GROUPS, _SHAPES = 3, 2, ((4,), (1,), (5, 2, 3))
+
+
+def buffers_of(values):
+    """A variable of these values each."""
+    variables = []
+    for index, value in enumerate(values):
+        variable = replicas.state_variable("zeros", value.shape, "float64", f"history_{index}")
+        variable.assign(value)
+        variables.append(variable)
+    return variables
+
+
+@pytest.fixture
+def values(rng):
+    return [rng.normal(size=(_STEPS, _GROUPS, *shape)) for shape in _SHAPES]
+
+
+@pytest.fixture
+def new(rng):
+    return [rng.normal(size=(_GROUPS, *shape)) for shape in _SHAPES]
+
+
+@pytest.mark.parametrize("counts", [(7.0, 9.0), (0.0, 9.0)])
+@pytest.mark.parametrize("step", [0, 2, 7])
+def test_every_buffer_has_its_slot_written(values, new, step, counts):
+    buffers = buffers_of(values)
+
+    @tf.function
+    def write(step, count):
+        held = [tf.convert_to_tensor(buffer) for buffer in buffers]
+        history.write_slots(buffers, held, step, list(map(tf.constant, new)), count)
+        return held
+
+    held = write(tf.constant(step), tf.constant(counts)[:, None])
+    for buffer, old, value, seen in zip(buffers, values, new, held):
+        wanted = old.copy()
+        for group, count in enumerate(counts):
+            if count:
+                wanted[step % _STEPS, group] = value[group]
+        np.testing.assert_array_equal(buffer.numpy(), wanted)
+        np.testing.assert_array_equal(seen, old)  # what was read is from before
+
+
+def test_a_stateless_scope_gets_the_update(values, new):
+    buffers = buffers_of(values)
+    lent = [(buffer, tf.constant(2 * value)) for buffer, value in zip(buffers, values)]
+    with keras.StatelessScope(state_mapping=lent) as scope:
+        held = [tf.convert_to_tensor(buffer) for buffer in buffers]
+        count = tf.ones([_GROUPS, 1], "float64")
+        history.write_slots(buffers, held, tf.constant(1), list(map(tf.constant, new)), count)
+        updates = [scope.get_current_value(buffer).numpy() for buffer in buffers]
+    for buffer, old, value, update in zip(buffers, values, new, updates):
+        wanted = 2 * old
+        wanted[1] = value
+        np.testing.assert_array_equal(update, wanted)
+        np.testing.assert_array_equal(buffer.numpy(), old)
