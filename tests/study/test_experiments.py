@@ -48,7 +48,23 @@ def record_all(grid, results, rng):
                 "test_accuracy_batch_statistics": 0.5,
                 "test_accuracy_batch_statistics_sampled": 0.4,
             },
-            "variance_gap": {"mean_relative_gap": 0.3},
+            "variance_gap": {
+                "mean_relative_gap": 0.3,
+                "layers": [
+                    {
+                        "layer": "a", "mean_relative_gap": 0.3, "moving_variance": [0.5, 2.0],
+                        "gap": [[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]],
+                    }
+                ],
+            },
+            "statistics": {
+                "step": [1, 20, 40],
+                "noise": {"forward": [0.5, 0.4, 0.3], "backward": [0.8, 0.7, 0.5]},
+                **{
+                    name: {"batch": [1.0, 2.0, 3.0], "step": [1.5, 2.5, 3.5]}
+                    for name in ("mean", "variance", "gradient", "gradient_product")
+                },
+            },
         }
         results.append(
             {

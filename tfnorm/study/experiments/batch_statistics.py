@@ -1,10 +1,12 @@
 """The four batch statistics over training: large batches, small ones, averaged ones."""
 
 import dataclasses
+import math
+import statistics
 from collections.abc import Sequence
 
 from tfnorm import training
-from tfnorm.study import plots
+from tfnorm.study import probe_plots
 from tfnorm.study.chapter import Chapter, Found, percent
 from tfnorm.study.grid import Grid
 from tfnorm.study.settings import cells, check, on_one_device, setting, title
@@ -42,16 +44,46 @@ def _name(row: Row) -> str:
     return "{norm}, statistics of {statistics_batch}".format_map(row.labels)
 
 
+def _noise(row: Row, direction: str) -> float:
+    """The mean over the second half of training and over the repetitions."""
+    series = [record["probes"]["statistics"]["noise"][direction] for record in row.records]
+    values = [value for noise in series for value in noise[len(noise) // 2 :] if value is not None]
+    return statistics.fmean(values) if values else math.nan
+
+
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    return ["", "test accuracy (%)"], [[_name(row), found.text(row)] for row in found.rows]
+    titles = ["", "test accuracy (%)", "noise forward", "noise backward"]
+    lines = [
+        [
+            _name(row),
+            found.text(row),
+            f"{_noise(row, 'forward'):.2f}".replace("nan", "-"),
+            f"{_noise(row, 'backward'):.2f}".replace("nan", "-"),
+        ]
+        for row in found.rows
+    ]
+    return titles, lines
 
 
 def _plot(found: Found, title: str, path: str) -> None:
-    plots.accuracy(found.rows, _name, title, path)
+    probe_plots.statistics(found.rows, _name, title, path)
+
+
+def _extra(found: Found, title: str, path: str) -> None:
+    probe_plots.noise(found.rows, _name, title, path)
 
 
 def _seen(found: Found) -> str:
-    return "; ".join(f"{_name(row)}: {percent(row.mean('test_accuracy'))} %" for row in found.rows)
+    listed = "; ".join(
+        f"{_name(row)}: {_noise(row, 'forward'):.2f} forward and {_noise(row, 'backward'):.2f} "
+        f"backward (test accuracy {percent(row.mean('test_accuracy'))} %)"
+        for row in found.rows
+    )
+    return (
+        "Noise is the relative error that one batch's statistics make, in the normalized values "
+        "and in the gradients that pass the layer, root mean square over the second half of "
+        f"training. {listed}."
+    )
 
 
 CHAPTER = Chapter(
@@ -62,4 +94,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    extra=_extra,
 )

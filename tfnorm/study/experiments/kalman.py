@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from tfnorm import training
-from tfnorm.study import plots
+from tfnorm.study import plots, probe_plots
 from tfnorm.study.chapter import Chapter, Found, percent
 from tfnorm.study.grid import Grid
 from tfnorm.study.settings import cells, check, on_one_device, setting, title
@@ -71,6 +71,10 @@ def _plot(found: Found, title: str, path: str) -> None:
     plots.accuracy(found.rows, _name, title, path)
 
 
+def _extra(found: Found, title: str, path: str) -> None:
+    probe_plots.variance_gap(found.rows, _name, title, path)
+
+
 def _seen(found: Found) -> str:
     bn, bkn = (found.find(norm=norm, variant="") for norm in ("bn", "bkn"))
     wide = found.find(variant="wider network")
@@ -96,4 +100,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    extra=_extra,
 )
