@@ -11,6 +11,7 @@ knows nothing of overlap with computation: each collective of normalization is w
 
     python -m benchmarks.scaling [--replicas=1,2,4,8] [--workers=1,2] [--norms=bn,mabn,syncbn]
         [--latency_us=5] [--bandwidth_gbs=25] [--step_ms=100] [--worth=0.1]
+        [--output=results/scaling.json] [--plot=results/scaling.png]
 """
 
 import dataclasses
@@ -20,41 +21,24 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 
-from benchmarks import measuring
+from benchmarks import measuring, scaling_report
 from benchmarks.all_reduce import ALGORITHMS, Link, Payload
+from benchmarks.scaling_report import Modelled, Point
 from tfnorm import commands, data, training
 from tfnorm.errors import RunError, UserError
-from tfnorm.study.summary import text_table
 from tfnorm.training import local_cluster, strategies, workers
 from tfnorm.training.trainer import Trainer
+from tfnorm.version import versions
 
 _BASELINE, _SYNCHRONIZED = "bn", "syncbn"
 _MODELLED = tuple(2**k for k in range(3, 11))  # 8 ... 1,024
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One measured setting.
-
-    Attributes:
-        norm: name of the norm.
-        workers: processes.
-        replicas: of all of them.
-        milliseconds: of a step.
-        payloads: bytes that a replica hands to each collective of a step, for normalization.
-    """
-
-    norm: str
-    workers: int
-    replicas: int
-    milliseconds: float
-    payloads: tuple[int, ...]
 
 
 def measure(norms: Sequence[str], base: training.Config, rounds: int) -> list[Point]:
@@ -73,13 +57,16 @@ def measure(norms: Sequence[str], base: training.Config, rounds: int) -> list[Po
         trainers[norm], functions[norm] = trainer, _steps(trainer)
         functions[norm]()  # Traces, which takes long: each norm's before any is timed.
     figures = measuring.interleave(functions, norms[0], rounds, warmup=1)
-    processes = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+    local = len(strategy.extended.worker_devices)
+    several = base.distribution_strategy == "multi_worker_mirrored"
     return [
         Point(
             norm,
-            processes,
+            strategy.num_replicas_in_sync // local if several else 0,
             strategy.num_replicas_in_sync,
             figures[norm].milliseconds / base.steps_per_loop,
+            figures[norm].ratio,
+            figures[norm].quartiles,
             tuple(trainers[norm].payloads),
         )
         for norm in norms
@@ -114,26 +101,25 @@ def payloads(points: Sequence[Point]) -> list[Payload]:
     return found
 
 
-def modelled(link: Link, sizes: Sequence[Payload], replicas: int) -> dict[str, float]:
-    """Seconds that the collectives of a step take on so many accelerators, by algorithm."""
-    return {
-        name: sum(seconds(link, replicas, p.size(replicas)) for p in sizes)
-        for name, seconds in ALGORITHMS.items()
-    }
-
-
-def first_above(seconds: Mapping[int, float], limit: float) -> int | None:
-    """The least number of replicas from which on all take longer than `limit` seconds."""
-    found = None
-    for replicas in sorted(seconds, reverse=True):
-        if seconds[replicas] <= limit:
-            break
-        found = replicas
-    return found
+def modelled(sizes: Sequence[Payload], values: flags.FlagValues) -> Modelled:
+    """The collectives of a step on accelerators, from how they grow and the flags."""
+    link = Link(values.latency_us * 1e-6, values.bandwidth_gbs * 1e9)
+    return Modelled(
+        values.latency_us,
+        values.bandwidth_gbs,
+        values.step_ms,
+        values.worth,
+        len(sizes),
+        {n: sum(p.size(n) for p in sizes) for n in _MODELLED},
+        {
+            name: {n: 1e3 * sum(seconds(link, n, p.size(n)) for p in sizes) for n in _MODELLED}
+            for name, seconds in ALGORITHMS.items()
+        },
+    )
 
 
 def _define() -> flags.FlagValues:
-    values = measuring.define(rounds=10)
+    values = measuring.define(rounds=20)
     flags.DEFINE_list("replicas", ["1", "2", "4", "8"], "Logical devices.", flag_values=values)
     flags.DEFINE_list("workers", ["1", "2"], "Local processes, a replica each.", flag_values=values)
     flags.DEFINE_list("norms", [_BASELINE, "mabn", _SYNCHRONIZED], "Norms.", flag_values=values)
@@ -150,6 +136,7 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_float(
         "worth", 0.1, "Model: what SyncBN may cost, as a share of that step.", flag_values=values
     )
+    flags.DEFINE_string("plot", None, "Also plot to this PNG file.", flag_values=values)
     flags.DEFINE_string("worker_points", None, "Internal: where a worker writes.", values)
     return values
 
@@ -176,10 +163,7 @@ def _of_workers(count: int, values: flags.FlagValues) -> list[Point]:
         command += [f"--norms={','.join(values.norms)}", f"--worker_points={path}"]
         if local_cluster.run(count, command):
             raise RunError(f"{count} workers did not end well")
-        return [
-            Point(**{**point, "payloads": tuple(point["payloads"])})
-            for point in json.loads(path.read_text())
-        ]
+        return [Point(**point) for point in json.loads(path.read_text())]
 
 
 def _as_worker(values: flags.FlagValues) -> None:
@@ -196,67 +180,44 @@ def run(values: flags.FlagValues) -> None:
         return
     replicas, processes = (sorted(map(int, n)) for n in (values.replicas, values.workers))
     strategies.prepare_cpu_devices(max(replicas, default=1))
-    points = []
-    for count in replicas:
-        print(f"measuring {count} replicas in one process ...", flush=True)
-        points += measure(values.norms, _config(values, "mirrored", count), values.rounds)
-    logical = list(points)
-    for count in processes:
-        print(f"measuring {count} workers of one replica ...", flush=True)
-        points += _of_workers(count, values)
-    print(_measured_table(points, values))
-    records = [dataclasses.asdict(point) for point in points]
+    settings = [(0, n) for n in replicas] + [(n, n) for n in processes]
+    start, points = time.monotonic(), []
+    for number, (count, of_all) in enumerate(settings, 1):
+        place = f"{of_all} replica{'s' * (of_all > 1)}, {scaling_report.where(count)}"
+        print(
+            f"[{number}/{len(settings)}, {time.monotonic() - start:.0f} s] measuring {place} ...",
+            flush=True,
+        )
+        if count:
+            points += _of_workers(count, values)
+        else:
+            points += measure(values.norms, _config(values, "mirrored", of_all), values.rounds)
+    print(scaling_report.measured_table(points, _setting(values)))
+    model = None
     if _SYNCHRONIZED in values.norms:
-        sizes = payloads([p for p in logical if p.norm == _SYNCHRONIZED])
-        print(_modelled_table(sizes, values))
+        logical = [p for p in points if p.norm == _SYNCHRONIZED and not p.workers]
+        model = modelled(payloads(logical), values)
+        print(scaling_report.modelled_table(model, _SYNCHRONIZED))
+    given = [values[name].serialize() for name in sorted(values) if values[name].present]
+    command = " ".join(["python -m benchmarks.scaling", *given])
+    if values.plot:
+        scaling_report.plot(points, model, f"{command}\n{_setting(values)}", values.plot)
+    records = {
+        "command": command,
+        "versions": versions("tensorflow", "keras"),
+        "cores": os.cpu_count(),
+        "setting": _setting(values),
+        "measured": points,
+        "modelled": model,
+    }
     measuring.write(values.output, records)
 
 
-def _measured_table(points: Sequence[Point], values: flags.FlagValues) -> str:
-    base = {(p.workers, p.replicas): p.milliseconds for p in points if p.norm == _BASELINE}
-    lines = []
-    for p in points:
-        own = base.get((p.workers, p.replicas))
-        more = "-" if own is None else f"{p.milliseconds - own:+.2f}"
-        lines.append(
-            [p.norm, str(p.workers), str(p.replicas), f"{p.milliseconds:.2f}", more]
-            + [str(len(p.payloads)), f"{sum(p.payloads) / 1e3:.1f}"]
-        )
-    titles = ["norm", "workers", "replicas", "step\n(ms)", f"more than\n{_BASELINE} (ms)"]
-    titles += ["collectives\na step", "sent by a\nreplica (kB)"]
-    title = (
-        f"\nMEASURED: {values.model} of width {values.width}, {values.images} images a replica, "
+def _setting(values: flags.FlagValues) -> str:
+    return (
+        f"{values.model} of width {values.width}, {values.images} images a replica, "
         "all replicas on this machine's CPU"
     )
-    return "\n".join([title, "", text_table(titles, lines)])
-
-
-def _modelled_table(sizes: Sequence[Payload], values: flags.FlagValues) -> str:
-    link = Link(values.latency_us * 1e-6, values.bandwidth_gbs * 1e9)
-    times = {n: modelled(link, sizes, n) for n in _MODELLED}
-    lines = [
-        [str(n), f"{sum(p.size(n) for p in sizes) / 1e3:.1f}"]
-        + [f"{1e3 * s:.2f} ({1e5 * s / values.step_ms:.0f} %)" for s in t.values()]
-        for n, t in times.items()
-    ]
-    titles = ["accelerators", "sent by a\nreplica (kB)"]
-    titles += [f"{name}: ms (share\nof a step)" for name in ALGORITHMS]
-    title = (
-        f"\nMODELLED: the {len(sizes)} collectives of a step under {_SYNCHRONIZED}, "
-        f"{values.latency_us:g} µs latency and {values.bandwidth_gbs:g} GB/s a link, "
-        f"a step of {values.step_ms:g} ms without them"
-    )
-    limit = values.worth * values.step_ms / 1e3
-    verdicts = []
-    for name in ALGORITHMS:
-        least = first_above({n: t[name] for n, t in times.items()}, limit)
-        among = f"{_MODELLED[0]} to {_MODELLED[-1]}"
-        where = f"from N = {least} on" if least else f"at no N from {among}"
-        verdicts.append(
-            f"With a {name}, {_SYNCHRONIZED} costs more than {100 * values.worth:g} % of a step "
-            f"{where}."
-        )
-    return "\n".join([title, "", text_table(titles, lines), "", *verdicts])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,12 @@
 """The model of all-reduces against numbers worked out by hand; a tiny run of the whole."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from benchmarks import scaling, synchronized
+from benchmarks import scaling, scaling_report, synchronized
 from benchmarks.all_reduce import Link, Payload, ring, tree
 from tfnorm.errors import RunError, UserError
 
@@ -13,7 +14,13 @@ LINK = Link(latency=2e-6, bandwidth=1e9)  # 1,000 bytes take 1 µs beside the la
 
 
 def point(replicas, *payloads):
-    return scaling.Point("syncbn", 1, replicas, 5.0, payloads)
+    return scaling_report.Point("syncbn", 0, replicas, 5.0, 1.5, (1.4, 1.6), payloads)
+
+
+def flags_of(*arguments):
+    values = scaling._define()
+    values(["scaling", *arguments])
+    return values
 
 
 @pytest.mark.parametrize(
@@ -41,8 +48,11 @@ def test_payloads_grow_as_measured():
     found = scaling.payloads([point(1), point(8, 800, 64), point(2, 200, 64), point(4, 400, 64)])
     assert found == [Payload(0, 100), Payload(64, 0)]
     assert [p.size(1024) for p in found] == [102400, 64]
-    expected = ring(LINK, 16, 1600) + ring(LINK, 16, 64)
-    assert scaling.modelled(LINK, found, 16)["ring"] == pytest.approx(expected)
+    model = scaling.modelled(found, flags_of("--latency_us=2", "--bandwidth_gbs=1", "--step_ms=4"))
+    expected = 1e3 * (ring(LINK, 16, 1600) + ring(LINK, 16, 64))
+    assert model.milliseconds["ring"][16] == pytest.approx(expected)
+    assert model.shares("ring")[16] == pytest.approx(expected / 4)
+    assert model.sent[16] == 1664
 
 
 def test_one_number_of_replicas_tells_no_growth():
@@ -61,23 +71,39 @@ def test_a_measurement_that_contradicts_the_model_is_told():
     ("limit", "least"), [(0.5, 8), (1.5, 16), (2.5, 64), (3.5, 64), (9.0, None)]
 )
 def test_where_it_begins_to_cost_more(limit, least):
-    assert scaling.first_above({8: 1.0, 16: 3.0, 32: 2.0, 64: 4.0}, limit) == least
+    assert scaling_report.first_above({8: 1.0, 16: 3.0, 32: 2.0, 64: 4.0}, limit) == least
 
 
 def test_a_tiny_run_measures_and_models(tmp_path, capsys):
-    flags = ["--replicas=1,2,4", "--workers=", "--norms=bn,syncbn", "--width=4", "--rounds=2"]
-    flags += ["--steps_per_loop=1", "--step_ms=1", f"--output={tmp_path / 'points.json'}"]
-    assert scaling.main(["scaling", *flags]) == 0
-    points = json.loads((tmp_path / "points.json").read_text())
+    given = ["--replicas=1,2,4", "--workers=", "--norms=bn,syncbn", "--width=4", "--rounds=2"]
+    given += ["--steps_per_loop=1", "--step_ms=1", f"--output={tmp_path / 'scaling.json'}"]
+    assert scaling.main(["scaling", *given, f"--plot={tmp_path / 'scaling.png'}"]) == 0
+    written = json.loads((tmp_path / "scaling.json").read_text())
+    points = written["measured"]
     assert [(p["norm"], p["workers"], p["replicas"], len(p["payloads"])) for p in points] == [
-        ("bn", 1, 1, 0), ("syncbn", 1, 1, 0),
-        ("bn", 1, 2, 0), ("syncbn", 1, 2, 18),
-        ("bn", 1, 4, 0), ("syncbn", 1, 4, 18),
+        ("bn", 0, 1, 0), ("syncbn", 0, 1, 0),
+        ("bn", 0, 2, 0), ("syncbn", 0, 2, 18),
+        ("bn", 0, 4, 0), ("syncbn", 0, 4, 18),
     ]  # fmt: skip
     assert all(p["milliseconds"] > 0 for p in points)
+    assert [p["ratio"] for p in points[::2]] == [1, 1, 1]
+    assert written["command"].startswith("python -m benchmarks.scaling --norms=bn,syncbn --output=")
+    assert written["modelled"]["collectives"] == 18
     text = capsys.readouterr().out
+    assert "] measuring 4 replicas, one process ..." in text
     assert text.index("MEASURED: resnet8 of width 4") < text.index("MODELLED: the 18 collectives")
     assert "With a ring, syncbn costs more than 10 % of a step from N = 8 on." in text
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_workers_are_not_taken_for_devices_of_one_process():
+    points = [
+        scaling_report.Point("bn", workers, replicas, 5.0, 1.0, (1.0, 1.0), ())
+        for workers, replicas in ((0, 1), (1, 1), (2, 2))
+    ]
+    lines = scaling_report.measured_table(points, "here").splitlines()
+    places = [re.split("  +", line)[1] for line in lines[-3:]]
+    assert places == ["one process", "1 worker", "2 workers"]
 
 
 def test_synchronized_layers_are_timed_on_the_same_work(mirrored):
