@@ -201,7 +201,9 @@ class MovingAverageBatchNormalization(Reference):
     """Yan et al. (2020), equations 15-20, as their code has them. Its backward is its own.
 
     `squares` and `gradients` are the ring buffers [window, G, C] of χ²_B and Ψ_B; step t (the
-    first is 1) writes row t mod window. The averages start when the longer one is full.
+    first is 1) writes row t mod window. The averages start when the longer one is full. Rows that a
+    group has never written, because it was empty in their steps, count in none; `*_weight` are 1
+    where it has, or shares of replicas after these were averaged.
     """
 
     def __init__(
@@ -215,6 +217,8 @@ class MovingAverageBatchNormalization(Reference):
         steps=0,
         squares=None,
         gradients=None,
+        square_weight=None,
+        gradient_weight=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -222,22 +226,27 @@ class MovingAverageBatchNormalization(Reference):
         self.longest, self.warmup_steps = max(window, gradient_window), warmup_steps
         self.correction_start_step, self.correction_limit = correction_start_step, correction_limit
         self.steps = steps
-        self.squares = self._buffer(squares, window)
-        self.gradients = self._buffer(gradients, gradient_window)
+        channels = len(self.gamma)
+        self.squares = self._buffer(squares, window, channels)
+        self.gradients = self._buffer(gradients, gradient_window, channels)
+        self.square_weight = self._buffer(square_weight, window, 1)
+        self.gradient_weight = self._buffer(gradient_weight, gradient_window, 1)
 
-    def _buffer(self, values, window):
+    def _buffer(self, values, window, channels):
         if values is None:
-            return np.zeros((window, self.groups, len(self.gamma)))
+            return np.zeros((window, self.groups, channels))
         return np.array(values, np.float64)
 
-    def _average(self, buffer, group, new, valid):
+    def _average(self, buffer, weight, group, new, valid):
         """The new value into the buffer; the value to use."""
         t = self.steps + 1
         if valid.any():
             buffer[t % len(buffer), group] = new
+            weight[t % len(buffer), group] = 1
         if t <= self.longest or t < self.warmup_steps:
             return new
-        return buffer[:, group].mean(0)
+        total = weight[:, group].sum()
+        return buffer[:, group].sum(0) / total if total else np.zeros_like(new)
 
     def step(self, x, dy, mask=None):
         positions = Positions(x, self.axis, self.groups, mask)
@@ -247,14 +256,15 @@ class MovingAverageBatchNormalization(Reference):
             zip(positions.split(x), positions.split(dy), positions.valid)
         ):
             m = max(valid.sum(), 1)
-            chi2 = self._average(self.squares, group, (x_g[valid] ** 2).sum(0) / m, valid)
+            square = (x_g[valid] ** 2).sum(0) / m
+            chi2 = self._average(self.squares, self.square_weight, group, square, valid)
             chi = np.sqrt(chi2 + self.epsilon)
             r = chi / np.sqrt(self.moving_variance + self.epsilon)
             r = np.clip(r, 1 / self.correction_limit, self.correction_limit) if corrected else 1.0
             big_y = x_g / chi
             big_g = self.gamma * r * dy_g
             psi = (big_g * big_y)[valid].sum(0) / m
-            psi = self._average(self.gradients, group, psi, valid)
+            psi = self._average(self.gradients, self.gradient_weight, group, psi, valid)
             dx = (big_g - np.where(valid[:, None], big_y * psi, 0)) / chi
             dgamma = (dy_g * r * big_y)[valid].sum(0)
             y = self.gamma * r * big_y + self.beta

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfnorm.layers import replicas
 
+POSITIVE = {"square_history", "square_weight", "gradient_weight"}
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
 
@@ -15,7 +16,7 @@ def randomize(layer, rng):
         if "int" in variable.dtype:
             continue
         value = rng.normal(0.5, 1, variable.shape)
-        if "variance" in variable.name or variable.name == "square_history":
+        if "variance" in variable.name or variable.name in POSITIVE:
             value = rng.uniform(0.3, 3, variable.shape)
         variable.assign(value)
 
@@ -27,6 +28,16 @@ def number(variable):
 def common(layer):
     """What the oracles take first: γ, β, moving mean and variance."""
     return [number(v) for v in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)]
+
+
+def histories(layer):
+    """What the oracle of mabn takes of its state."""
+    return {
+        "squares": number(layer.square_history),
+        "gradients": number(layer.gradient_history),
+        "square_weight": number(layer.square_weight),
+        "gradient_weight": number(layer.gradient_weight),
+    }
 
 
 def options(layer):

@@ -62,11 +62,7 @@ def moving_average(**kwargs):
     return (
         layer,
         references.MovingAverageBatchNormalization,
-        lambda: {
-            **thresholds,
-            "squares": running.number(layer.square_history),
-            "gradients": running.number(layer.gradient_history),
-        },
+        lambda: {**thresholds, **running.histories(layer)},
     )
 
 
@@ -87,6 +83,7 @@ def assert_state(layer, reference, steps, tolerance, message):
     names = {"moving_mean": "moving_mean", "moving_variance": "moving_variance"}
     if hasattr(reference, "squares"):
         names.update(square_history="squares", gradient_history="gradients")
+        names.update(square_weight="square_weight", gradient_weight="gradient_weight")
     for name, attribute in names.items():
         actual = running.number(getattr(layer, name))
         running.assert_close(actual, getattr(reference, attribute), tolerance, f"{name} {message}")

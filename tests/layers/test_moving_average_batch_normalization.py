@@ -65,8 +65,7 @@ def test_the_averages_start_when_all_thresholds_are_behind(
         *running.common(layer),
         **running.options(layer),
         **thresholds,
-        squares=running.number(layer.square_history),
-        gradients=running.number(layer.gradient_history),
+        **running.histories(layer),
     )
     train = running.trainer(layer)
     for step in range(6):
@@ -75,6 +74,39 @@ def test_the_averages_start_when_all_thresholds_are_behind(
         expected = (wanted.y, wanted.dx, wanted.dgamma, wanted.dbeta)
         for a, b in zip(train(x, dy), expected):
             running.assert_close(a, b, 1e-9, f"step {step + 1}")
+
+
+@pytest.mark.parametrize("gradient_window", [None, 2])
+def test_steps_in_which_a_group_was_empty_count_in_no_average(rng, gradient_window):
+    """From the start, and after the warm-up: also a group that has not been there at all."""
+    thresholds = {"window": 3, "warmup_steps": 0, "correction_start_step": 100}
+    thresholds |= {"correction_limit": 5.0, "gradient_window": gradient_window}
+    layer = MovingAverageBatchNormalization(virtual_replicas=3, dtype="float64", **thresholds)
+    shape = (6, 4, 2)
+    layer.build(shape)
+    reference = references.MovingAverageBatchNormalization(
+        *running.common(layer), **running.options(layer), **thresholds
+    )
+    train = running.trainer(layer)
+    empty = {0: [1, 2], 1: [1, 2], 2: [2], 3: [2], 4: [0, 2], 5: [1], 6: [], 7: [0]}
+    for step, groups in empty.items():
+        x, dy, mask = running.data(rng, shape, masked=True)
+        for group in groups:
+            mask[2 * group : 2 * group + 2] = False
+        wanted = reference.step(x, dy, mask)
+        defined = running.normalized_positions(mask, -1, 3)
+        results = train(x, dy, mask)
+        for actual, value in zip(results[:2], (wanted.y, wanted.dx)):
+            running.assert_close(
+                np.where(defined, actual, 0), np.where(defined, value, 0), 1e-9, f"step {step}"
+            )
+        running.assert_close(results[2], wanted.dgamma, 1e-9, f"step {step}")
+        moving = running.number(layer.moving_variance)
+        running.assert_close(moving, reference.moving_variance, 1e-9, f"step {step}")
+        weight = running.number(layer.square_weight)[..., 0].tolist()
+        if step == 3:  # The average is in use, over all three steps, two, and none.
+            assert weight == [[1, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert weight == [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
 
 
 def test_the_gradient_is_not_that_of_the_forward_pass(rng):

@@ -31,8 +31,9 @@ class MovingAverageBatchNormalization(ChannelNormalization):
 
     State: moving_mean [C], moving_variance [C]; square_history [window, virtual_replicas, C], the
     last χ²_B, and gradient_history [gradient_window, virtual_replicas, C], the last Ψ_B, written in
-    the backward pass; step, the number of training calls. All of it is each replica's own until
-    synchronized.
+    the backward pass; square_weight and gradient_weight, the same with 1 in place of C: 0 for the
+    steps that a group has not known yet, being empty, which count in no average; step, the number
+    of training calls. All of it is each replica's own until synchronized.
 
     When: 1 to 8 images on each device, runs of more than some thousand steps. Not: short runs
     (fewer steps than `correction_start_step` are plain normalization by averages), or after a
@@ -90,34 +91,36 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             )
 
     def build_state(self) -> None:
-        """Creates the two histories and the step counter."""
-        self.square_history = self._add_history("square_history", self.window)
-        self.gradient_history = self._add_history("gradient_history", self.gradient_window)
+        """Creates the two histories, which of their steps are known, and the step counter."""
+        groups = self.virtual_replicas
+        self.square_history = self.add_state("square_history", (self.window, groups))
+        self.gradient_history = self.add_state("gradient_history", (self.gradient_window, groups))
+        self.square_weight = self._add_weight_of_steps("square_weight", self.window)
+        self.gradient_weight = self._add_weight_of_steps("gradient_weight", self.gradient_window)
         self.step = replicas.step_counter()
 
-    def _add_history(self, name: str, window: int) -> keras.Variable:
-        return self.add_state(name, (window, self.virtual_replicas))
+    def _add_weight_of_steps(self, name: str, window: int) -> keras.Variable:
+        shape = (window, self.virtual_replicas, 1)
+        return replicas.state_variable("zeros", shape, self.statistics_dtype, name)
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
         step = tf.convert_to_tensor(self.step) + 1
         moving = tf.convert_to_tensor(self.moving_variance)
-        squares = tf.convert_to_tensor(self.square_history)
-        gradients = tf.convert_to_tensor(self.gradient_history)
+        squares = _Window(self.square_history, self.square_weight)
+        gradients = _Window(self.gradient_history, self.gradient_weight)
         window = max(self.window, self.gradient_window)
         is_warm_up = tf.logical_or(step <= window, step < self.warmup_steps)
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            past = history.write(self.square_history, squares, step, square, count)
-            square = tf.where(is_warm_up, square, tf.reduce_mean(past, 0))
+            square = tf.where(is_warm_up, square, squares.average_with(step, square, count))
             r = tf.sqrt((square + self.epsilon) / (moving + self.epsilon))
             r = tf.clip_by_value(r, 1 / self.correction_limit, self.correction_limit)
             self.update_moving(self.moving_variance, square, count, moving)
             return square, tf.where(step <= self.correction_start_step, tf.ones_like(r), r)
 
         def smooth_gradient(psi: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-            past = history.write(self.gradient_history, gradients, step, psi, count)
-            return tf.where(is_warm_up, psi, tf.reduce_mean(past, 0))
+            return tf.where(is_warm_up, psi, gradients.average_with(step, psi, count))
 
         outputs = functional.moving_average_batch_normalization(
             inputs,
@@ -153,3 +156,25 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             "correction_limit": self.correction_limit,
             "gradient_window": self.gradient_window,
         }
+
+
+class _Window:
+    """The last steps of a statistic, as they are at the start of this one."""
+
+    def __init__(self, values: keras.Variable, weights: keras.Variable) -> None:
+        self._variables = values, weights
+        self._held = [tf.convert_to_tensor(variable) for variable in self._variables]
+
+    def average_with(self, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """Writes `new` [groups, C] as that of `step`; returns the average of all that are known.
+
+        A group that is empty (count [groups, 1] of 0) writes nothing. A step of which some
+        replicas knew nothing when they were synchronized has a value and a weight in proportion.
+        """
+        values, weights = (
+            tf.reduce_sum(history.write(variable, held, step, value, count), 0)
+            for variable, held, value in zip(
+                self._variables, self._held, (new, tf.ones_like(count)), strict=True
+            )
+        )
+        return tf.math.divide_no_nan(values, weights)
