@@ -218,17 +218,23 @@ def test_mabn_has_its_windows_once_they_are_full(examples, randomized):
     model = randomized(dense(layer))
     x, labels = examples(16)
     monitor = begin(model, (x, labels), 8, every=1, large_batch=16, notice=lambda text: None)
+    for weight in (layer.square_weight, layer.gradient_weight):
+        weight.assign(np.linspace(0.4, 1, 2 * weight.shape[0]).reshape(weight.shape))
     layer.step.assign(2)
     (row,) = at_step(monitor, 2)
     assert set(row["variance"]) == {"batch", "step", "large", "moving"}
     layer.step.assign(4)
     (row,) = at_step(monitor, 2)
-    window = np.linalg.norm(layer.square_history.numpy()[:, 0].mean(0))
+    values, weights = (v.numpy()[:, 0].sum(0) for v in (layer.square_history, layer.square_weight))
+    window = np.linalg.norm(values / weights)
     assert row["variance"]["window"] == pytest.approx(window)
     assert set(row["gradient_product"]) == {"batch", "step", "large"}
     layer.step.assign(5)
     (row,) = at_step(monitor, 3)
-    window = np.linalg.norm(layer.gradient_history.numpy()[:, 1].mean(0))
+    values, weights = (
+        v.numpy()[:, 1].sum(0) for v in (layer.gradient_history, layer.gradient_weight)
+    )
+    window = np.linalg.norm(values / weights)
     assert row["gradient_product"]["window"] == pytest.approx(window)
     square = (x.astype("float64") @ model.layers[1].kernel.numpy()) ** 2
     assert row["variance"]["large"] == pytest.approx(np.linalg.norm(square.mean(0)), rel=1e-4)
@@ -428,3 +434,21 @@ def test_a_layer_that_is_not_called_is_a_user_error(examples):
     assert str(error.value) == (
         f"the model {model.name!r} does not call idle; choose layers that it calls in training"
     )
+
+
+@pytest.mark.parametrize("changes", [
+    {"mixed_precision": "mixed_float16"},
+    {"distribution_strategy": "mirrored", "num_replicas": 2, "norm": "mabn"},
+    {"distribution_strategy": "mirrored", "num_replicas": 2, "norm": "syncbn"},
+], ids=["float16", "mabn of 2 replicas", "syncbn of 2 replicas"])  # fmt: skip
+def test_runs_of_other_kinds_are_the_same_with_it(small, monkeypatch, rng, changes):
+    monkeypatch.setattr(models, "build", running.two_layers)
+    config = small(steps=3, **changes)
+    images = 8 * max(config.num_replicas, 1)
+    data = rng.normal(size=(32, 8, 8, 1)).astype("float32"), np.arange(32) % 10
+    monitor = StatisticsMonitor(data, images, every=1, large_batch=32, notice=lambda text: None)
+    watched, alone = (training.train(config, c, lambda text: None) for c in ([monitor], []))
+    for one, other in zip(running.weights(watched), running.weights(alone), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert {row["images"] for row in monitor.history} == {images if config.norm == "syncbn" else 8}
+    assert all(math.isfinite(row["noise"]["backward"]) for row in monitor.history)

@@ -295,14 +295,13 @@ def _averages(layer: keras.layers.Layer, turn: int) -> dict[str, dict[str, np.nd
     if isinstance(layer, MovingAverageBatchNormalization):
         group = turn % layer.virtual_replicas
         step = int(keras.ops.convert_to_numpy(layer.step))
-        histories = (
-            ("variance", layer.square_history),
-            ("gradient_product", layer.gradient_history),
-        )
-        for name, history in histories:
-            if step >= history.shape[0]:
-                average = keras.ops.convert_to_numpy(history)[:, group].mean(0)
-                found.setdefault(name, {})["window"] = average
+        for name, *window in (
+            ("variance", layer.square_history, layer.square_weight),
+            ("gradient_product", layer.gradient_history, layer.gradient_weight),
+        ):
+            values, weights = (keras.ops.convert_to_numpy(v)[:, group].sum(0) for v in window)
+            if step >= window[0].shape[0] and weights > 0:
+                found.setdefault(name, {})["window"] = values / weights
     return found
 
 
