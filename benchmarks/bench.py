@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "memory": (),
     "inference": ("--rounds=25",),
     "growth": (),
-    "scaling": ("--replicas=1,2,4", "--workers=", "--rounds=5"),
+    "scaling": ("--replicas=1,2,4", "--workers=", "--rounds=4", "--steps_per_loop=5"),
 }
 
 
