@@ -9,20 +9,26 @@ from tfnorm import functional
 
 
 def write(
-    buffer: keras.Variable, old: tf.Tensor, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
-) -> tf.Tensor:
-    """Puts `new` [groups, ...] into the slot of `step`, and returns the buffer after that.
+    buffers: Sequence[keras.Variable],
+    held: Sequence[tf.Tensor],
+    step: tf.Tensor,
+    new: Sequence[tf.Tensor],
+    count: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Puts `new` [groups, ...] into the slots of `step`, and returns the buffers after that.
 
-    `old` is what the buffer holds: a graph reads it once a step (see `update_moving`). A group
-    without a valid position (count [groups, 1] of 0) keeps what its slot holds.
+    The buffers are of one length and rank. `held` is what they hold: a graph reads it once a step
+    (see `update_moving`). A group without a valid position (count [groups, 1] of 0) keeps what its
+    slot holds.
     """
-    steps, groups = old.shape[:2]
+    steps, groups, *rest = held[0].shape
     is_written = tf.equal(tf.range(steps), step % steps)[:, None]
     if not functional.is_surely_positive(count):
         is_written = tf.logical_and(is_written, tf.reshape(count > 0, [1, groups]))
-    is_written = tf.reshape(is_written, [steps, -1] + [1] * (old.shape.rank - 2))
-    updated = tf.where(is_written, new[None], old)
-    buffer.assign(updated)
+    is_written = tf.reshape(is_written, [steps, -1] + [1] * len(rest))
+    updated = [tf.where(is_written, value[None], old) for value, old in zip(new, held, strict=True)]
+    for buffer, value in zip(buffers, updated, strict=True):
+        buffer.assign(value)
     return updated
 
 
@@ -46,7 +52,7 @@ def write_slots(
     for buffer, old, value in zip(buffers, held, new, strict=True):
         handle = getattr(buffer.value, "handle", None)
         if handle is None:  # in a keras.StatelessScope, which lends variables values of its own
-            write(buffer, old, step, value, count)
+            write([buffer], [old], step, [value], count)
             continue
         here = is_written
         if here.shape.rank:

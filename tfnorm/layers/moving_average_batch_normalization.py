@@ -171,10 +171,6 @@ class _Window:
         A group that is empty (count [groups, 1] of 0) writes nothing. A step of which some
         replicas knew nothing when they were synchronized has a value and a weight in proportion.
         """
-        values, weights = (
-            tf.reduce_sum(history.write(variable, held, step, value, count), 0)
-            for variable, held, value in zip(
-                self._variables, self._held, (new, tf.ones_like(count)), strict=True
-            )
-        )
-        return tf.math.divide_no_nan(values, weights)
+        new = (new, tf.ones_like(count))
+        values, weights = history.write(self._variables, self._held, step, new, count)
+        return tf.math.divide_no_nan(tf.reduce_sum(values, 0), tf.reduce_sum(weights, 0))
