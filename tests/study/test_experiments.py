@@ -205,9 +205,13 @@ def test_short_runs_correct_earlier():
             for c in grid_of(name, seeds=[0], steps=steps).cells
             if c.config.norm == "mabn"
         )
-        for name, steps in (("batch-size", 1200), ("micro-batches", 4000))
+        for name, steps in (("batch-size", 1600), ("sync", 500), ("micro-batches", 4000))
     }
-    assert options == {"batch-size": {"correction_start_step": 300}, "micro-batches": {}}
+    assert options == {
+        "batch-size": {"correction_start_step": 400},
+        "sync": {"correction_start_step": 300},
+        "micro-batches": {},
+    }
 
 
 def test_recovery(results):

@@ -124,14 +124,17 @@ def _chapter(
     found = Found(rows_of(grid, sources))
     parts = [f"## {chapter.question}", f"*{grid.title}.*"]
     done = sources.count(grid)
-    if done < len(grid.cells):
+    is_whole = done == len(grid.cells)
+    if not is_whole:
         parts.append(f"**Not finished: {done} of {len(grid.cells)} runs are made so far.**")
     if done:
         parts.append(markdown_table(*chapter.table(found)))
         for path in draw(grid, chapter, found, docs / "results"):
             parts.append(f"![{chapter.question}](results/{path.name})")
-    if all(row.records for row in found.rows):
+    if is_whole:
         parts.append(f"**Seen here.** {chapter.seen(found)}")
+        failures = {error for row in found.rows for error in row.failures}
+        parts += [f"*failed*: {error}." for error in sorted(failures)]
     parts.append(f"**In the papers.** {chapter.paper}")
     command = f"python -m tfnorm.compare --study={name}"
     if data_dir:

@@ -115,8 +115,9 @@ def _cbn(images: int, steps: int) -> dict[str, Any]:
 
 
 def _mabn(images: int, steps: int) -> dict[str, Any]:
-    # The correction starts at step 1,000; in a short run after a quarter of it.
-    return {} if steps >= 4000 else {"correction_start_step": steps // 4}
+    # The correction starts at step 1,000; in a short run after a quarter of it, but not before its
+    # moving average is there (300 steps are six of its time constants).
+    return {} if steps >= 4000 else {"correction_start_step": max(steps // 4, 300)}
 
 
 _OPTIONS = {"brn": _brn, "cbn": _cbn, "mabn": _mabn}

@@ -59,8 +59,8 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
             _name(row),
             found.text(row),
             percent(_by_batch(row)),
-            f"{row.mean('params'):,.0f}",
-            f"{row.mean_of_probe('variance_gap', 'mean_relative_gap'):.2f}",
+            f"{row.mean('params'):,.0f}".replace("nan", "-"),
+            f"{row.mean_of_probe('variance_gap', 'mean_relative_gap'):.2f}".replace("nan", "-"),
         ]
         for row in found.rows
     ]
