@@ -1,10 +1,10 @@
 """python -m tfnorm.compare: a whole comparison in small, and what it refuses."""
 
 import csv
-import importlib
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -196,12 +196,13 @@ def test_a_broken_results_file_is_named(tmp_path, capsys):
     )
 
 
-def test_plots_need_matplotlib(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("tfnorm.study.report", "tfnorm.study.plots"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    importlib.reload(compare)
-    assert run(output=tmp_path) == 2
-    assert capsys.readouterr().err == (
-        "tfnorm: error: plots need matplotlib; install it: pip install tfnorm[report]\n"
+@pytest.mark.parametrize("command", ["tfnorm.compare", "tfnorm.study.page"])
+def test_plots_need_matplotlib(command):
+    code = f"import sys; sys.modules['matplotlib'] = None; import {command} as command; "
+    code += "sys.exit(command.main(['command']))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == (
+        "tfnorm: error: plots need matplotlib; install it: pip install tfnorm[report]"
     )
+

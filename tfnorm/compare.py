@@ -8,7 +8,6 @@ foldable model as a SavedModel. Runs that are in --output_dir already are not ma
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from absl import flags
 from tfnorm import commands, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
-from tfnorm.study import grids, placing, running
+from tfnorm.study import extras, placing, running
 from tfnorm.study.results import Results
 from tfnorm.training import flags as training_flags
 from tfnorm.training import strategies, workers
@@ -40,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define() -> flags.FlagValues:
+    extras.check()  # or the next import ends in a traceback
+    from tfnorm.study import grids
+
     values = training_flags.define()
     for name in _ITS_OWN:
         delattr(values, name)
@@ -77,6 +79,8 @@ def _define() -> flags.FlagValues:
 
 
 def _compare(values: flags.FlagValues) -> None:
+    from tfnorm.study import grids, report
+
     study = grids.get(values.study)
     if values.quick and values["seeds"].using_default_value:
         values.seeds = ["0"]
@@ -97,8 +101,6 @@ def _compare(values: flags.FlagValues) -> None:
     quick = "-quick" if values.quick else ""
     output = pathlib.Path(values.output_dir or f"runs/{values.study}{quick}")
     _check_output(output)
-    from tfnorm.study import report  # it needs matplotlib, an extra
-
     results = Results(output / "results.jsonl")
     if not chief:
         running.take_part(grid, results, output / "models")
@@ -130,8 +132,6 @@ def _seeds(texts: Sequence[str]) -> list[int]:
 
 def _check_output(directory: pathlib.Path) -> None:
     """Finds out before hours of training whether their results can be written."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("plots need matplotlib; install it: pip install tfnorm[report]")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()

@@ -8,18 +8,21 @@ that was made with another configuration than the study's present one is not amo
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tfnorm import commands, training
 from tfnorm.errors import UserError
-from tfnorm.study import grids, guide
-from tfnorm.study.chapter import Found
+from tfnorm.study import extras, guide
 from tfnorm.study.grid import Grid
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
 from tfnorm.study.summary import markdown_table, rows_of
 from tfnorm.study.writing import write_whole
+
+if TYPE_CHECKING:
+    from tfnorm.study import grids
 
 _HEAD = """# What the papers report, and what was seen here
 
@@ -53,6 +56,9 @@ def _define() -> flags.FlagValues:
 
 
 def _write(values: flags.FlagValues) -> None:
+    extras.check()  # or the next import ends in a traceback
+    from tfnorm.study import grids
+
     paths = sorted(pathlib.Path(values.results_dir).glob("*/results.jsonl"))
     if not paths:
         raise UserError(
@@ -105,20 +111,21 @@ class _Sources:
         )[0]
 
 
-def _base(study: grids.Study, values: flags.FlagValues) -> training.Config:
+def _base(study: "grids.Study", values: flags.FlagValues) -> training.Config:
     fields = {**study.defaults, "data_dir": values.data_dir, "distribution_strategy": "mirrored"}
     return training.Config(**fields)
 
 
 def _chapter(
     name: str,
-    study: grids.Study,
+    study: "grids.Study",
     grid: Grid,
     sources: _Sources,
     docs: pathlib.Path,
     data_dir: str | None,
 ) -> str:
-    from tfnorm.study.report import draw  # it needs matplotlib, an extra
+    from tfnorm.study.chapter import Found
+    from tfnorm.study.report import draw
 
     chapter, records = study.chapter, sources.records(grid)
     found = Found(rows_of(grid, sources))

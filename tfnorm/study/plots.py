@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from tfnorm.study.style import LOOK, STYLES
+from tfnorm.study.style import LOOK, STYLES, set_title
 from tfnorm.study.summary import Row
 from tfnorm.study.writing import write_whole
 
@@ -28,7 +28,7 @@ def accuracy(
     """
     rows = [row for row in rows if row.records]
     with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(7, 1.4 + 0.42 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(9, 1.4 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
             colour, marker = STYLES[row.labels["norm"]]
@@ -46,7 +46,7 @@ def accuracy(
         axes.margins(x=0.08)
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel("test accuracy (%): mean, spread (half the range) and every seed")
-        figure.suptitle(title)  # over the whole width, which a long one needs
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 
@@ -118,7 +118,7 @@ def lines(
         axes.set_ylabel("test accuracy (%)")
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center", frameon=False)
-        figure.suptitle(title)
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 
@@ -153,7 +153,7 @@ def learning_curves(
         loss.yaxis.set_minor_formatter(NullFormatter())
         names = [name(row) for row in rows]
         figure.legend(loss.lines, names, loc="outside right center", frameon=False)
-        figure.suptitle(title)
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 

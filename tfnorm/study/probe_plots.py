@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from tfnorm.study.style import LOOK, STYLES
+from tfnorm.study.style import LOOK, STYLES, set_title
 from tfnorm.study.summary import Row
 from tfnorm.study.writing import write_whole
 from tfnorm.training.statistics_monitor import NOISE_LIMIT
@@ -69,7 +69,7 @@ def statistics(rows: Sequence[Row], name: Name, title: str, path: str | os.PathL
         handles = [Line2D([], [], color=c or "#000000", lw=w) for _, c, w in _LINES.values()]
         names = [name for name, *_ in _LINES.values()]
         figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-        figure.suptitle(title)
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 
@@ -109,7 +109,7 @@ def noise(rows: Sequence[Row], name: Name, title: str, path: str | os.PathLike[s
         panels[0].set_ylabel("error by one batch's statistics\n(relative root mean square)")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
-        figure.suptitle(title)
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 
@@ -155,7 +155,7 @@ def variance_gap(rows: Sequence[Row], name: Name, title: str, path: str | os.Pat
             image, ax=panels, extend="max", shrink=0.8,
             label="|variance of the batch − moving variance| / moving variance",
         )  # fmt: skip
-        figure.suptitle(title)
+        set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
 

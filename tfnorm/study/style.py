@@ -1,5 +1,9 @@
 """How a norm looks in every plot: the same colour and marker everywhere."""
 
+import textwrap
+
+from matplotlib.figure import Figure
+
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008; the last three by Paul Tol),
 # and a marker each for print without colours.
 STYLES = {
@@ -22,3 +26,10 @@ LOOK = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Puts a title over the whole width of a figure, in as many lines as it needs."""
+    letters = int(12 * figure.get_figwidth())
+    lines = (textwrap.fill(line, letters) for line in title.splitlines())
+    figure.suptitle("\n".join(lines))
