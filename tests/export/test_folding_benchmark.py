@@ -16,7 +16,7 @@ def test_comparison(tmp_path):
     for exporter in EXPORTERS:
         left_out = f"{exporter.name} is left out: {', '.join(exporter.missing)} not installed."
         assert (left_out in done.stdout) == bool(exporter.missing)
-    rows = json.loads(output.read_text())
+    rows = {row["pattern"]: row for row in json.loads(output.read_text())}
     expected = {
         "conv2d": {"normalizers": 1, "tfnorm": 0, "Keras": 1, "LiteRT": 0},
         "through average pooling": {"normalizers": 1, "tfnorm": 0, "Keras": 1, "LiteRT": 1},
