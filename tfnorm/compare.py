@@ -52,9 +52,7 @@ def _define() -> flags.FlagValues:
         "below and those of the trainer.",
         flag_values=values,
     )
-    flags.DEFINE_bool(
-        "quick", False, "A small version of a study, in minutes.", flag_values=values
-    )
+    flags.DEFINE_bool("quick", False, "A small version of a study, in minutes.", flag_values=values)
     flags.DEFINE_list(
         "norms", None, f"Some of {', '.join(norms.NAMES)} (the study's).", flag_values=values
     )

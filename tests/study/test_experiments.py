@@ -15,6 +15,8 @@ from tfnorm.study.summary import rows_of
 STUDIES = {name: study for name, study in grids.STUDIES.items() if study.chapter}
 TINY = {"dataset": "sklearn_digits", "train_examples": 0, "width": 4, "steps": 40, "data_dir": None}
 
+WITHOUT_CLAIMS = ("learning-rate",)
+
 
 def grid_of(name, seeds=(0, 1), **fields):
     study = STUDIES[name]
@@ -61,7 +63,7 @@ def record_all(grid, results, rng):
                 "step": [1, 20, 40],
                 "noise": {"forward": [0.5, 0.4, 0.3], "backward": [0.8, 0.7, 0.5]},
                 **{
-                    name: {"batch": [1.0, 2.0, 3.0], "step": [1.5, 2.5, 3.5]}
+                    name: {key: [1.0, 2.0, 3.0] for key in ("batch", "step", "window")}
                     for name in ("mean", "variance", "gradient", "gradient_product")
                 },
             },
@@ -87,6 +89,14 @@ def test_the_chapter_of_every_study(name, results, rng, tmp_path):
     assert all(len(line) == len(titles) for line in lines)
     text = "\n".join(told)
     assert "nan" not in text and "None" not in text
+    if name not in WITHOUT_CLAIMS:
+        claims = STUDIES[name].chapter.claims(found)
+        assert len({claim.text for claim in claims}) == len(claims) >= 4
+        # Sizes that a grid lacks are none of its claims.
+        missing = [claim.text for claim in claims if not claim.outcome]
+        assert all("four images" in text for text in missing if name == "micro-batches")
+        assert not missing or name == "micro-batches"
+        assert all(str(claim) in told for claim in claims if claim.outcome)
     # Every setting has a mean of its two seeds, and all of them are in the table.
     by_labels = {}
     for cell in grid.cells:
@@ -159,13 +169,13 @@ def test_parts_of_mabn_are_options_of_its_layer():
     }
     assert own["EMA forward, SMA backward, centralized"] == {}
     assert own["EMA forward, batch backward, not centralized"] == {
-        "gradient_window": 1, "centralize": False,
+        "gradient_window": 1, "momentum": 0.9, "centralize": False,
     }  # fmt: skip
     assert own["batch forward, SMA backward, centralized"] == {
         "window": 1, "gradient_window": 16, "correction_limit": 1.0,
     }  # fmt: skip
     assert own["batch forward, batch backward, centralized"] == {
-        "window": 1, "correction_limit": 1.0,
+        "window": 1, "momentum": 0.9, "correction_limit": 1.0,
     }  # fmt: skip
     assert own["SMA forward, SMA backward, centralized"] == {"correction_limit": 1.0}
     assert own["window 64"] == {"window": 64}
@@ -184,7 +194,9 @@ def test_a_window_of_cbn_meets_bn_with_as_many_images():
 def test_burn_ins_are_shares_of_the_steps():
     cells = grid_of("cbn-burn-in", seeds=[0], steps=80).cells
     found = [c.config.norm_options["burn_in_steps"] for c in cells if c.config.norm == "cbn"]
-    assert found == [0, 5, 10, 20, 40]
+    assert found == 2 * [0, 5, 10, 20, 40]
+    images = [c.config.images_of_statistics for c in cells if c.config.norm == "cbn"]
+    assert images == 5 * [4] + 5 * [1]
 
 
 def test_real_replicas_share_one_batch():

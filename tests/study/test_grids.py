@@ -105,17 +105,18 @@ def test_micro_batches_are_virtual_replicas_of_one_batch():
     base = dataclasses.replace(BASE, replica_batch_size=8, steps=400)
     grid = micro_batches(["brn", "cbn", "gn"], [3], base)
     assert [(c.config.norm, c.config.virtual_replicas) for c in grid.cells] == [
-        *[("brn", 4), ("cbn", 4), ("brn", 8), ("cbn", 8)],
-        *[("gn", 1), ("bn", 1)],
+        *[("bn", 1), ("brn", 4), ("cbn", 4), ("brn", 8), ("cbn", 8)],
+        ("gn", 1),
     ]
-    assert [c.labels["statistics_batch"] for c in grid.cells] == [2, 2, 1, 1, 1, 8]
+    assert [c.labels["statistics_batch"] for c in grid.cells] == [8, 2, 2, 1, 1, 1]
     assert {c.config.replica_batch_size for c in grid.cells} == {8}
     assert {c.config.distribution_strategy for c in grid.cells} == {"one_device"}
     assert {c.config.learning_rate for c in grid.cells} == {base.learning_rate}
-    assert grid.cells[1].config.norm_options == {"window": 8, "burn_in_steps": 100}
-    assert grid.reference == grid.cells[-1].labels
+    assert grid.cells[2].config.norm_options == {"window": 8, "burn_in_steps": 100}
+    assert grid.reference == grid.cells[0].labels
     assert grid.title == (
-        "sklearn_digits, resnet8 of width 16: 400 steps of 8 images in virtual replicas, 1 seed"
+        "sklearn_digits, resnet8 of width 16, 400 steps of 8: statistics of 2 images and of 1; "
+        "1 seed"
     )
 
 

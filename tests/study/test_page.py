@@ -58,6 +58,7 @@ def test_finished_studies_have_table_plots_words_command_and_cost(
         "(results/cbn-window-curves.png)",
         "**Seen here.** One step of four images",
         "**In the papers.** Its figure 3",
+        "; CBN, figure 3)\n",
         "python -m tfnorm.compare --study=cbn-window --data_dir=some/where "
         f"--output_dir={tmp_path / 'results' / 'a'}",
         "24 runs in 12 min 0 s on 2 CPUs (Linux).",

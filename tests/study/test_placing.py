@@ -47,7 +47,7 @@ def test_virtual_replicas_become_real_ones():
     base = dataclasses.replace(BASE, num_replicas=1, replica_batch_size=4)
     grid = placing.place(micro_batches(["bn"], [0], base), "mirrored")
     assert places(grid) == [
-        ("mirrored", 2, 1, 2), ("mirrored", 4, 1, 1), ("one_device", 0, 1, 4)
+        ("one_device", 0, 1, 4), ("mirrored", 2, 1, 2), ("mirrored", 4, 1, 1)
     ]  # fmt: skip
 
 

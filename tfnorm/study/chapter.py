@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from tfnorm.study.claims import Claim
 from tfnorm.study.plots import Line
 from tfnorm.study.summary import Row
 
@@ -22,9 +23,7 @@ class Found:
 
     def all(self, **labels: object) -> list[Row]:
         """The rows with these labels."""
-        return [
-            row for row in self.rows if all(row.labels.get(k) == v for k, v in labels.items())
-        ]
+        return [row for row in self.rows if all(row.labels.get(k) == v for k, v in labels.items())]
 
     def values(self, name: str, **labels: object) -> list:
         """The values of a label among the rows with these labels, in order of appearance."""
@@ -64,6 +63,7 @@ class Chapter:
         table: Makes the table.
         plot: Draws the plot, given the title above it and the file.
         seen: Says in words what the numbers are.
+        claims: What the papers claim, with the numbers seen here.
         curves: The rows whose training curves are shown too, with their names.
         extra: Draws one more plot.
     """
@@ -73,6 +73,7 @@ class Chapter:
     table: Callable[[Found], Table]
     plot: Callable[[Found, str, str], None]
     seen: Callable[[Found], str]
+    claims: Callable[[Found], list[Claim]] = lambda found: []
     curves: Callable[[Found], list[tuple[str, Row]]] | None = None
     extra: Callable[[Found, str, str], None] | None = None
 
@@ -85,6 +86,11 @@ def percent(fraction: float) -> str:
 def points(difference: float) -> str:
     """0.012 as "1.2 points"."""
     return f"{percent(difference)} points"
+
+
+def with_variant(row: Row) -> str:
+    """What a row is called by its labels norm and variant."""
+    return f"{row.labels['norm']} {row.labels['variant']}".strip()
 
 
 def recovery_column(

@@ -66,9 +66,7 @@ STUDIES = types.MappingProxyType(
             (*_OF_BATCHES, "syncbn", "gn"),
             {"num_replicas": 4, "replica_batch_size": 2, "epochs": 4},
         ),
-        "learning-rate": Study(
-            learning_rate.learning_rate, ("bn",), _SMALL, learning_rate.CHAPTER
-        ),
+        "learning-rate": Study(learning_rate.learning_rate, ("bn",), _SMALL, learning_rate.CHAPTER),
         "batch-size": Study(
             batch_size.batch_size,
             (*_OF_BATCHES, "gn", "ln", "in"),

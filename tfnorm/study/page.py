@@ -6,6 +6,7 @@ that was made with another configuration than the study's present one is not amo
 """
 
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from absl import flags
 
 from tfnorm import commands, training
 from tfnorm.errors import UserError
-from tfnorm.study import extras, guide
+from tfnorm.study import claims, extras, guide
 from tfnorm.study.grid import Grid
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
@@ -37,6 +38,14 @@ images) / (bn on the whole batch − bn on as many images), given where bn loses
 All norms of a grid have the same network, images, steps and learning rates; options of a norm are
 its paper's, scaled to the number of steps. Runs with the same configuration in two grids are made
 once. Times are those of a shared machine.
+"""
+
+_CLAIMS = """## In short
+
+Each chapter lists claims of the papers with the two numbers that they compare. One accuracy is
+above another if it is by half a point or more, as good if it is less than a point below; other
+measures differ if they do by a tenth or more. What is not seen in short runs on small images is not
+refuted for long ones on large images.
 """
 
 
@@ -70,15 +79,17 @@ def _write(values: flags.FlagValues) -> None:
     command = "python -m tfnorm.study.page"
     if values.data_dir:
         command += f" --data_dir={values.data_dir}"
-    parts = [_HEAD.format(command=command, results=f"{values.results_dir}/*/results.jsonl")]
+    head = _HEAD.format(command=command, results=f"{values.results_dir}/*/results.jsonl")
+    chapters, claimed = [], {}
     seeds = [int(seed) for seed in values.seeds]
     for name, study in grids.STUDIES.items():
         if study.chapter:
             grid = study.build(study.norms, seeds, _base(study, values))
             print(f"{name}: {found.count(grid)} of {count(len(grid.cells), 'run')}", flush=True)
-            parts.append(_chapter(name, study, grid, found, docs, values.data_dir))
-    parts.append(guide.TEXT)
-    text = "\n".join(parts)
+            text, seen = _chapter(name, study, grid, found, docs, values.data_dir)
+            chapters.append(text)
+            claimed[study.chapter.question] = seen
+    text = "\n".join([head, _summary(claimed), *chapters, guide.TEXT])
     write_whole(docs / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"wrote {docs / 'results.md'}")
 
@@ -123,7 +134,8 @@ def _chapter(
     sources: _Sources,
     docs: pathlib.Path,
     data_dir: str | None,
-) -> str:
+) -> tuple[str, list[claims.Claim]]:
+    """The chapter's text, and what became of the papers' claims if its runs are all made."""
     from tfnorm.study.chapter import Found
     from tfnorm.study.report import draw
 
@@ -138,18 +150,36 @@ def _chapter(
         parts.append(markdown_table(*chapter.table(found)))
         for path in draw(grid, chapter, found, docs / "results"):
             parts.append(f"![{chapter.question}](results/{path.name})")
+    seen = claims.measured(chapter.claims(found)) if is_whole else []
     if is_whole:
         parts.append(f"**Seen here.** {chapter.seen(found)}")
         failures = {error for row in found.rows for error in row.failures}
         parts += [f"*failed*: {error}." for error in sorted(failures)]
     parts.append(f"**In the papers.** {chapter.paper}")
+    if seen:
+        parts.append("\n".join(f"- {claim}" for claim in seen))
     command = f"python -m tfnorm.compare --study={name}"
     if data_dir:
         command += f" --data_dir={data_dir}"
     parts.append(f"```\n{command} --output_dir={sources.directory(grid)}\n```")
     if records:
         parts.append(_cost(records))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n", seen
+
+
+def _summary(claimed: Mapping[str, Sequence[claims.Claim]]) -> str:
+    """How many of the papers' claims were seen, for each question that has an answer."""
+    lines, total = [], [0] * len(claims.OUTCOMES)
+    for question, seen in claimed.items():
+        if seen:
+            found = [sum(claim.outcome == outcome for claim in seen) for outcome in claims.OUTCOMES]
+            total = [sum(pair) for pair in zip(total, found)]
+            anchor = re.sub(r"[^a-z0-9 -]", "", question.lower()).replace(" ", "-")
+            lines.append([f"[{question}](#{anchor})", *map(str, found)])
+    if not lines:
+        return ""
+    lines.append(["all", *map(str, total)])
+    return f"{_CLAIMS}\n{markdown_table(['claims of the papers', *claims.OUTCOMES], lines)}\n"
 
 
 def _cost(records: Sequence[Mapping]) -> str:

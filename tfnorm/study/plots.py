@@ -107,9 +107,7 @@ def lines(
             name = names[number] if names else row.labels["norm"]
             colour, _ = STYLES[row.labels["norm"]]
             style = ("--", "-.", ":")[number % 3]
-            axes.axhline(
-                100 * row.mean("test_accuracy"), color=colour, linestyle=style, label=name
-            )
+            axes.axhline(100 * row.mean("test_accuracy"), color=colour, linestyle=style, label=name)
         if log:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])

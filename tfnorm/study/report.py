@@ -9,7 +9,7 @@ from tfnorm import data, training
 from tfnorm.data import Dataset
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model
-from tfnorm.study import plots
+from tfnorm.study import claims, plots
 from tfnorm.study.chapter import Chapter, Found
 from tfnorm.study.grid import Grid
 from tfnorm.study.inference import measure
@@ -41,6 +41,8 @@ def chapter(
     if not any(row.records for row in found.rows):
         raise RunError(f"no run ended well; the first error: {found.rows[0].failures[0]}")
     tell(f"\n{grid.title}\n\n{text_table(*chapter.table(found))}\n\n{chapter.seen(found)}\n")
+    for claim in claims.measured(chapter.claims(found)):
+        tell(f"{claim}")
     for path in draw(grid, chapter, found, output):
         tell(f"wrote {path}")
 

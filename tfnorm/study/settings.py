@@ -12,7 +12,7 @@ from tfnorm import data, training
 from tfnorm.errors import UserError
 from tfnorm.layers import ChannelNormalization, norms
 from tfnorm.schedules import LinearRamp
-from tfnorm.study.grid import Cell, Labels
+from tfnorm.study.grid import Cell, Grid, Labels
 from tfnorm.study.progress import count
 
 # Norms whose statistics are those of one image.
@@ -62,6 +62,34 @@ def cells(
     return tuple(found.values())
 
 
+def grid(
+    name: str,
+    what: str,
+    config: training.Config,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    probes: Sequence[str] = (),
+) -> Grid:
+    """The grid of these settings, of which the first is the reference and the baseline.
+
+    Args:
+        name: What commands and files call it.
+        what: What it varies, for its title.
+        config: A run that its title describes.
+        settings: What is run.
+        seeds: A run for each of them and each setting.
+        probes: What is measured beside accuracy.
+    """
+    images = f", {config.train_examples} images" if config.train_examples else ""
+    title = (
+        f"{config.dataset}{images}, {config.model} of width {config.width}, "
+        f"{steps(config)} steps of {config.replica_batch_size}: {what}; "
+        f"{count(len(set(seeds)), 'seed')}"
+    )
+    reference, _ = settings[0]
+    return Grid(name, title, cells(settings, seeds, probes), reference, reference)
+
+
 def on_one_device(config: training.Config) -> training.Config:
     """The run on one device, without virtual replicas."""
     return dataclasses.replace(
@@ -69,19 +97,14 @@ def on_one_device(config: training.Config) -> training.Config:
     )
 
 
+def virtual(config: training.Config, images: int) -> training.Config:
+    """The run with virtual replicas of so many images."""
+    return dataclasses.replace(config, virtual_replicas=config.replica_batch_size // images)
+
+
 def is_of_batch(norm: str) -> bool:
     """Whether a norm takes statistics of a batch, not of single images."""
     return issubclass(norms.get(norm).layer_class or object, ChannelNormalization)
-
-
-def title(config: training.Config, seeds: Sequence[int], what: str) -> str:
-    """A grid in a line, for the heads of tables and plots."""
-    images = f", {config.train_examples} images" if config.train_examples else ""
-    return (
-        f"{config.dataset}{images}, {config.model} of width {config.width}, "
-        f"{steps(config)} steps of {config.replica_batch_size}: {what}; "
-        f"{count(len(set(seeds)), 'seed')}"
-    )
 
 
 def check(compared: Sequence[str], seeds: Sequence[int]) -> None:

@@ -131,4 +131,3 @@ class Comparison:
 
 def _decimals(value: float, places: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{places}f}"
-

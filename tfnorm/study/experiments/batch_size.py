@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, points, recovery_column, series
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, is_of_batch, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, is_of_batch, on_one_device, setting
 
 
 def batch_size(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
@@ -33,14 +34,8 @@ def batch_size(compared: Sequence[str], seeds: Sequence[int], base: training.Con
         settings += [setting(norm, small) for norm in compared if is_of_batch(norm)]
         groups *= 2
     settings += [setting(norm, base) for norm in compared if not is_of_batch(norm)]
-    reference = settings[0][0]
-    return Grid(
-        "batch-size",
-        title(base, seeds, "statistics of fewer images than the gradient's"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    what = "statistics of fewer images than the gradient's"
+    return grid("batch-size", what, base, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -91,6 +86,39 @@ def _seen(found: Found) -> str:
     return " ".join(texts)
 
 
+def _claims(found: Found) -> list[Claim]:
+    def accuracy(norm: str, images: int) -> float:
+        return found.mean(norm=norm, statistics_batch=images)
+
+    whole = accuracy("bn", max(found.values("statistics_batch")))
+    images = {1: "one image", 2: "two images", 4: "four images"}
+    brn = "BRN, section 4.2"
+    claims = [
+        above("MABN, figure 1(b)", f"bn loses accuracy on {few}", whole, accuracy("bn", size))
+        for size, few in images.items()
+    ]
+    claims += [
+        as_good(source, f"{norm} on {few} is as good as bn on the whole batch", own, whole)
+        for norm, source in (("mabn", "MABN, figure 1(b)"), ("cbn", "CBN, table 3"))
+        for size, few in images.items()
+        for own in [accuracy(norm, size)]
+    ]
+    return [
+        *claims,
+        above(brn, "brn on four images is above bn", accuracy("brn", 4), accuracy("bn", 4)),
+        above(brn, "brn on four images is below bn on the whole batch", whole, accuracy("brn", 4)),
+        above("CBN, table 3", "gn is below bn on the whole batch", whole, found.mean(norm="gn")),
+        above(
+            "BKN, section 4.2", "bkn on four images is above bn",
+            accuracy("bkn", 4), accuracy("bn", 4),
+        ),
+        above(
+            "BKN, section 4.2", "by moving statistics bkn fails on one image",
+            whole, accuracy("bkn", 1),
+        ),
+    ]  # fmt: skip
+
+
 CHAPTER = Chapter(
     "How few images can share statistics?",
     "MABN, figure 1(b): its top-1 error on ImageNet stays that of bn on a regular batch down to "
@@ -101,4 +129,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
 )

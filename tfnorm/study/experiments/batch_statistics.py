@@ -1,6 +1,6 @@
 """The four batch statistics over training: large batches, small ones, averaged ones."""
 
-import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from tfnorm import training
 from tfnorm.study import probe_plots
 from tfnorm.study.chapter import Chapter, Found, percent
+from tfnorm.study.claims import Claim, larger
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, on_one_device, setting, virtual
 from tfnorm.study.summary import Row
 
 _IMAGES = 2
@@ -28,16 +29,10 @@ def batch_statistics(compared: Sequence[str], seeds: Sequence[int], base: traini
     """
     check(compared, seeds)
     base = on_one_device(base)
-    small = dataclasses.replace(base, virtual_replicas=base.replica_batch_size // _IMAGES)
+    small = virtual(base, _IMAGES)
     settings = [setting("bn", base), *[setting(norm, small) for norm in compared]]
-    reference = settings[0][0]
-    return Grid(
-        "statistics",
-        title(base, seeds, "statistics of 2 images and of all"),
-        cells(settings, seeds, ("statistics",)),
-        reference,
-        reference,
-    )
+    what = "statistics of 2 images and of all"
+    return grid("statistics", what, base, settings, seeds, ("statistics",))
 
 
 def _name(row: Row) -> str:
@@ -51,14 +46,39 @@ def _noise(row: Row, direction: str) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
+def _variation(row: Row, statistic: str, kind: str = "batch") -> float:
+    """By which factor a statistic's l2 norm differs from one measurement to the next, minus 1.
+
+    The geometric mean over the second half of training and over the repetitions.
+    """
+    changes = []
+    for record in row.records:
+        values = record["probes"]["statistics"].get(statistic, {}).get(kind, [])
+        logs = [math.log(value) for value in values[len(values) // 2 :] if value]
+        changes += [abs(later - earlier) for earlier, later in itertools.pairwise(logs)]
+    return math.expm1(statistics.fmean(changes)) if changes else math.nan
+
+
+def _variations(row: Row) -> list[str]:
+    return [
+        f"{100 * _variation(row, statistic, kind):.0f} %".replace("nan %", "-")
+        for statistic in ("variance", "gradient_product")
+        for kind in ("batch", "window")
+    ]
+
+
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    titles = ["", "test accuracy (%)", "noise forward", "noise backward"]
+    titles = [
+        "", "test accuracy (%)", "noise forward", "noise backward",
+        "change of σ² or χ²", "averaged", "change of Ψ", "averaged",
+    ]  # fmt: skip
     lines = [
         [
             _name(row),
             found.text(row),
             f"{_noise(row, 'forward'):.2f}".replace("nan", "-"),
             f"{_noise(row, 'backward'):.2f}".replace("nan", "-"),
+            *_variations(row),
         ]
         for row in found.rows
     ]
@@ -82,8 +102,42 @@ def _seen(found: Found) -> str:
     return (
         "Noise is the relative error that one batch's statistics make, in the normalized values "
         "and in the gradients that pass the layer, root mean square over the second half of "
-        f"training. {listed}."
+        f"training. {listed}. The changes are those of the statistics' l2 norms from one "
+        "measurement to the next."
     )
+
+
+def _claims(found: Found) -> list[Claim]:
+    large = found.find(norm="bn", statistics_batch=max(found.values("statistics_batch")))
+    small, mabn = (found.find(norm=norm, statistics_batch=_IMAGES) for norm in ("bn", "mabn"))
+    figure, averaged = "MABN, figure 2", "MABN, figures 3 and 4"
+    psi, square = "gradient_product", "variance"
+    return [
+        larger(
+            figure, "the batch variance of two images changes more than that of all",
+            _variation(small, square), _variation(large, square),
+        ),
+        larger(
+            figure, "so does Ψ, of the backward pass",
+            _variation(small, psi), _variation(large, psi),
+        ),
+        larger(
+            figure, "of two images, Ψ changes more than the variance",
+            _variation(small, psi), _variation(small, square),
+        ),
+        larger(
+            averaged, "χ² of two images changes more than its average",
+            _variation(mabn, square), _variation(mabn, square, "window"),
+        ),
+        larger(
+            averaged, "Ψ of two images changes more than its average",
+            _variation(mabn, psi), _variation(mabn, psi, "window"),
+        ),
+        larger(
+            averaged, "Ψ of two images changes more than that of the regular batch",
+            _variation(mabn, psi), _variation(large, psi),
+        ),
+    ]  # fmt: skip
 
 
 CHAPTER = Chapter(
@@ -94,5 +148,6 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
     extra=_extra,
 )

@@ -1,23 +1,23 @@
 """CBN's burn-in: how long it should be batch normalization before it looks back."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, series
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, steps, title
+from tfnorm.study.settings import check, grid, on_one_device, setting, steps, virtual
 
-_IMAGES = 4
+_IMAGES = (4, 1)
 _SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 def cbn_burn_in(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
-    """CBN on virtual replicas of four images whose history starts earlier or later, or never.
+    """CBN on virtual replicas of four images and of one, its history starting earlier or later.
 
     Args:
-        compared: Names of norms of which cbn is varied, and the others are shown beside it.
+        compared: Names of norms that are shown beside it.
         seeds: A run for each of them and each setting.
         base: What all runs have in common, with the images of a step as `replica_batch_size`.
 
@@ -26,54 +26,69 @@ def cbn_burn_in(compared: Sequence[str], seeds: Sequence[int], base: training.Co
     """
     check(compared, seeds)
     base = on_one_device(base)
-    small = dataclasses.replace(base, virtual_replicas=base.replica_batch_size // _IMAGES)
+    settings = [setting("bn", base, share=-1)]
     total = steps(base)
-    settings = [setting("bn", base, burn_in="bn on the whole batch", share=-1)]
-    for share in _SHARES:
-        options = {"burn_in_steps": int(share * total)}
-        labels = {"burn_in": f"{100 * share:g} % of the steps", "share": share}
-        settings.append(setting("cbn", small, options, **labels))
-    settings += [
-        setting(norm, small, burn_in=f"{norm} (never)" if norm == "bn" else norm, share=1)
-        for norm in compared
-        if norm != "cbn"
-    ]
-    reference = settings[0][0]
-    return Grid(
-        "cbn-burn-in",
-        title(small, seeds, "statistics of 4 images, window 4"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    for images in _IMAGES:
+        small = virtual(base, images)
+        for share in _SHARES:
+            options = {"burn_in_steps": int(share * total)}
+            settings.append(setting("cbn", small, options, share=share))
+        settings += [setting(norm, small, share=1) for norm in compared if norm != "cbn"]
+    return grid("cbn-burn-in", "statistics of 4 images and of 1", base, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    return ["burn-in", "test accuracy (%)"], [
-        [row.labels["burn_in"], found.text(row)] for row in found.rows
+    images = found.values("replica_batch")
+    lines = [
+        [f"{100 * share:g} % of the steps"]
+        + [found.cell(norm="cbn", share=share, replica_batch=size) for size in images[1:]]
+        for share in _SHARES
     ]
+    lines += [
+        [f"never ({norm})", *[found.cell(norm=norm, share=1, replica_batch=i) for i in images[1:]]]
+        for norm in found.values("norm", share=1)
+    ]
+    lines.append(["bn on the whole batch", *[found.cell(share=-1) for _ in images[1:]]])
+    return ["burn-in", *[f"{size} image{'s' * (size > 1)} (%)" for size in images[1:]]], lines
 
 
 def _plot(found: Found, title: str, path: str) -> None:
-    line = series(found, "share", norm="cbn", name="cbn, window 4")
-    levels = [found.find(norm="bn", share=1), found.find(norm="bn", share=-1)]
+    lines = [
+        series(found, "share", norm="cbn", replica_batch=images, name=name, line=line)
+        for images, name, line in ((4, "cbn, 4 images", "-"), (1, "cbn, 1 image", "--"))
+    ]
+    levels = [found.find(norm="bn", share=1, replica_batch=4), found.find(norm="bn", share=-1)]
     names = ["bn, 4 images", "bn, whole batch"]
     plots.lines(
-        [line], "burn-in (share of the steps)", title, path, levels=levels, names=names, log=False
+        lines, "burn-in (share of the steps)", title, path, levels=levels, names=names, log=False
     )
 
 
 def _seen(found: Found) -> str:
-    listed = ", ".join(
-        f"{row.labels['burn_in'].split()[0]} %: {percent(row.mean('test_accuracy'))}"
-        for row in found.rows
-        if row.labels["norm"] == "cbn"
-    )
+    def listed(images: int) -> str:
+        rows = found.all(norm="cbn", replica_batch=images)
+        return ", ".join(percent(row.mean("test_accuracy")) for row in rows)
+
+    shares = ", ".join(f"{100 * share:g}" for share in _SHARES)
     return (
-        f"Test accuracy by the share of the steps that the burn-in takes: {listed}; never, which "
-        f"is bn: {percent(found.mean(norm='bn', share=1))}; bn on the whole batch: "
-        f"{percent(found.mean(norm='bn', share=-1))}."
+        f"Burn-ins of {shares} % of the steps: on four images {listed(4)}; on one {listed(1)}. The "
+        "learning rate is highest in the first quarter; the longer the burn-in, the slower the "
+        "kernels that the window has to follow. With one image most of a window's statistics are "
+        "of other images, through which no gradient flows: that too is easier to bear late."
     )
+
+
+def _claims(found: Found) -> list[Claim]:
+    figure, claims = "CBN, figure 5", []
+    for images, few in ((4, "four images"), (1, "one image")):
+        none, some, long = (
+            found.mean(norm="cbn", share=share, replica_batch=images) for share in (0, 1 / 4, 1 / 2)
+        )
+        claims += [
+            above(figure, f"a quarter of the steps is better than none ({few})", some, none),
+            as_good(figure, f"a quarter is as good as a half ({few})", some, long),
+        ]
+    return claims
 
 
 CHAPTER = Chapter(
@@ -83,4 +98,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
 )

@@ -1,13 +1,13 @@
 """CBN's window: compensated, naive, and bn that has as many images at once."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, series
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, on_one_device, setting, virtual
 from tfnorm.study.summary import Row
 
 _IMAGES = 4
@@ -33,11 +33,11 @@ def cbn_window(compared: Sequence[str], seeds: Sequence[int], base: training.Con
     check(compared, seeds)
     base = on_one_device(base)
     batch = base.replica_batch_size
-    small = dataclasses.replace(base, virtual_replicas=batch // _IMAGES)
+    small = virtual(base, _IMAGES)
     settings = []
     for window in (1, *_WINDOWS):
         if window * _IMAGES <= batch:
-            larger = dataclasses.replace(base, virtual_replicas=batch // (window * _IMAGES))
+            larger = virtual(base, window * _IMAGES)
             settings.append(setting("bn", larger, variant=_NAMES["bn"], window=window))
     for window in _WINDOWS:
         options = {"window": window}
@@ -47,14 +47,7 @@ def cbn_window(compared: Sequence[str], seeds: Sequence[int], base: training.Con
     settings += [
         setting(norm, small, variant="", window=1) for norm in compared if norm not in ("bn", "cbn")
     ]
-    reference = settings[0][0]
-    return Grid(
-        "cbn-window",
-        title(small, seeds, "statistics of 4 images"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    return grid("cbn-window", "statistics of 4 images", small, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -105,6 +98,43 @@ def _seen(found: Found) -> str:
     )
 
 
+def _claims(found: Found) -> list[Claim]:
+    figure = "CBN, figure 3"
+
+    def accuracy(variant: str, window: int) -> float:
+        return found.mean(variant=_NAMES[variant], window=window)
+
+    one = found.mean(norm="bn", window=1)
+    return [
+        above(figure, "more images at once are better for bn", accuracy("bn", 8), one),
+        *[
+            above(
+                figure, f"a window of {window} is better than one step",
+                accuracy("cbn", window), one,
+            )
+            for window in (4, 8)
+        ],
+        *[
+            as_good(
+                figure, f"a window of {window} is as good as bn of as many images",
+                accuracy("cbn", window), accuracy("bn", window),
+            )
+            for window in (4, 8)
+        ],
+        *[
+            above(
+                figure, f"at a window of {window} compensation is better than none",
+                accuracy("cbn", window), accuracy("naive", window),
+            )
+            for window in (8, 16)
+        ],
+        above(
+            figure, "beyond 8 steps accuracy falls slightly",
+            accuracy("cbn", 8), accuracy("cbn", 16),
+        ),
+    ]  # fmt: skip
+
+
 CHAPTER = Chapter(
     "How long may CBN's window be, and is compensation needed?",
     "Its figure 3 (ResNet-18 on ImageNet, 4 images): accuracy grows with the window up to k = 8, "
@@ -113,5 +143,6 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
-    curves,
+    claims=_claims,
+    curves=curves,
 )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, recovery_column, series
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, on_one_device, setting
 
 
 def gradient_batch(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
@@ -31,14 +32,8 @@ def gradient_batch(compared: Sequence[str], seeds: Sequence[int], base: training
         small = dataclasses.replace(base, replica_batch_size=batch)
         settings += [setting(norm, small, gradient_batch=batch) for norm in compared]
         batch //= 2
-    reference = settings[0][0]
-    return Grid(
-        "gradient-batch",
-        title(base, seeds, "gradient and statistics of the same few images"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    what = "gradient and statistics of the same few images"
+    return grid("gradient-batch", what, base, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -75,6 +70,35 @@ def _seen(found: Found) -> str:
     return " ".join(texts)
 
 
+def _claims(found: Found) -> list[Claim]:
+    def accuracy(norm: str, images: int) -> float:
+        return found.mean(norm=norm, gradient_batch=images)
+
+    table, whole = "CBN, table 3", accuracy("bn", max(found.values("gradient_batch")))
+    images = {1: "one image", 2: "two images", 4: "four images"}
+    claims = [
+        above(table, f"bn loses accuracy on steps of {few}", whole, accuracy("bn", size))
+        for size, few in images.items()
+    ]
+    claims += [
+        as_good(
+            table, f"cbn on steps of {few} is as good as bn on the whole batch",
+            accuracy("cbn", size), whole,
+        )
+        for size, few in images.items()
+    ]  # fmt: skip
+    others = (
+        ("BKN, figure 7", "bkn", 2), (table, "brn", 2), (table, "cbn", 2), (table, "cbn", 1),
+    )  # fmt: skip
+    return claims + [
+        above(
+            source, f"{norm} on steps of {images[size]} is above bn",
+            accuracy(norm, size), accuracy("bn", size),
+        )
+        for source, norm, size in others
+    ]  # fmt: skip
+
+
 CHAPTER = Chapter(
     "And if the whole step has so few images?",
     "BKN, table 1 (Inception, gradient and statistics of 8 and 2 images, or below): bkn above bn "
@@ -82,4 +106,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
 )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.study import plots, probe_plots
-from tfnorm.study.chapter import Chapter, Found, percent
+from tfnorm.study.chapter import Chapter, Found, percent, with_variant
+from tfnorm.study.claims import Claim, above, as_good, larger
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, on_one_device, setting
 from tfnorm.study.summary import Row
 
 _IMAGES = 2
@@ -34,18 +35,7 @@ def kalman(compared: Sequence[str], seeds: Sequence[int], base: training.Config)
     settings = [setting("bn", base, variant="regular batch")]
     settings += [setting(norm, small, variant="") for norm in compared]
     settings.append(setting("bn", wide, variant="wider network"))
-    reference = settings[0][0]
-    return Grid(
-        "bkn",
-        title(base, seeds, "steps of 2 images"),
-        cells(settings, seeds, _PROBES),
-        reference,
-        reference,
-    )
-
-
-def _name(row: Row) -> str:
-    return f"{row.labels['norm']} {row.labels['variant']}".strip()
+    return grid("bkn", "steps of 2 images", base, settings, seeds, _PROBES)
 
 
 def _by_batch(row: Row) -> float:
@@ -56,7 +46,7 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
     titles = ["", "moving statistics (%)", "batch statistics (%)", "parameters", "variance gap"]
     lines = [
         [
-            _name(row),
+            with_variant(row),
             found.text(row),
             percent(_by_batch(row)),
             f"{row.mean('params'):,.0f}".replace("nan", "-"),
@@ -68,11 +58,11 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
 
 
 def _plot(found: Found, title: str, path: str) -> None:
-    plots.accuracy(found.rows, _name, title, path)
+    plots.accuracy(found.rows, with_variant, title, path)
 
 
 def _extra(found: Found, title: str, path: str) -> None:
-    probe_plots.variance_gap(found.rows, _name, title, path)
+    probe_plots.variance_gap(found.rows, with_variant, title, path)
 
 
 def _seen(found: Found) -> str:
@@ -92,6 +82,27 @@ def _seen(found: Found) -> str:
     )
 
 
+def _claims(found: Found) -> list[Claim]:
+    bn, bkn = (found.find(norm=norm, variant="") for norm in ("bn", "bkn"))
+    regular, wide = (found.find(variant=name) for name in ("regular batch", "wider network"))
+    own, other = bn.mean("test_accuracy"), bkn.mean("test_accuracy")
+    gaps = [row.mean_of_probe("variance_gap", "mean_relative_gap") for row in (bn, bkn)]
+    table = "BKN, table 3"
+    return [
+        above(table, "on two images bkn is above bn", other, own),
+        above(table, "so it is by the test batches' statistics", _by_batch(bkn), _by_batch(bn)),
+        as_good(table, "bkn by these is as good as by moving ones", _by_batch(bkn), other),
+        above(
+            table, "bn on regular batches is above bkn on two images",
+            regular.mean("test_accuracy"), other,
+        ),
+        as_good(
+            table, "a wider network gains bn nothing", own, wide.mean("test_accuracy")
+        ),
+        larger("BKN, figure 8", "bn's variances lie farther from their average", *gaps),
+    ]  # fmt: skip
+
+
 CHAPTER = Chapter(
     "BKN on its paper's network",
     "Its table 3 (CIFAR-10, 2 images; 128 regularly): bn 89.4 by moving statistics and 90.0 by "
@@ -100,5 +111,6 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
     extra=_extra,
 )

@@ -7,7 +7,7 @@ from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, points, series
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, on_one_device, setting
 
 _FACTORS = (0.5, 1, 2, 4)
 
@@ -30,14 +30,7 @@ def learning_rate(compared: Sequence[str], seeds: Sequence[int], base: training.
         for norm in compared
         for rate in (factor * base.learning_rate for factor in _FACTORS)
     ]
-    reference = next(labels for labels, _ in settings)
-    return Grid(
-        "learning-rate",
-        title(base, seeds, "peak learning rates"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    return grid("learning-rate", "peak learning rates", base, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:

@@ -7,8 +7,7 @@ from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.study.experiments import batch_size
 from tfnorm.study.grid import Grid
-from tfnorm.study.progress import count
-from tfnorm.study.settings import cells, check, is_of_batch, on_one_device, setting, steps
+from tfnorm.study.settings import check, grid, is_of_batch, on_one_device, setting, virtual
 
 _IMAGES = (2, 1)
 
@@ -32,18 +31,12 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
     if batch % max(_IMAGES):
         raise UserError(f"replica_batch_size must be even here, received {batch}")
     base = on_one_device(base)
-    settings = []
+    settings = [setting("bn", base)]
     for images in _IMAGES:
-        small = dataclasses.replace(base, virtual_replicas=batch // images)
-        settings += [setting(norm, small) for norm in dict.fromkeys(compared) if is_of_batch(norm)]
-    settings += [setting(norm, base) for norm in dict.fromkeys(compared) if not is_of_batch(norm)]
-    settings.append(setting("bn", base))
-    title = (
-        f"{base.dataset}, {base.model} of width {base.width}: {steps(base)} steps of {batch} "
-        f"images in virtual replicas, {count(len(set(seeds)), 'seed')}"
-    )
-    reference = settings[-1][0]
-    return Grid("micro-batches", title, cells(settings, seeds), reference, reference)
+        small = virtual(base, images)
+        settings += [setting(norm, small) for norm in compared if is_of_batch(norm)]
+    settings += [setting(norm, base) for norm in compared if not is_of_batch(norm)]
+    return grid("micro-batches", "statistics of 2 images and of 1", base, settings, seeds)
 
 
 CHAPTER = dataclasses.replace(

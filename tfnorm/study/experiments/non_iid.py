@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from tfnorm import data, training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, is_of_batch, on_one_device, setting, title
+from tfnorm.study.settings import check, grid, is_of_batch, on_one_device, setting, virtual
 from tfnorm.study.summary import Row
 
 _IMAGES = 8
@@ -29,21 +30,14 @@ def non_iid(compared: Sequence[str], seeds: Sequence[int], base: training.Config
     settings = []
     for sampling in data.SAMPLINGS:
         whole = dataclasses.replace(base, sampling=sampling)
-        small = dataclasses.replace(whole, virtual_replicas=base.replica_batch_size // _IMAGES)
+        small = virtual(whole, _IMAGES)
         if sampling == "sorted":  # A norm of single images meets the same images in a step.
             whole = small
         settings += [
             setting(norm, small if is_of_batch(norm) else whole, sampling=sampling)
             for norm in compared
         ]
-    reference = settings[0][0]
-    return Grid(
-        "non-iid",
-        title(small, seeds, "statistics of 8 images"),
-        cells(settings, seeds, ("batch_statistics",)),
-        reference,
-        reference,
-    )
+    return grid("non-iid", "statistics of 8 images", small, settings, seeds, ("batch_statistics",))
 
 
 def _by_batch(row: Row) -> str:
@@ -95,6 +89,30 @@ def _seen(found: Found) -> str:
     )
 
 
+def _claims(found: Found) -> list[Claim]:
+    def accuracy(norm: str, sampling: str) -> float:
+        return found.mean(norm=norm, sampling=sampling)
+
+    bn, section = found.find(norm="bn", sampling="pairs"), "BRN, section 4.3"
+    by_batch = bn.mean_of_probe("batch_statistics", "test_accuracy_batch_statistics_sampled")
+    even = {norm: accuracy(norm, "shuffled") for norm in ("bn", "brn")}
+    return [
+        above(section, "bn loses accuracy on pairs", even["bn"], accuracy("bn", "pairs")),
+        above(
+            section, "tested on pairs by their own statistics it is better",
+            by_batch, accuracy("bn", "pairs"),
+        ),
+        as_good(section, "brn loses nothing on pairs", accuracy("brn", "pairs"), even["brn"]),
+        above(
+            section, "brn is above bn on pairs", accuracy("brn", "pairs"), accuracy("bn", "pairs")
+        ),
+        above(
+            "BRN, section 4.3, carried further", "brn is above bn on sorted images",
+            accuracy("brn", "sorted"), accuracy("bn", "sorted"),
+        ),
+    ]  # fmt: skip
+
+
 CHAPTER = Chapter(
     "Batches that are not independent draws",
     "BRN, section 4.3 (Inception-v3 on ImageNet, 2 images of each of 16 labels): bn falls to "
@@ -103,4 +121,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
 )

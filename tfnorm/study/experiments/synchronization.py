@@ -7,8 +7,9 @@ from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent
+from tfnorm.study.claims import Claim, above, as_good
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import cells, check, on_one_device, setting, steps, title
+from tfnorm.study.settings import check, grid, on_one_device, setting, steps
 from tfnorm.study.summary import Row
 
 
@@ -39,14 +40,7 @@ def synchronization(compared: Sequence[str], seeds: Sequence[int], base: trainin
         )
         settings += [setting(norm, many) for norm in compared]
         replicas *= 2
-    reference = settings[0][0]
-    return Grid(
-        "sync",
-        title(one, seeds, f"{steps(one)} steps on 2 replicas and more"),
-        cells(settings, seeds),
-        reference,
-        reference,
-    )
+    return grid("sync", f"{steps(one)} steps on 2 replicas and more", one, settings, seeds)
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -99,6 +93,22 @@ def _seen(found: Found) -> str:
     return text
 
 
+def _claims(found: Found) -> list[Claim]:
+    most = max(found.values("replicas"))
+
+    def accuracy(norm: str) -> float:
+        return found.mean(norm=norm, replicas=most)
+
+    table, sync = "MABN, table 3", accuracy("syncbn")
+    return [
+        above(table, f"on {most} replicas syncbn is above bn", sync, accuracy("bn")),
+        above(table, "it is above brn", sync, accuracy("brn")),
+        above(table, "brn is above bn", accuracy("brn"), accuracy("bn")),
+        as_good(table, "mabn is as good as syncbn", accuracy("mabn"), sync),
+        as_good("CBN, table 4", "cbn is as good as syncbn", accuracy("cbn"), sync),
+    ]
+
+
 CHAPTER = Chapter(
     "Micro-batches of each replica, or statistics of all?",
     "MABN, table 3 (Mask R-CNN, 2 images a GPU, box AP): bn 30.4, brn 31.9, syncbn 34.8, mabn "
@@ -106,4 +116,5 @@ CHAPTER = Chapter(
     _table,
     _plot,
     _seen,
+    claims=_claims,
 )
