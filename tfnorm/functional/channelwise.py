@@ -139,7 +139,8 @@ def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Mome
     """Count, mean and biased variance; the variance by two passes, about the mean."""
     if _is_fused(x, mask):
         # Its unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
-        _, result = _fused_batch_normalize(x, *_identity(x), epsilon)
+        channels = x.shape[-1:]
+        _, result = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
         return result
     count = positions(x, mask)
     divisor = at_least_one(count)
@@ -187,7 +188,7 @@ def batch_normalize(
 ) -> tuple[tf.Tensor, Moments]:
     """`normalize` with the moments of x itself, and these moments."""
     if _is_fused(x, mask):
-        return _fused_batch_normalize(x, scale, offset, epsilon)
+        return _fused_batch_normalize(x, tf.squeeze(scale, 0), tf.squeeze(offset, 0), epsilon)
     own = moments(x, epsilon, mask)
     return normalize(x, own.mean, own.variance, scale, offset, epsilon), own
 
@@ -320,8 +321,8 @@ def _fused_batch_normalize(
 ) -> tuple[tf.Tensor, Moments]:
     result = tf.raw_ops.FusedBatchNormV3(
         x=_as_images(x),
-        scale=tf.squeeze(scale, 0),
-        offset=tf.squeeze(offset, 0),
+        scale=scale,
+        offset=offset,
         mean=[],
         variance=[],
         epsilon=epsilon,
@@ -388,10 +389,6 @@ def _from_images(y: tf.Tensor) -> tf.Tensor:
     return tf.squeeze(y, 2) if y.shape[0] == 1 else tf.reshape(y, [1, *y.shape[::3]])
 
 
-def _identity(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.ones([1, x.shape[-1]]), tf.zeros([1, x.shape[-1]])
-
-
 def _all_positions(x: tf.Tensor) -> tf.Tensor | int:
     size = x.shape.num_elements()
     return (tf.size(x) if size is None else size) // x.shape[-1]
@@ -410,7 +407,9 @@ def _keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     x = _keep(x, mask)
     # A reduction of the leading dimension is faster here than one of the middle (0.26, 0.46 ms).
-    return tf.reduce_sum(x[0], axis=0)[None] if x.shape[0] == 1 else tf.reduce_sum(x, axis=1)
+    if x.shape[0] == 1:
+        return tf.expand_dims(tf.reduce_sum(tf.squeeze(x, 0), axis=0), 0)
+    return tf.reduce_sum(x, axis=1)
 
 
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

@@ -179,22 +179,29 @@ class ChannelNormalization(keras.layers.Layer):
         count: tf.Tensor,
         old: tf.Tensor | None = None,
     ) -> None:
-        """Moving ← α·moving + (1 − α)·new [G, C], the mean over groups.
+        """Moving ← α·moving + (1 − α)·new [G, C], as `assign_moving` does.
 
-        A group without a valid position (count [G, 1] of 0) keeps the old value. A method that
-        has read the variable in this step gives what it read as `old`: a graph may not read it
-        twice, because TensorFlow's optimizer can lose the order of a first read and the
-        assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it has
-        removed the control dependency that went through it).
+        A method that has read the variable in this step gives what it read as `old`: a graph may
+        not read it twice, because TensorFlow's optimizer can lose the order of a first read and
+        the assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it
+        has removed the control dependency that went through it).
         """
         old = tf.convert_to_tensor(variable) if old is None else old
-        if functional.is_surely_positive(count):
-            # The same with fewer operations, which tracing takes its time for.
-            new = tf.squeeze(new, 0) if new.shape[0] == 1 else tf.reduce_mean(new, axis=0)
-            variable.assign(self.momentum * old + (1 - self.momentum) * new)
-            return
         updated = self.momentum * old + (1 - self.momentum) * new
-        variable.assign(tf.reduce_mean(tf.where(count > 0, updated, old), axis=0))
+        self.assign_moving(variable, updated, count, old)
+
+    def assign_moving(
+        self, variable: keras.Variable, updated: tf.Tensor, count: tf.Tensor, old: tf.Tensor
+    ) -> None:
+        """Moving ← the mean over groups of `updated` [G, C].
+
+        A group without a valid position (count [G, 1] of 0) keeps `old` [C].
+        """
+        # Operations that change nothing are left out: tracing takes its time for each.
+        if not functional.is_surely_positive(count):
+            updated = tf.where(count > 0, updated, old)
+        one_group = updated.shape[0] == 1
+        variable.assign(tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""

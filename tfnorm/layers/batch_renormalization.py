@@ -95,12 +95,7 @@ class BatchRenormalization(ChannelNormalization):
         sigma += (1 - self.momentum) * tf.sqrt(own.variance + self.epsilon)
         # Rounding must not make it negative where the variance is zero.
         updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
-        if not functional.is_surely_positive(own.count):
-            updated = tf.where(own.count > 0, updated, old)
-        one_group = updated.shape[0] == 1
-        self.moving_variance.assign(
-            tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0)
-        )
+        self.assign_moving(self.moving_variance, updated, own.count, old)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor; schedules as their own configurations."""
