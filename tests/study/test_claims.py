@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tfnorm.study.claims import NOT_SEEN, OPPOSITE, SEEN, above, as_good, larger, measured
+from tfnorm.study.claims import NOT_SEEN, OPPOSITE, SEEN, above, as_good, as_small, larger, measured
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,10 @@ from tfnorm.study.claims import NOT_SEEN, OPPOSITE, SEEN, above, as_good, larger
         (above, 0.8710, 0.8761, OPPOSITE),
         (as_good, 0.9, 0.7, SEEN),
         (as_good, 0.8611, 0.8710, SEEN),
+        (as_small, 0.21, 0.2, SEEN),
+        (as_small, 0.1, 0.2, SEEN),
+        (as_small, 0.23, 0.2, NOT_SEEN),
+        (as_small, math.nan, 0.2, None),
         (as_good, 0.8609, 0.8710, NOT_SEEN),
         (larger, 0.23, 0.2, SEEN),
         (larger, 0.21, 0.2, NOT_SEEN),

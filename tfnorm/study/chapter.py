@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from tfnorm.study.claims import Claim
@@ -29,19 +30,19 @@ class Found:
         """The values of a label among the rows with these labels, in order of appearance."""
         return list(dict.fromkeys(row.labels[name] for row in self.all(**labels)))
 
-    def find(self, **labels: object) -> Row | None:
-        """The first row with these labels, or None."""
-        return next(iter(self.all(**labels)), None)
+    def find(self, **labels: object) -> Row:
+        """The first row with these labels; one without any run if there is none."""
+        return next(iter(self.all(**labels)), Row(labels, (), ()))
 
     def mean(self, **labels: object) -> float:
-        """Its mean test accuracy, NaN if there is none."""
+        """Its mean test accuracy, where a run that failed counts 0; NaN if it has none."""
         row = self.find(**labels)
-        return row.mean("test_accuracy") if row else math.nan
+        values = row.values("test_accuracy") + [0.0 for _ in row.failures]
+        return statistics.fmean(values) if values else math.nan
 
     def cell(self, **labels: object) -> str:
         """Its test accuracy in percent with the spread, "-" if there is none."""
-        row = self.find(**labels)
-        return self.text(row) if row else "-"
+        return self.text(self.find(**labels))
 
     def text(self, row: Row) -> str:
         """A row's test accuracy in percent with the spread."""
@@ -83,6 +84,11 @@ def percent(fraction: float) -> str:
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
+def number(value: float, digits: int = 2) -> str:
+    """0.1234 as "0.12", NaN as "-"."""
+    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
 def points(difference: float) -> str:
     """0.012 as "1.2 points"."""
     return f"{percent(difference)} points"
@@ -118,7 +124,7 @@ def recovery_column(
     if norm == "bn" or math.isnan(own - bn - whole):
         return "-"
     if whole - bn < 0.01:
-        return "bn loses < 1 point"
+        return "bn gains" if bn > whole else "bn loses < 1 point"
     return f"{100 * (own - bn) / (whole - bn):.0f} %"
 
 
@@ -142,6 +148,6 @@ def series(
         **labels: Those that the rows share.
     """
     rows = found.all(**labels)
-    norm = rows[0].labels["norm"]
+    norm = rows[0].labels["norm"] if rows else "none"
     places = {row.labels[across]: row for row in [*before, *rows] if row.records}
     return Line(name or norm, norm, line, dict(sorted(places.items())))

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-# Accuracies that differ by less are not told apart: more than most spreads over two seeds.
+# Accuracies that differ by less are not told apart: the spread of many a row over two seeds.
 _APART = 0.005
-# As good is what is not a point worse.
+# What is less than a point worse is as good: the papers call 0.9 points comparable (CBN, table 3).
 _AS_GOOD = 0.01
 # Noise and other measures that differ by a smaller factor are not told apart.
 _FACTOR = 1.1
@@ -21,7 +21,7 @@ class Claim:
     Attributes:
         source: The paper and the place in it.
         text: The claim, as a sentence about the runs.
-        outcome: One of OUTCOMES; None if its runs are not made.
+        outcome: One of OUTCOMES; None if it has no runs here.
         numbers: The two numbers that say so.
     """
 
@@ -51,8 +51,15 @@ def larger(source: str, text: str, higher: float, lower: float) -> Claim:
     return Claim(source, text, _outcome(ratio, math.log(_FACTOR)), f"{higher:.2f} and {lower:.2f}")
 
 
+def as_small(source: str, text: str, own: float, other: float) -> Claim:
+    """A positive measure is not larger than another by a tenth."""
+    claim = larger(source, text, own, other)
+    outcome = {None: None, SEEN: NOT_SEEN}.get(claim.outcome, SEEN)
+    return dataclasses.replace(claim, outcome=outcome)
+
+
 def measured(claims: Sequence[Claim]) -> list[Claim]:
-    """Those whose runs are made."""
+    """Those that have runs here."""
     return [claim for claim in claims if claim.outcome]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tfnorm import training
 from tfnorm.study import probe_plots
-from tfnorm.study.chapter import Chapter, Found, percent
-from tfnorm.study.claims import Claim, larger
+from tfnorm.study.chapter import Chapter, Found, number, percent
+from tfnorm.study.claims import Claim, as_small, larger
 from tfnorm.study.grid import Grid
 from tfnorm.study.settings import check, grid, on_one_device, setting, virtual
 from tfnorm.study.summary import Row
@@ -41,7 +41,7 @@ def _name(row: Row) -> str:
 
 def _noise(row: Row, direction: str) -> float:
     """The mean over the second half of training and over the repetitions."""
-    series = [record["probes"]["statistics"]["noise"][direction] for record in row.records]
+    series = [r["probes"]["statistics"].get("noise", {}).get(direction, []) for r in row.records]
     values = [value for noise in series for value in noise[len(noise) // 2 :] if value is not None]
     return statistics.fmean(values) if values else math.nan
 
@@ -61,7 +61,7 @@ def _variation(row: Row, statistic: str, kind: str = "batch") -> float:
 
 def _variations(row: Row) -> list[str]:
     return [
-        f"{100 * _variation(row, statistic, kind):.0f} %".replace("nan %", "-")
+        number(_variation(row, statistic, kind))
         for statistic in ("variance", "gradient_product")
         for kind in ("batch", "window")
     ]
@@ -76,8 +76,8 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
         [
             _name(row),
             found.text(row),
-            f"{_noise(row, 'forward'):.2f}".replace("nan", "-"),
-            f"{_noise(row, 'backward'):.2f}".replace("nan", "-"),
+            number(_noise(row, "forward")),
+            number(_noise(row, "backward")),
             *_variations(row),
         ]
         for row in found.rows
@@ -95,13 +95,14 @@ def _extra(found: Found, title: str, path: str) -> None:
 
 def _seen(found: Found) -> str:
     listed = "; ".join(
-        f"{_name(row)}: {_noise(row, 'forward'):.2f} forward and {_noise(row, 'backward'):.2f} "
-        f"backward (test accuracy {percent(row.mean('test_accuracy'))} %)"
+        f"{_name(row)}: {number(_noise(row, 'forward'))} forward and "
+        f"{number(_noise(row, 'backward'))} backward "
+        f"(test accuracy {percent(row.mean('test_accuracy'))} %)"
         for row in found.rows
     )
     return (
         "Noise is the relative error that one batch's statistics make, in the normalized values "
-        "and in the gradients that pass the layer, root mean square over the second half of "
+        "and in the gradients that pass the layer, a mean over the second half of "
         f"training. {listed}. The changes are those of the statistics' l2 norms from one "
         "measurement to the next."
     )
@@ -134,8 +135,12 @@ def _claims(found: Found) -> list[Claim]:
             _variation(mabn, psi), _variation(mabn, psi, "window"),
         ),
         larger(
-            averaged, "Ψ of two images changes more than that of the regular batch",
-            _variation(mabn, psi), _variation(large, psi),
+            averaged, "Ψ of two images changes more than that of the whole step",
+            _variation(mabn, psi), _variation(mabn, psi, "step"),
+        ),
+        as_small(
+            averaged, "averaged, Ψ changes no more than that of the whole step",
+            _variation(mabn, psi, "window"), _variation(mabn, psi, "step"),
         ),
     ]  # fmt: skip
 

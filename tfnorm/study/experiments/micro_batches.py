@@ -40,5 +40,7 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
 
 
 CHAPTER = dataclasses.replace(
-    batch_size.CHAPTER, question="The same with six times as many images and steps"
+    batch_size.CHAPTER,
+    question="How few images can share statistics in longer runs?",
+    paper="As above.",
 )
