@@ -34,8 +34,11 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     4·(Q·g + Q·C + 2·C + 1) bytes for each past step: about one kernel. No past kernel is kept.
 
     When: 1 to 8 images on each device, with burn_in_steps of about a tenth to a quarter of the
-    run and window = min(⌈16/batch⌉, 8) (the paper's advice). Not: large kernels on little memory
-    (window − 1 kernels), learning rates so high that the kernel turns around within a window.
+    run, a half with single images, and window = min(⌈16/batch⌉, 8) (the paper's advice). Not:
+    large kernels on little memory (window − 1 kernels), learning rates so high that the kernel
+    turns around within a window. The smaller the share 1/k of the gradient that passes through the
+    statistics, the slower it trains (`python -m benchmarks.window_gradient`): with single images
+    mabn and brn do better in short runs.
     Cost: after the burn-in, one more kernel gradient a step, and a pass over the state.
 
     Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm
