@@ -61,14 +61,14 @@ def test_finished_studies_have_table_plots_words_command_and_cost(
         "; CBN, figure 3)\n",
         "python -m tfnorm.compare --study=cbn-window --data_dir=some/where "
         f"--output_dir={tmp_path / 'results' / 'a'}",
-        "24 runs in 12 min 0 s on 2 CPUs (Linux).",
+        "24 runs, which add up to 12 min 0 s, on 2 CPUs (Linux).",
     ):
         assert part in chapter, part
     assert "Not finished" not in chapter
     for name in ("cbn-window.png", "cbn-window-curves.png"):
         assert (tmp_path / "results" / name).stat().st_size > 10_000
     assert "compare" not in [line for line in text.splitlines() if line.startswith("## ")]
-    assert text.index("## Which norm should I use?") > text.index("24 runs in")
+    assert text.index("## Which norm should I use?") > text.index("24 runs, which")
 
 
 def test_what_is_missing_is_said_and_runs_of_another_configuration_are_missing(

@@ -43,7 +43,8 @@ its paper's, scaled to the number of steps; in short runs brn averages faster (m
 its ramps begin early, and mabn's correction waits for 300 steps. "=" stands for the number to its
 left, "-" for what was not made. The command below a grid makes the runs that are missing there;
 with another --output_dir it makes all of them again. Runs with the same configuration in two grids
-are made once. Times are those of a shared machine.
+are made once. Times are those of a shared machine; runs that go side by side add up to more than
+the grid takes.
 """
 
 _CLAIMS = """## In short
@@ -199,7 +200,10 @@ def _cost(records: Sequence[Mapping]) -> str:
         f"{record['machine']['cpus']} CPUs ({record['machine']['platform']})" for record in records
     )
     seconds = sum(record["seconds"] for record in records)
-    return f"{count(len(records), 'run')} in {duration(seconds)} on {', '.join(machines)}."
+    return (
+        f"{count(len(records), 'run')}, which add up to {duration(seconds)}, on "
+        f"{', '.join(machines)}."
+    )
 
 
 if __name__ == "__main__":
