@@ -29,7 +29,7 @@ from absl import flags
 from benchmarks import measuring, report
 from tfnorm import commands
 from tfnorm.errors import RunError, UserError
-from tfnorm.study.writing import write_whole
+from tfnorm.files import write_text, write_whole
 from tfnorm.version import __version__
 
 _PLOT = "growth.png"
@@ -135,7 +135,7 @@ def run(values: flags.FlagValues) -> None:
             plot = (folder / _PLOT).read_bytes()
             write_whole(directory / _PLOT, lambda aside: aside.write_bytes(plot))
     text = report.markdown(bench)
-    write_whole(directory / "bench.md", lambda aside: aside.write_text(text))
+    write_text(directory / "bench.md", text)
     measuring.write(path, bench)
     print(f"\n{(time.monotonic() - start) / 60:.1f} min; {path} and bench.md are written")
 

@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from benchmarks import measuring
 from benchmarks.layers import BASELINE, forward_and_backward
 from tfnorm import commands
+from tfnorm.files import write_whole
 from tfnorm.layers import norms
 from tfnorm.study.style import STYLES
 from tfnorm.study.summary import text_table
-from tfnorm.study.writing import write_whole
 
 _OURS = ("bn", "brn", "mabn", "bkn", "cbn")
 _ALL = (BASELINE, *_OURS)

@@ -6,14 +6,13 @@ A figure is the median over rounds of the ratio to the baseline within a round, 
 import dataclasses
 import json
 import os
-import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
+from tfnorm.files import write_text
 from tfnorm.study.timing import interleaved_times
-from tfnorm.study.writing import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,4 +95,4 @@ def write(path: str | os.PathLike[str] | None, records: Sequence[Mapping] | Mapp
     """Writes records as JSON; figures among them as their fields. None is nowhere."""
     if path is not None:
         text = json.dumps(records, indent=1, default=dataclasses.asdict) + "\n"
-        write_whole(path, lambda aside: pathlib.Path(aside).write_text(text))
+        write_text(path, text)

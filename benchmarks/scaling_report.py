@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.all_reduce import ALGORITHMS
+from tfnorm.files import write_whole
 from tfnorm.study.style import STYLES
 from tfnorm.study.summary import text_table
-from tfnorm.study.writing import write_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,9 @@ import tensorflow as tf
 from absl import flags
 
 from tfnorm import commands, functional, training
+from tfnorm.files import write_text
 from tfnorm.functional import PastMoments
 from tfnorm.layers import ChannelNormalization, norms, replicas
-from tfnorm.study.writing import write_whole
 
 _WINDOW = 8
 _NAMES = {
@@ -163,7 +163,7 @@ def run(values: flags.FlagValues) -> None:
         print(f"{_NAMES[name]:48s} {100 * sum(found) / len(found):.1f} ({spread})", flush=True)
     if values.output:
         lines = "".join(json.dumps({**record, "steps": values.steps}) + "\n" for record in records)
-        write_whole(values.output, lambda path: path.write_text(lines))
+        write_text(values.output, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tfnorm"
 # From the ground up; what stands on one line may import the lines above it and nothing else.
 FLOORS = (
     ("errors", "quiet", "version"),
-    ("functional", "schedules", "data", "commands"),
+    ("functional", "schedules", "data", "commands", "files"),
     ("layers",),
     ("models", "graph"),
     ("training",),

@@ -8,7 +8,6 @@ from matplotlib.colors import to_rgb
 from tfnorm.layers import norms
 from tfnorm.study import plots, summary
 from tfnorm.study.style import STYLES
-from tfnorm.study.writing import write_whole
 
 
 def record(norm, accuracy):
@@ -40,16 +39,3 @@ def test_every_registered_norm_has_a_colour_and_marker_of_its_own():
     assert set(norms.NAMES) <= set(STYLES)
     colours, markers = zip(*STYLES.values())
     assert len(set(colours)) == len(set(markers)) == len(STYLES)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail(aside):
-        aside.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match=r"^disk full$"):
-        write_whole(path, fail)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "old"}

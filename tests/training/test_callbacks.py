@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tfnorm import layers, training
-from tfnorm.training.callbacks import write_text
 
 
 class Terminal(io.StringIO):
@@ -105,13 +104,3 @@ def test_each_moment_synchronizes_by_itself(drifted, moment):
     callback.set_model(model)
     getattr(callback, moment)()
     np.testing.assert_allclose(local_means(strategy, model), [before] * 2, rtol=1e-6)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_text(path, "before")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "after\udcff")
-    assert path.read_text() == "before"
-    write_text(path, "after")
-    assert path.read_text() == "after"

@@ -15,12 +15,12 @@ from absl import flags
 
 from tfnorm import commands, training
 from tfnorm.errors import UserError
+from tfnorm.files import write_text
 from tfnorm.study import claims, extras, guide
 from tfnorm.study.grid import Grid
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
 from tfnorm.study.summary import Row, markdown_table, rows_of
-from tfnorm.study.writing import write_whole
 
 if TYPE_CHECKING:
     from tfnorm.study import grids
@@ -97,7 +97,7 @@ def _write(values: flags.FlagValues) -> None:
             chapters.append(text)
             claimed[study.chapter.question] = seen
     text = "\n".join([head, _summary(claimed), *chapters, guide.TEXT])
-    write_whole(docs / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(docs / "results.md", text)
     print(f"wrote {docs / 'results.md'}")
 
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from tfnorm.files import write_whole
 from tfnorm.study.style import LOOK, STYLES, set_title
 from tfnorm.study.summary import Row
-from tfnorm.study.writing import write_whole
 
 
 def accuracy(

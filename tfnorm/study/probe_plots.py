@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from tfnorm.files import write_whole
 from tfnorm.study.style import LOOK, STYLES, set_title
 from tfnorm.study.summary import Row
-from tfnorm.study.writing import write_whole
 from tfnorm.training.statistics_monitor import NOISE_LIMIT
 
 Name = Callable[[Row], str]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfnorm import training
 from tfnorm.data import Dataset, sampling
 from tfnorm.errors import UserError
-from tfnorm.training.callbacks import write_text
+from tfnorm.files import write_text
 from tfnorm.training.statistics_monitor import spread
 from tfnorm.training.tapping import normalizers, without_trace
 from tfnorm.training.training_pass import VariancePass

@@ -9,6 +9,7 @@ from tfnorm import data, training
 from tfnorm.data import Dataset
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model
+from tfnorm.files import write_text
 from tfnorm.study import claims, plots
 from tfnorm.study.chapter import Chapter, Found
 from tfnorm.study.grid import Grid
@@ -17,7 +18,6 @@ from tfnorm.study.results import Results
 from tfnorm.study.running import Tell, model_dir
 from tfnorm.study.summary import Row, rows, rows_of, text_table
 from tfnorm.study.tables import Comparison, name
-from tfnorm.study.writing import write_whole
 
 _TIMED_IMAGES = 100
 
@@ -88,7 +88,7 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
 
     tell(f"\n{grid.title}\n\n{compared.text()}\n")
     csv = compared.csv()
-    write_whole(output / "summary.csv", lambda path: path.write_text(csv))
+    write_text(output / "summary.csv", csv)
     title = f"{grid.title}\nnorm, replicas x images on each; the last is the reference"
     plots.accuracy(found, name, title, output / "accuracy.png")
     plots.learning_curves(found, name, title, output / "learning_curves.png")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import pathlib
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any, TextIO
 import keras
 import tensorflow as tf
 
-from tfnorm.errors import RunError
+from tfnorm.files import write_text
 from tfnorm.layers.replicas import synchronize_statistics
 
 
@@ -152,19 +151,3 @@ class HistoryFile(keras.callbacks.Callback):
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        RunError: It cannot be written, as on a full disk.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror})") from error
-    finally:
-        aside.unlink(missing_ok=True)

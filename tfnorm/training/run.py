@@ -17,9 +17,10 @@ import numpy as np
 
 from tfnorm import data
 from tfnorm.errors import RunError, UserError
+from tfnorm.files import write_text
 from tfnorm.layers.replicas import synchronize_statistics
 from tfnorm.training import replica_state, strategies, workers
-from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars, write_text
+from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress, newest_first
 from tfnorm.training.config import Config
 from tfnorm.training.preemption import Preempted, SigtermWatch

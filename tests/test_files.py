@@ -1,0 +1,39 @@
+"""Files are there whole or not at all."""
+
+import pytest
+
+from tfnorm.errors import RunError
+from tfnorm.files import write_text, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail(aside):
+        assert aside.suffix == ".txt"  # matplotlib asks the name for the format
+        aside.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError) as error:
+        write_whole(path, fail)
+    assert str(error.value) == f"cannot write {path} (No space left on device)"
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "old"}
+
+
+def test_other_errors_are_not_hidden_and_leave_the_old_file_too(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_text(path, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "after\udcff")
+    assert path.read_text() == "before"
+    write_text(path, "after: μ")
+    assert path.read_text(encoding="utf-8") == "after: μ"
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError) as error:
+        write_text(tmp_path / "file" / "below", "text")
+    assert str(error.value).startswith(f"cannot write {tmp_path}/file/below (")

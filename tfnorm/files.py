@@ -1,0 +1,39 @@
+"""Files that are there whole or not at all."""
+
+import os
+import pathlib
+from collections.abc import Callable
+
+from tfnorm.errors import RunError
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]) -> None:
+    """Lets `write` fill a file of a temporary name beside `path`, then renames it.
+
+    Args:
+        path: The file to make or to replace; its folder is made if there is none.
+        write: Called with the temporary path, which ends as `path` does.
+
+    Raises:
+        RunError: The file cannot be written, as on a full disk; what was there before remains.
+    """
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror or error})") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file whole or not at all, in UTF-8.
+
+    Raises:
+        RunError: As `write_whole`.
+    """
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
