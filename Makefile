@@ -21,7 +21,7 @@ demo-multiworker: $(READY)
 	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
 test-oldest:

@@ -58,7 +58,7 @@ def test_studies_have_defaults_of_their_own_which_flags_override(tmp_path, monke
     arguments = ["--study=micro-batches", "--dataset=sklearn_digits", "--norms=bkn", "--steps=1"]
     assert run(*arguments, "--replica_batch_size=4", output=tmp_path) == 1
     assert [(c.norm, c.virtual_replicas, c.replica_batch_size) for c in configs] == [
-        ("bkn", 2, 4), ("bkn", 4, 4), ("bn", 1, 4),
+        ("bn", 1, 4), ("bkn", 2, 4), ("bkn", 4, 4),
     ]  # fmt: skip
     assert {(c.model, c.stem_stride, c.dataset) for c in configs} == {
         ("resnet14", 2, "sklearn_digits")
@@ -77,7 +77,7 @@ def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
     arguments = ["--quick", "--study=learning-rate", "--dataset=sklearn_digits", "--epochs=3"]
     assert compare.main(["compare", *arguments]) == 1
     assert {(c.model, c.width, c.train_examples, c.epochs, c.seed) for c in configs} == {
-        ("resnet8", 8, 1280, 3, 0)
+        ("resnet14", 8, 1280, 3, 0)
     }
     assert (tmp_path / "runs" / "learning-rate-quick" / "results.jsonl").exists()
 
