@@ -40,7 +40,7 @@ def gradient_batch(compared: Sequence[str], seeds: Sequence[int], base: training
         for norm in compared
         if is_of_batch(norm)
     ]
-    what = "and the same images in smaller steps, gradient and statistics of the same few"
+    what = "or more steps of fewer images, which share statistics"
     return grid("gradient-batch", what, base, settings, seeds)
 
 
@@ -76,7 +76,8 @@ def _seen(found: Found) -> str:
     texts.append(
         f"On {largest} images bn reaches {percent(found.mean(norm='bn', gradient_batch=largest))} "
         f"%. Smaller steps are more steps here, which helps by itself: gn, which knows no batch, "
-        f"goes from {percent(gn[0])} to {percent(gn[1])} %. What a norm loses shows against that."
+        f"goes from {percent(gn[0])} to {percent(gn[1])} %. What a norm loses shows against that. "
+        "What cbn loses on the smallest steps is looked into in the chapter on its burn-in."
     )
     return " ".join(texts)
 

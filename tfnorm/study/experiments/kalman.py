@@ -38,7 +38,7 @@ def kalman(compared: Sequence[str], seeds: Sequence[int], base: training.Config)
     settings = [setting("bn", base, variant="regular batch")]
     settings += [setting(norm, small, variant="") for norm in compared]
     settings.append(setting("bn", wide, variant="wider network"))
-    return grid("bkn", "on regular batches as many images", small, settings, seeds, _PROBES)
+    return grid("bkn", "beside bn on regular batches", small, settings, seeds, _PROBES)
 
 
 def _by_batch(row: Row) -> float:
