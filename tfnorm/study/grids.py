@@ -54,7 +54,7 @@ _SMALL = {
     "epochs": 4,
 }
 # What --quick makes of a study: a run takes some 15 seconds.
-QUICK = types.MappingProxyType({"width": 8, "train_examples": 1280, "epochs": 2})
+QUICK = types.MappingProxyType({"width": 8, "train_examples": 960, "epochs": 2})
 
 STUDIES = types.MappingProxyType(
     {
