@@ -77,7 +77,7 @@ def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
     arguments = ["--quick", "--study=learning-rate", "--dataset=sklearn_digits", "--epochs=3"]
     assert compare.main(["compare", *arguments]) == 1
     assert {(c.model, c.width, c.train_examples, c.epochs, c.seed) for c in configs} == {
-        ("resnet14", 8, 960, 3, 0)
+        ("resnet8", 8, 2400, 3, 0)
     }
     assert (tmp_path / "runs" / "learning-rate-quick" / "results.jsonl").exists()
 

@@ -80,9 +80,11 @@ def _compare(values: flags.FlagValues) -> None:
     from tfnorm.study import grids, report
 
     study = grids.get(values.study)
-    if values.quick and values["seeds"].using_default_value:
-        values.seeds = ["0"]
-    for name, default in {**study.defaults, **(grids.QUICK if values.quick else {})}.items():
+    if values.quick:
+        study = grids.quick(study)
+        if values["seeds"].using_default_value:
+            values.seeds = ["0"]
+    for name, default in study.defaults.items():
         if values[name].using_default_value:
             values[name].value = default
     chief = _start(values)
