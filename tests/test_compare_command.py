@@ -74,10 +74,13 @@ def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.chdir(tmp_path)
-    arguments = ["--quick", "--study=learning-rate", "--dataset=sklearn_digits", "--epochs=3"]
+    arguments = [
+        "--quick", "--study=learning-rate", "--dataset=sklearn_digits", "--train_examples=960",
+        "--epochs=3",
+    ]  # fmt: skip
     assert compare.main(["compare", *arguments]) == 1
     assert {(c.model, c.width, c.train_examples, c.epochs, c.seed) for c in configs} == {
-        ("resnet8", 8, 2400, 3, 0)
+        ("resnet8", 8, 960, 3, 0)
     }
     assert (tmp_path / "runs" / "learning-rate-quick" / "results.jsonl").exists()
 
