@@ -80,7 +80,7 @@ def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert compare.main(["compare", *arguments]) == 1
     assert {(c.model, c.width, c.train_examples, c.epochs, c.seed) for c in configs} == {
-        ("resnet8", 8, 960, 3, 0)
+        ("resnet8", 16, 960, 3, 0)
     }
     assert (tmp_path / "runs" / "learning-rate-quick" / "results.jsonl").exists()
 
