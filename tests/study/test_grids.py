@@ -148,3 +148,8 @@ def test_quick_studies_are_small_keep_their_kind_of_network_and_judge_no_claims(
     kinds = {model.rstrip("0123456789") for model in (s.defaults["model"] for s in (study, quick))}
     assert len(kinds) == 1
     assert quick.chapter.claims(None) == [] and quick.chapter.table is study.chapter.table
+
+
+def test_the_comparison_is_quick_as_it_is():
+    # Its data set has fewer images than the other studies take.
+    assert grids.quick(grids.STUDIES["compare"]) is grids.STUDIES["compare"]
