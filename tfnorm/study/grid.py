@@ -15,6 +15,11 @@ _PLACES = ("model_dir", "data_dir", "resume")
 _LATER = {"sampling": "shuffled"}
 
 
+def in_words(labels: Labels) -> str:
+    """Labels in a few words, such as "norm bn, replicas 4"."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in labels.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One run of a grid.

@@ -17,7 +17,7 @@ from tfnorm import commands, training
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
 from tfnorm.study import claims, extras, guide
-from tfnorm.study.grid import Grid
+from tfnorm.study.grid import Grid, in_words
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
 from tfnorm.study.summary import Row, markdown_table, rows_of
@@ -191,8 +191,7 @@ def _summary(claimed: Mapping[str, Sequence[claims.Claim]]) -> str:
 
 
 def _name(row: Row) -> str:
-    labels = {k: v for k, v in row.labels.items() if k != "replicas" and v != ""}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in labels.items())
+    return in_words({k: v for k, v in row.labels.items() if k != "replicas" and v != ""})
 
 
 def _cost(records: Sequence[Mapping]) -> str:

@@ -14,7 +14,7 @@ import keras
 from tfnorm import data, training
 from tfnorm.errors import RunError
 from tfnorm.study import probes
-from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.grid import Cell, Grid, in_words
 from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
 from tfnorm.training.workers import LostWorker
@@ -127,8 +127,7 @@ def _probes(cell: Cell, config: training.Config) -> dict[str, keras.callbacks.Ca
 
 def describe(cell: Cell) -> str:
     """A cell in a few words, such as "norm bn, replicas 4, seed 0"."""
-    labels = {**cell.labels, "seed": cell.config.seed}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in labels.items())
+    return in_words({**cell.labels, "seed": cell.config.seed})
 
 
 def machine() -> dict[str, str | int | None]:

@@ -38,18 +38,17 @@ def cbn_burn_in(compared: Sequence[str], seeds: Sequence[int], base: training.Co
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    images = found.values("replica_batch")
     lines = [
         [f"{100 * share:g} % of the steps"]
-        + [found.cell(norm="cbn", share=share, replica_batch=size) for size in images[1:]]
+        + [found.cell(norm="cbn", share=share, replica_batch=size) for size in _IMAGES]
         for share in _SHARES
     ]
     lines += [
-        [f"never ({norm})", *[found.cell(norm=norm, share=1, replica_batch=i) for i in images[1:]]]
+        [f"never ({norm})", *[found.cell(norm=norm, share=1, replica_batch=i) for i in _IMAGES]]
         for norm in found.values("norm", share=1)
     ]
-    lines.append(["bn on the whole batch", *[found.cell(share=-1) for _ in images[1:]]])
-    return ["burn-in", *[f"{size} image{'s' * (size > 1)} (%)" for size in images[1:]]], lines
+    lines.append(["bn on the whole batch", *[found.cell(share=-1) for _ in _IMAGES]])
+    return ["burn-in", *[f"{size} image{'s' * (size > 1)} (%)" for size in _IMAGES]], lines
 
 
 def _plot(found: Found, title: str, path: str) -> None:
