@@ -35,10 +35,9 @@ class LinearRamp:
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The value [] at `step`, float64: exact steps above 2²⁴, and for float64 layers."""
-        passed = tf.cast(step, tf.float64) - self.start_step
-        length = max(self.end_step - self.start_step, 1)
-        fraction = tf.clip_by_value(passed / length, 0.0, 1.0)
-        return self.start_value + (self.end_value - self.start_value) * fraction
+        slope = (self.end_value - self.start_value) / max(self.end_step - self.start_step, 1)
+        line = tf.cast(step, tf.float64) * slope + (self.start_value - slope * self.start_step)
+        return tf.clip_by_value(line, *sorted((self.start_value, self.end_value)))
 
     def get_config(self) -> dict:
         """The four arguments."""

@@ -85,7 +85,8 @@ def _kalman_gradient(
         dsurprise = 2 * q * dpredicted * surprise
         dnoise = tf.reduce_sum(dpredicted)
         dprevious = tf.matmul(dpredicted, tf.square(matrix))
-        of_covariance = 2 * matrix * tf.matmul(dpredicted, previous.covariance, transpose_a=True)
+        # The 2 before the product: after it, it would be another pass over a matrix.
+        of_covariance = matrix * tf.matmul(2 * dpredicted, previous.covariance, transpose_a=True)
     else:
         both = dpredicted + tf.linalg.matrix_transpose(dpredicted)
         dsurprise = q * tf.linalg.matvec(both, surprise)

@@ -54,11 +54,12 @@ def batch_renormalization(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         own = channelwise.moments(x, epsilon, valid)
         r, d = _correction(own, moving_mean, moving_variance, r_max, d_max, epsilon)
-        y = channelwise.normalize(x, own.mean, own.variance, gamma * r, gamma * d + beta, epsilon)
+        scale = gamma * r
+        y = channelwise.normalize(x, own.mean, own.variance, scale, gamma * d + beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dx, dy_x_sum, dy_sum = channelwise.batch_normalize_gradient(
-                dy, x, own, gamma * r, epsilon, valid
+                dy, x, own, scale, epsilon, valid
             )
             dgamma = r * dy_x_sum + d * dy_sum
             return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dy_sum)

@@ -1,7 +1,7 @@
 """The kernels: every operation that touches each element of x, and nothing else.
 
 All methods see their input as x [G, M, C]: G groups (virtual replicas) of M positions of C
-channels, made by `View`. Per-channel arrays are [G, C] or, shared by all groups, [1, C]. A mask is
+channels, made by `View`. Per-channel arrays are [G, C] or, shared by all groups, [C]. A mask is
 [G, M, 1], True where a position is valid, or None. Statistics are float32, or float64 for a
 float64 x, whatever the dtype of x.
 
@@ -11,6 +11,7 @@ operations of Keras' layer (`python -m benchmarks.layers`). Everything else take
 broadcasts, which XLA fuses by itself.
 """
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,6 +19,8 @@ import tensorflow as tf
 _FUSED_DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 # Any that a GPU's kernel takes: at least 1e-5.
 _UNIT_EPSILON = 1e-3
+# See `_as_images`.
+_POSITIONS_OF_AN_IMAGE, _MOST_IMAGES = 16, 65535
 
 
 class Moments(NamedTuple):
@@ -102,10 +105,10 @@ def statistics_dtype(x: tf.Tensor) -> tf.DType:
 def scale_and_offset(
     x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """γ and β as [1, C] in the dtype of the statistics, 1 and 0 where there is none."""
-    dtype, shape = statistics_dtype(x), [1, x.shape[-1]]
-    scale = tf.ones(shape, dtype) if gamma is None else tf.reshape(tf.cast(gamma, dtype), shape)
-    offset = tf.zeros(shape, dtype) if beta is None else tf.reshape(tf.cast(beta, dtype), shape)
+    """γ and β [C] in the dtype of the statistics, 1 and 0 where there is none."""
+    dtype, shape = statistics_dtype(x), [x.shape[-1]]
+    scale = tf.ones(shape, dtype) if gamma is None else tf.cast(gamma, dtype)
+    offset = tf.zeros(shape, dtype) if beta is None else tf.cast(beta, dtype)
     return scale, offset
 
 
@@ -131,8 +134,8 @@ def at_least_one(count: tf.Tensor) -> tf.Tensor:
 
 
 def over_groups(values: tf.Tensor) -> tf.Tensor:
-    """The sum over the groups of [G, C], as [1, C]."""
-    return values if values.shape[0] == 1 else tf.reduce_sum(values, 0, keepdims=True)
+    """The sum over the groups of [G, C], as [C]."""
+    return tf.squeeze(values, 0) if values.shape[0] == 1 else tf.reduce_sum(values, 0)
 
 
 def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Moments:
@@ -164,10 +167,10 @@ def normalize(
         # One pass over x instead of a subtraction, a multiplication and an addition.
         y = tf.raw_ops.FusedBatchNormV3(
             x=_as_images(x),
-            scale=tf.squeeze(scale, 0),
-            offset=tf.squeeze(offset, 0),
-            mean=tf.squeeze(mean, 0),
-            variance=tf.squeeze(variance, 0),
+            scale=_of_one_group(scale),
+            offset=_of_one_group(offset),
+            mean=_of_one_group(mean),
+            variance=_of_one_group(variance),
             epsilon=epsilon,
             is_training=False,
         ).y
@@ -188,7 +191,7 @@ def batch_normalize(
 ) -> tuple[tf.Tensor, Moments]:
     """`normalize` with the moments of x itself, and these moments."""
     if _is_fused(x, mask):
-        return _fused_batch_normalize(x, tf.squeeze(scale, 0), tf.squeeze(offset, 0), epsilon)
+        return _fused_batch_normalize(x, scale, offset, epsilon)
     own = moments(x, epsilon, mask)
     return normalize(x, own.mean, own.variance, scale, offset, epsilon), own
 
@@ -232,7 +235,7 @@ def normalize_gradient(
     """
     if _is_fused(x, mask):
         # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
-        statistics = (tf.squeeze(mean, 0), tf.squeeze(variance, 0), tf.zeros([0]))
+        statistics = (_of_one_group(mean), _of_one_group(variance), tf.zeros([0]))
         return _fused_gradient(dy, x, scale, statistics, epsilon, is_training=False)
     dtype = statistics_dtype(x)
     rstd = tf.math.rsqrt(variance + epsilon)
@@ -258,7 +261,7 @@ def add_affine(
     """
     if _is_fused(x, mask):
         # As a normalization by the variance 1: one operation in place of three (0.7, 1.2 ms).
-        unit = tf.fill([1, x.shape[-1]], 1 - _UNIT_EPSILON)
+        unit = tf.constant(1 - _UNIT_EPSILON, shape=[x.shape[-1]])
         return direct + normalize(x, mean, unit, factor, offset, _UNIT_EPSILON)
     through = (tf.cast(x, mean.dtype) + -_at_positions(mean)) * _at_positions(
         factor
@@ -284,9 +287,11 @@ def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor,
     if _is_fused(x, mask):
         # As Σ dy·x̂ of dy = x beside the mean 0 and the variance 1: in 0.7 to 0.9 of the time of an
         # array of squares and its sum, MABN's whole layer in 0.8 to 0.9 (more in bfloat16).
-        one = tf.ones([1, x.shape[-1]])
-        unit = (tf.zeros([x.shape[-1]]), tf.fill([x.shape[-1]], 1 - _UNIT_EPSILON), tf.zeros([0]))
-        _, squares, _ = _fused_gradient(x, x, one, unit, _UNIT_EPSILON, is_training=False)
+        shape = [x.shape[-1]]
+        unit = (tf.zeros(shape), tf.constant(1 - _UNIT_EPSILON, shape=shape), tf.zeros([0]))
+        _, squares, _ = _fused_gradient(
+            x, x, tf.ones(shape), unit, _UNIT_EPSILON, is_training=False
+        )
         return count, squares / at_least_one(count)
     squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
     return count, squares / at_least_one(count)
@@ -358,13 +363,11 @@ def _fused_gradient(
     is_training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(dx, Σ dy·x̂, Σ dy); `reserved` is the forward kernel's, or (mean, variance, nothing)."""
-    # At inference this kernel alone is slower on many images (0.70, 0.79 ms); in training it has to
-    # see what the forward kernel saw.
-    view = _as_images if is_training else _as_image
+    images = _as_images(x)
     result = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=view(dy),
-        x=view(x),
-        scale=tf.squeeze(scale, 0),
+        y_backprop=images if dy is x else _as_images(dy),
+        x=images,
+        scale=_of_one_group(scale),
         reserve_space_1=reserved[0],
         reserve_space_2=reserved[1],
         reserve_space_3=reserved[2],
@@ -375,25 +378,24 @@ def _fused_gradient(
     return dx, tf.expand_dims(result.scale_backprop, 0), tf.expand_dims(result.offset_backprop, 0)
 
 
-def _as_image(x: tf.Tensor) -> tf.Tensor:
-    return tf.expand_dims(x, 2)
-
-
 def _as_images(x: tf.Tensor) -> tf.Tensor:
-    """[1, M, C] as the images that a fused kernel wants: one, or of wide ones M of one position.
+    """[1, M, C] as the images that a fused kernel wants: of 16 positions, where M is a multiple.
 
-    From 128 channels on oneDNN is faster on the latter: 0.62 against 0.81 ms forward, 0.54 against
-    0.81 at inference ([6272, 256]); in bfloat16 it never is. cuDNN takes up to 65,535 images.
+    oneDNN is faster so than on one image: by 0.80 to 0.96 forward, 0.83 to 0.96 at inference, the
+    same backward (images of one position: 1.1 forward of 64 channels). cuDNN takes up to 65,535.
     """
     _, positions, channels = x.shape
-    if x.dtype != tf.float32 or channels < 128 or not 1 <= (positions or 0) <= 65535:
-        return _as_image(x)
-    return tf.reshape(x, [positions, 1, 1, channels])
+    width = math.gcd(positions or 0, _POSITIONS_OF_AN_IMAGE)
+    if positions is None or positions > _MOST_IMAGES * width:
+        return tf.expand_dims(x, 2)
+    return tf.reshape(x, [positions // width, width, 1, channels])
 
 
 def _from_images(y: tf.Tensor) -> tf.Tensor:
     """Back to [1, M, C]."""
-    return tf.squeeze(y, 2) if y.shape[0] == 1 else tf.reshape(y, [1, *y.shape[::3]])
+    if y.shape[0] == 1:
+        return tf.squeeze(y, 2)
+    return tf.reshape(y, [1, y.shape[0] * y.shape[1], y.shape[3]])
 
 
 def _all_positions(x: tf.Tensor) -> tf.Tensor | int:
@@ -402,8 +404,13 @@ def _all_positions(x: tf.Tensor) -> tf.Tensor | int:
 
 
 def _at_positions(values: tf.Tensor) -> tf.Tensor:
-    """[G, C] as [G, 1, C]; two operations to trace, where values[:, None] is four."""
-    return tf.expand_dims(values, 1)
+    """[G, C] as [G, 1, C], [C] as it is; values[:, None] would be four operations to trace."""
+    return values if values.shape.rank == 1 else tf.expand_dims(values, 1)
+
+
+def _of_one_group(values: tf.Tensor) -> tf.Tensor:
+    """[1, C] or [C] as [C]."""
+    return values if values.shape.rank == 1 else tf.squeeze(values, 0)
 
 
 def _keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

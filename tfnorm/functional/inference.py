@@ -32,5 +32,5 @@ def normalize_by_moving_statistics(
     view = channelwise.View(x, axis)
     x = view.flatten(x)
     scale, offset = channelwise.scale_and_offset(x, gamma, beta)
-    statistics = (tf.cast(value, scale.dtype)[None] for value in (moving_mean, moving_variance))
+    statistics = (tf.cast(value, scale.dtype) for value in (moving_mean, moving_variance))
     return view.restore(channelwise.normalize(x, *statistics, scale, offset, epsilon))

@@ -55,14 +55,14 @@ def moving_average_batch_normalization(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         count, batch_square = channelwise.mean_square(x, valid)
         square, r = smooth_square(batch_square, count)
-        zero = tf.zeros_like(square)
-        y = channelwise.normalize(x, zero, square, gamma * r, beta, epsilon)
+        scale, zero = gamma * r, tf.zeros_like(gamma)
+        y = channelwise.normalize(x, zero, square, scale, beta, epsilon)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, dy_y_sum, dy_sum = channelwise.normalize_gradient(
-                dy, x, zero, square, gamma * r, epsilon, valid
+                dy, x, zero, square, scale, epsilon, valid
             )
-            psi = smooth_gradient(gamma * r * dy_y_sum / channelwise.at_least_one(count), count)
+            psi = smooth_gradient(scale * dy_y_sum / channelwise.at_least_one(count), count)
             dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), valid)
             return dx, channelwise.over_groups(r * dy_y_sum), channelwise.over_groups(dy_sum)
 

@@ -61,7 +61,7 @@ def synchronized_batch_normalization(
             dx = channelwise.add_affine(
                 direct, x, merged.mean, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
             )
-            return dx, *sums
+            return dx, *map(channelwise.over_groups, sums)
 
         return (y, merged.count, merged.mean, merged.variance), gradient
 

@@ -110,7 +110,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         squares = _Window(self.square_history, self.square_weight)
         gradients = _Window(self.gradient_history, self.gradient_weight)
         window = max(self.window, self.gradient_window)
-        is_warm_up = tf.logical_or(step <= window, step < self.warmup_steps)
+        is_warm_up = step <= max(window, self.warmup_steps - 1)
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             square = tf.where(is_warm_up, square, squares.average_with(step, square, count))
