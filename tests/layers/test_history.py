@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfnorm import functional
 from tfnorm.layers import history, replicas
 
 _STEPS, _GROUPS, _SHAPES = 3, 2, ((4,), (1,), (5, 2, 3))
@@ -30,13 +31,17 @@ def new(rng):
     return [rng.normal(size=(_GROUPS, *shape)) for shape in _SHAPES]
 
 
-@pytest.mark.parametrize("counts", [(7.0, 9.0), (0.0, 9.0)])
+@pytest.mark.parametrize(
+    ("counts", "is_known"), [((7.0, 9.0), False), ((0.0, 9.0), False), ((7.0, 9.0), True)]
+)
 @pytest.mark.parametrize("step", [0, 2, 7])
-def test_every_buffer_has_its_slot_written(values, new, step, counts):
+def test_every_buffer_has_its_slot_written(values, new, step, counts, is_known):
     buffers = buffers_of(values)
 
     @tf.function
     def write(step, count):
+        count = tf.constant([[c] for c in counts]) if is_known else count
+        assert functional.is_surely_positive(count) == is_known
         held = [tf.convert_to_tensor(buffer) for buffer in buffers]
         history.write_slots(buffers, held, step, list(map(tf.constant, new)), count)
         return held

@@ -49,18 +49,21 @@ def write_slots(
     3 ms so, and with `write` 12.
     """
     slot = tf.reshape(step % held[0].shape[0], [1])
-    # Where all are written, the condition says so in a way that TensorFlow cannot know beforehand.
-    # So a buffer is read first because its value is needed, and not by a control dependency alone,
-    # which may get lost (see `update_moving`).
-    is_written = step >= 0 if functional.is_surely_positive(count) else count > 0
     for buffer, old, value in zip(buffers, held, new, strict=True):
         handle = getattr(buffer.value, "handle", None)
         if handle is None:  # in a keras.StatelessScope, which lends variables values of its own
             write([buffer], [old], step, [value], count)
             continue
-        here = is_written
-        if here.shape.rank:
-            here = tf.reshape(here, [-1] + [1] * (value.shape.rank - 1))
-        updates = tf.where(here, tf.expand_dims(value, 0), tf.gather(old, slot))
+        # Both ways a buffer is read first because its value is needed, and not by a control
+        # dependency alone, which may get lost (see `update_moving`).
+        if functional.is_surely_positive(count):
+            # The slot, in words of which TensorFlow cannot know that they do not need the value.
+            any_held = tf.cast(tf.reshape(old, [-1])[:1], slot.dtype)
+            indices, updates = tf.where(step >= 0, slot, any_held), value
+        else:
+            is_written = tf.reshape(count > 0, [-1] + [1] * (value.shape.rank - 1))
+            indices, updates = slot, tf.where(is_written, value, tf.gather(old, slot))
         # Not scatter_update: variables of tf.distribute that are read as a mean lack it.
-        tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=slot, updates=updates)
+        tf.raw_ops.ResourceScatterUpdate(
+            resource=handle, indices=indices, updates=tf.reshape(updates, [1, *value.shape])
+        )
