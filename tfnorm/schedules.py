@@ -8,6 +8,8 @@ import tensorflow as tf
 class LinearRamp:
     """start_value until start_step, end_value from end_step on, a straight line between them.
 
+    At the two steps themselves it is that to rounding, and never beyond.
+
     It has no state: a layer calls it with its own counter, which checkpoints keep.
 
     Args:

@@ -128,13 +128,13 @@ def test_a_batch_of_unknown_size(rng):
     running.assert_close(run(x), wanted.y, 1e-12)
 
 
-@pytest.mark.parametrize("positions", [24, None])
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize(("positions", "channels"), [(24, 130), (48, 5), (50, 5), (70_000, 128)])
 @pytest.mark.parametrize("function", ["batch_normalization", "batch_renormalization", "inference"])
-def test_wide_inputs(rng, function, positions):
-    """From 128 channels on, float32 takes the fused kernels in another layout: as float64 does."""
-    channels = 130
+def test_every_layout_of_the_fused_kernels(rng, function, positions, channels, is_known):
+    """Float32 takes these, as images of one position, of 16 or of all: as float64 does."""
     gamma, beta, mean, variance = parameters(rng, channels)
-    x, dy = rng.normal(1, 2, (24, channels)), rng.normal(size=(24, channels))
+    x, dy = rng.normal(1, 2, (positions, channels)), rng.normal(size=(positions, channels))
 
     def compute(x, dy, gamma, beta, mean, variance):
         functions = {
@@ -152,7 +152,7 @@ def test_wide_inputs(rng, function, positions):
         return [y, *tape.gradient(y, [x, gamma, beta], dy), *tf.nest.flatten(moments)]
 
     def run(dtype):
-        specs = [tf.TensorSpec((positions, channels), dtype)] * 2
+        specs = [tf.TensorSpec((positions if is_known else None, channels), dtype)] * 2
         specs += [tf.TensorSpec((channels,), dtype)] * 4
         arrays = (x, dy, gamma, beta, mean, variance)
         return tf.function(compute, specs)(*(tf.constant(a, dtype) for a in arrays))

@@ -205,6 +205,23 @@ def test_centralized_outputs_and_gradients(rng, kind):
     assert tuple(wrapped.compute_output_shape(shape)) == tuple(y.shape)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_the_mean_of_a_large_kernel(rng, policy):
+    """It is summed in more than half precision: bfloat16 would lose most of it."""
+    layer = WeightCentralization(keras.layers.Dense(4, use_bias=False, dtype=policy), dtype=policy)
+    x = tf.constant(rng.normal(1, 1, (8, 20_000)), tf.float32)
+    layer.build(x.shape)
+    layer.layer.kernel.assign(rng.normal(0.02, 0.02, (20_000, 4)))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.sin(tf.cast(layer(x), tf.float32)))
+    gradient = tape.gradient(loss, layer.layer.kernel.value)
+    # An input of ones sees the sum of the kernel.
+    sums = layer(tf.ones([1, 20_000])).numpy().astype(np.float32)
+    tolerance = 1e-4 if policy == "float32" else 0.02
+    assert np.max(np.abs(sums)) / 20_000 < tolerance * 0.02
+    assert np.max(np.abs(np.mean(gradient, 0)) / np.std(gradient, 0)) < tolerance
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_centralization_in_a_graph_and_after_saving(rng, tmp_path, jit_compile):
     model = keras.Sequential(

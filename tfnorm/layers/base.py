@@ -187,7 +187,7 @@ class ChannelNormalization(keras.layers.Layer):
         has removed the control dependency that went through it).
         """
         old = tf.convert_to_tensor(variable) if old is None else old
-        updated = old + (1 - self.momentum) * (new - old)
+        updated = self.momentum * old + (1 - self.momentum) * new
         self.assign_moving(variable, updated, count, old)
 
     def assign_moving(

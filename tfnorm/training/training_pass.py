@@ -116,9 +116,9 @@ def _statistics(
     view = _View(layer, x, mask)
     z, dz = map(view.flatten, (z, dz))
     gamma, beta = channelwise.scale_and_offset(z, layer.gamma, layer.beta)
-    of_gradient = view.moments(dz * gamma[:, None])
+    of_gradient = view.moments(dz * gamma)
     square = of_gradient.variance + tf.square(of_gradient.mean)
-    product = view.moments(dz * (z - beta[:, None])).mean
+    product = view.moments(dz * (z - beta)).mean
     count = tf.cast(view.own.count, square.dtype)
     return view.own.mean, view.own.variance, of_gradient.mean, product, square, count
 
