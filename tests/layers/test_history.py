@@ -42,7 +42,7 @@ def test_every_buffer_has_its_slot_written(values, new, step, counts, is_known):
     def write(step, count):
         count = tf.constant([[c] for c in counts]) if is_known else count
         assert functional.is_surely_positive(count) == is_known
-        held = [tf.convert_to_tensor(buffer) for buffer in buffers]
+        held = history.read(buffers)
         history.write_slots(buffers, held, step, list(map(tf.constant, new)), count)
         return held
 
@@ -60,7 +60,7 @@ def test_a_stateless_scope_gets_the_update(values, new):
     buffers = buffers_of(values)
     lent = [(buffer, tf.constant(2 * value)) for buffer, value in zip(buffers, values)]
     with keras.StatelessScope(state_mapping=lent) as scope:
-        held = [tf.convert_to_tensor(buffer) for buffer in buffers]
+        held = history.read(buffers)
         count = tf.ones([_GROUPS, 1], "float64")
         history.write_slots(buffers, held, tf.constant(1), list(map(tf.constant, new)), count)
         updates = [scope.get_current_value(buffer).numpy() for buffer in buffers]

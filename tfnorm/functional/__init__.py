@@ -21,6 +21,7 @@ from tfnorm.functional.moving_average_batch_normalization import (
     moving_average_batch_normalization,
 )
 from tfnorm.functional.synchronized_batch_normalization import synchronized_batch_normalization
+from tfnorm.functional.xla import is_compiling
 
 __all__ = [
     "Estimate",
@@ -32,6 +33,7 @@ __all__ = [
     "batch_renormalization",
     "compensate",
     "cross_iteration_batch_normalization",
+    "is_compiling",
     "is_surely_positive",
     "kalman_update",
     "mean_cotangent",

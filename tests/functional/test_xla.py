@@ -1,0 +1,47 @@
+"""Whether a graph is for XLA, and that both kinds of graph compute the same."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfnorm import functional
+
+
+def test_the_answer_in_every_kind_of_graph():
+    answers = {}
+
+    def ask(kind, x):
+        answers[kind] = functional.is_compiling()
+        return x
+
+    @tf.function
+    def inner(x):
+        return ask("inner", x)
+
+    def outer(x):
+        ask("outer", x)
+        tf.cond(x > 0, lambda: ask("branch", x), lambda: x)
+        return inner(x)
+
+    assert not functional.is_compiling()
+    for jit_compile in (True, False):
+        tf.function(outer, jit_compile=jit_compile)(tf.constant(1.0))
+        kinds = ("outer", "branch", "inner")
+        # The inner function has its graph from the first time: TensorFlow does not trace it again.
+        wanted = {kind: jit_compile or kind == "inner" for kind in kinds}
+        assert answers == wanted
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_statistics_are_those_of_a_graph(rng, groups, masked):
+    x = tf.constant(rng.normal(3, 2, size=(8, 16, 5)), tf.float32)
+    mask = tf.constant(rng.random((8, 16)) < 0.7) if masked else None
+
+    def normalize(x):
+        y, moments = functional.batch_normalization(x, None, None, mask=mask, groups=groups)
+        return y, moments.mean, moments.variance
+
+    wanted = tf.function(normalize)(x)
+    for got, want in zip(tf.function(normalize, jit_compile=True)(x), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
