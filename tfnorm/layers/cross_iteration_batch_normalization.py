@@ -215,16 +215,15 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         if options["mask"] is not None:
             # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
             inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
-            images, of_images = inputs, outputs
+            of_mean = functional.mean_cotangent(outputs, groups, channel_groups, **options)
+            probe = tf.zeros(self.probe_shape, self.statistics_dtype)
+            patches = linear.kernel_gradient(self.layer, inputs, probe, of_mean)
+            patches = tf.reshape(patches, [elements, channel_groups, groups])
+            patches = tf.transpose(patches, [2, 0, 1])
         else:
-            # The mean patch is that of each group's mean image (3.8, 1.2 ms for 32×28×28×64).
-            each = tf.shape(inputs)[0] // groups
-            images = tf.reduce_mean(tf.reshape(inputs, [groups, each, *_image(inputs)]), 1)
-            of_images = tf.zeros([groups, *_image(outputs)], outputs.dtype)
-        of_mean = functional.mean_cotangent(of_images, groups, channel_groups, **options)
-        probe = tf.zeros(self.probe_shape, self.statistics_dtype)
-        patches = linear.kernel_gradient(self.layer, images, probe, of_mean)
-        patches = tf.transpose(tf.reshape(patches, [elements, channel_groups, groups]), [2, 0, 1])
+            batch, *image = linear.dimensions(inputs)
+            images = tf.reshape(inputs, [groups, batch // groups, *image])
+            patches = linear.mean_patches(self.layer, tf.reduce_mean(images, 1))
         covariances = [
             linear.kernel_gradient(self.layer, x, kernel, cotangent)
             for x, cotangent in zip(tf.split(inputs, groups), tf.split(of_variance, groups))
@@ -251,9 +250,3 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """The layer of a configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
-
-
-def _image(batch: tf.Tensor) -> list:
-    """The shape of one of a batch, with tensors where it is not known beforehand."""
-    shape = tf.shape(batch)
-    return [size or shape[i] for i, size in enumerate(batch.shape) if i]

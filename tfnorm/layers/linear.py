@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -56,6 +57,59 @@ def kernel_gradient(
         tape.watch(kernel)
         outputs = apply(layer, inputs, kernel)
     return tape.gradient(outputs, kernel, cotangent)
+
+
+def mean_patches(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
+    """The mean of the input patches that the outputs of each of n images see, as [n, Q, g].
+
+    Each dimension of space has a matrix [kernel size, size] of its own, which says what share of
+    the outputs sees a place through an element of the kernel. Their products with a mean image
+    take a tenth of the time of a convolution's kernel gradient for one output channel.
+    """
+    if channel_axis(layer) == 1:
+        images = tf.transpose(images, [0, *range(2, images.shape.rank), 1])
+    rows, *space, channels = dimensions(images)
+    elements, groups, _ = factors(layer, layer.kernel.shape)
+    means, together = images, rows
+    for dimension, size in enumerate(space):
+        shares = _shares(layer, dimension, size, images.dtype)
+        means = tf.matmul(shares, tf.reshape(means, [together, size, -1]))
+        together *= shares.shape[0]
+    means = tf.transpose(tf.reshape(means, [rows, -1, groups, channels // groups]), [0, 1, 3, 2])
+    return tf.reshape(means, [rows, elements, groups])
+
+
+def dimensions(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """The sizes of x, as tensors where they are not known beforehand."""
+    if x.shape.is_fully_defined():
+        return list(x.shape)
+    shape = tf.shape(x)
+    return [shape[i] if size is None else size for i, size in enumerate(x.shape)]
+
+
+def _shares(
+    layer: keras.layers.Layer, dimension: int, size: int | tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """[k, size]: the share of the outputs along a dimension that see a place through an element."""
+    kernel_size, stride, dilation, padding = 1, 1, 1, "valid"
+    if not isinstance(layer, keras.layers.Dense):
+        kernel_size = layer.kernel_size[dimension]
+        stride, dilation = layer.strides[dimension], layer.dilation_rate[dimension]
+        padding = layer.padding
+    is_known = isinstance(size, int)
+    arange, maximum = (np.arange, max) if is_known else (tf.range, tf.maximum)
+    reach = dilation * (kernel_size - 1)
+    outputs = (size - 1 - (reach if padding == "valid" else 0)) // stride + 1
+    before = reach if padding == "causal" else 0
+    if padding == "same":
+        before = maximum((outputs - 1) * stride + reach + 1 - size, 0) // 2
+    # The element a of the output o sees the place o·stride + a·dilation − before.
+    element = np.arange(kernel_size, dtype=np.int32)[:, None]
+    origin = arange(size) + before - dilation * element
+    is_seen = (origin % stride == 0) & (origin >= 0) & (origin < outputs * stride)
+    if is_known:
+        return tf.constant(is_seen / outputs, dtype)
+    return tf.cast(is_seen, dtype) / tf.cast(outputs, dtype)
 
 
 def factors(layer: keras.layers.Layer, kernel_shape: tuple[int, ...]) -> tuple[int, int, int]:
