@@ -141,7 +141,9 @@ def test_the_maximum_of_equation_10_is_met(rng):
 
 def test_burn_in_is_batch_normalization(rng):
     layer, _ = run(rng, "conv2d", "float64", window=4, burn_in_steps=STEPS)
-    for history in layer._histories():
+    histories = [v for v in layer.non_trainable_variables if v.name.startswith("past_")]
+    assert len(histories) == 5
+    for history in histories:
         assert not running.number(history).any(), history.name
 
 

@@ -31,6 +31,17 @@ def new(rng):
     return [rng.normal(size=(_GROUPS, *shape)) for shape in _SHAPES]
 
 
+def write_all(buffers, held, step, new, count):
+    """All but the last in passes over all of them, the last in place."""
+    for buffer, old, value in list(zip(buffers, held, new, strict=True))[:-1]:
+        history.write([buffer], [old], step, [value], count)
+    history.write_slot(buffers[-1], held[-1], step, new[-1], count)
+
+
+def read_all(buffers):
+    return [*map(tf.convert_to_tensor, buffers[:-1]), history.read_shared(buffers[-1])]
+
+
 @pytest.mark.parametrize(
     ("counts", "is_known"), [((7.0, 9.0), False), ((0.0, 9.0), False), ((7.0, 9.0), True)]
 )
@@ -42,8 +53,8 @@ def test_every_buffer_has_its_slot_written(values, new, step, counts, is_known):
     def write(step, count):
         count = tf.constant([[c] for c in counts]) if is_known else count
         assert functional.is_surely_positive(count) == is_known
-        held = history.read(buffers)
-        history.write_slots(buffers, held, step, list(map(tf.constant, new)), count)
+        held = read_all(buffers)
+        write_all(buffers, held, step, list(map(tf.constant, new)), count)
         return held
 
     held = write(tf.constant(step), tf.constant(counts)[:, None])
@@ -60,9 +71,9 @@ def test_a_stateless_scope_gets_the_update(values, new):
     buffers = buffers_of(values)
     lent = [(buffer, tf.constant(2 * value)) for buffer, value in zip(buffers, values)]
     with keras.StatelessScope(state_mapping=lent) as scope:
-        held = history.read(buffers)
+        held = read_all(buffers)
         count = tf.ones([_GROUPS, 1], "float64")
-        history.write_slots(buffers, held, tf.constant(1), list(map(tf.constant, new)), count)
+        write_all(buffers, held, tf.constant(1), list(map(tf.constant, new)), count)
         updates = [scope.get_current_value(buffer).numpy() for buffer in buffers]
     for buffer, old, value, update in zip(buffers, values, new, updates):
         wanted = 2 * old

@@ -130,7 +130,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         step = tf.convert_to_tensor(self.step)
         options = {"axis": self.axis, "mask": mask}
         kernel = self._kernel()
-        held = history.read(self._histories())
+        held = self._held()
         normalized, own, window = functional.cross_iteration_batch_normalization(
             outputs,
             self.gamma,
@@ -152,11 +152,18 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
         return tf.stop_gradient(kernel)
 
-    def _histories(self) -> list[keras.Variable]:
+    def _moments(self) -> list[keras.Variable]:
         if self.window == 1:
             return []
-        derivatives = [self.past_mean_patch, self.past_covariance] if self.compensate else []
-        return [self.past_mean, self.past_variance, self.past_weight, *derivatives]
+        return [self.past_mean, self.past_variance, self.past_weight]
+
+    def _held(self) -> list[tf.Tensor]:
+        """What the histories hold before this step."""
+        held = [tf.convert_to_tensor(moment) for moment in self._moments()]
+        if held and self.compensate:
+            held.append(tf.convert_to_tensor(self.past_mean_patch))
+            held.append(history.read_shared(self.past_covariance))
+        return held
 
     def _past(self, step: tf.Tensor, kernel: tf.Tensor, held: list[tf.Tensor]) -> PastMoments:
         """The moments of the past steps, `held` in the histories, under the present kernel."""
@@ -191,11 +198,13 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         options: dict[str, Any],
     ) -> None:
         """Writes this step's moments, and their derivatives by the kernel, into the histories."""
-        new = [own.mean, own.variance, tf.ones_like(own.count)]
-        if self.compensate:
-            new += self._derivatives(inputs, outputs, kernel, own, options)
         recorded = step - self.burn_in_steps
-        history.write_slots(self._histories(), held, recorded, new, own.count)
+        new = [own.mean, own.variance, tf.ones_like(own.count)]
+        history.write(self._moments(), held[:3], recorded, new, own.count)
+        if self.compensate:
+            patch, covariance = self._derivatives(inputs, outputs, kernel, own, options)
+            history.write([self.past_mean_patch], held[3:4], recorded, [patch], own.count)
+            history.write_slot(self.past_covariance, held[4], recorded, covariance, own.count)
 
     def _derivatives(
         self,
@@ -226,10 +235,10 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             patches = linear.mean_patches(self.layer, tf.reduce_mean(images, 1))
         covariances = [
             linear.kernel_gradient(self.layer, x, kernel, cotangent)
-            for x, cotangent in zip(tf.split(inputs, groups), tf.split(of_variance, groups))
+            for x, cotangent in zip(_parts(inputs, groups), _parts(of_variance, groups))
         ]
         shape = [groups, elements, channel_groups, channels]
-        return patches, tf.reshape(tf.stack(covariances), shape)
+        return patches, tf.reshape(covariances, shape)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The layer's."""
@@ -250,3 +259,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """The layer of a configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
+
+
+def _parts(batch: tf.Tensor, groups: int) -> list[tf.Tensor]:
+    return [batch] if groups == 1 else tf.split(batch, groups)

@@ -9,20 +9,6 @@ import tensorflow as tf
 from tfnorm import functional
 
 
-def read(buffers: Sequence[keras.Variable]) -> list[tf.Tensor]:
-    """What the buffers hold, without a copy of those that `write_slots` writes.
-
-    A variable of which one slot was ever written is copied whole by every read from then on, to be
-    safe from the next write. But that copies by itself if a reader is still there: so reads are
-    made to share again (to read 66 MB and to write a slot took 10 ms, and 5 so).
-    """
-    if not functional.is_compiling():  # XLA has no such copies, and does not know the operation.
-        for handle in map(_handle, buffers):
-            if handle is not None:
-                tf.raw_ops.DisableCopyOnRead(resource=handle)
-    return [tf.convert_to_tensor(buffer) for buffer in buffers]
-
-
 def write(
     buffers: Sequence[keras.Variable],
     held: Sequence[tf.Tensor],
@@ -50,37 +36,45 @@ def write(
     return updated
 
 
-def write_slots(
-    buffers: Sequence[keras.Variable],
-    held: Sequence[tf.Tensor],
-    step: tf.Tensor,
-    new: Sequence[tf.Tensor],
-    count: tf.Tensor,
-) -> None:
-    """`write` for several buffers of one length, large ones among them.
+def read_shared(buffer: keras.Variable) -> tf.Tensor:
+    """What the buffer holds, without a copy although `write_slot` writes it.
 
-    In place of all of a buffer it touches the one slot: to read 66 MB and to write a slot takes
-    3 ms so, and with `write` 12.
+    A variable of which one slot was ever written is copied whole by every read from then on, to be
+    safe from the next write. But that copies by itself if a reader is still there: so reads are
+    made to share again (to read 66 MB and to write a slot took 10 ms, and 5 so).
     """
-    slot = tf.reshape(step % held[0].shape[0], [1])
-    for buffer, old, value in zip(buffers, held, new, strict=True):
-        handle = _handle(buffer)
-        if handle is None:
-            write([buffer], [old], step, [value], count)
-            continue
-        # Both ways a buffer is read first because its value is needed, and not by a control
-        # dependency alone, which may get lost (see `update_moving`).
-        if functional.is_surely_positive(count):
-            # The slot, in words of which TensorFlow cannot know that they do not need the value.
-            any_held = tf.cast(tf.reshape(old, [-1])[:1], slot.dtype)
-            indices, updates = tf.where(step >= 0, slot, any_held), value
-        else:
-            is_written = tf.reshape(count > 0, [-1] + [1] * (value.shape.rank - 1))
-            indices, updates = slot, tf.where(is_written, value, tf.gather(old, slot))
-        # Not scatter_update: variables of tf.distribute that are read as a mean lack it.
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=handle, indices=indices, updates=tf.reshape(updates, [1, *value.shape])
-        )
+    handle = _handle(buffer)
+    # XLA has no such copies, and does not know the operation.
+    if handle is not None and not functional.is_compiling():
+        tf.raw_ops.DisableCopyOnRead(resource=handle)
+    return tf.convert_to_tensor(buffer)
+
+
+def write_slot(
+    buffer: keras.Variable, held: tf.Tensor, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
+) -> None:
+    """`write` for one large buffer, of which it touches the slot alone.
+
+    To read 66 MB and to write a slot takes 3 ms so, and with `write` 12.
+    """
+    handle = _handle(buffer)
+    if handle is None:
+        write([buffer], [held], step, [new], count)
+        return
+    slot = tf.reshape(step % held.shape[0], [1])
+    # Both ways the buffer is read first because its value is needed, and not by a control
+    # dependency alone, which may get lost (see `update_moving`).
+    if functional.is_surely_positive(count):
+        # The slot, in words of which TensorFlow cannot know that they do not need the value.
+        any_held = tf.cast(tf.reshape(held, [-1])[:1], slot.dtype)
+        slot = tf.where(step >= 0, slot, any_held)
+    else:
+        is_written = tf.reshape(count > 0, [-1] + [1] * (new.shape.rank - 1))
+        new = tf.where(is_written, new, tf.gather(held, slot))
+    # Not scatter_update: variables of tf.distribute that are read as a mean lack it.
+    tf.raw_ops.ResourceScatterUpdate(
+        resource=handle, indices=slot, updates=tf.reshape(new, [1, *held.shape[1:]])
+    )
 
 
 def _handle(buffer: keras.Variable) -> tf.Tensor | None:
