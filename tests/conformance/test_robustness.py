@@ -195,3 +195,24 @@ def test_half_precision_keeps_statistics_in_float32(name, policy):
         batch = (moving - layer.layer.momentum) / (1 - layer.layer.momentum)
         if type(layer.layer).__name__ != "BatchRenormalization":
             np.testing.assert_allclose(batch, x.astype(np.float64).var((0, 1)), 1e-2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_a_gradient_penalty_beside_a_dead_channel(rng, name, groups):
+    """A gradient of a gradient, where one channel is nothing but zeros."""
+    x = rng.normal(size=(8, 5, 3))
+    x[..., 1] = 0
+    layer = Single(name, x.shape, virtual_replicas=groups).layer
+    x, weights = (tf.constant(v, tf.float32) for v in (x, rng.normal(size=x.shape)))
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = layer(x, training=True)
+            y = y[0] if isinstance(y, tuple) else y
+            loss = tf.reduce_sum(weights * y**3)
+        penalty = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+    gradient = outer.gradient(penalty, x).numpy()
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0

@@ -5,13 +5,14 @@ import pytest
 import tensorflow as tf
 
 from tfnorm import functional
+from tfnorm.functional import xla
 
 
 def test_the_answer_in_every_kind_of_graph():
     answers = {}
 
     def ask(kind, x):
-        answers[kind] = functional.is_compiling()
+        answers[kind] = xla.is_compiling()
         return x
 
     @tf.function
@@ -23,7 +24,7 @@ def test_the_answer_in_every_kind_of_graph():
         tf.cond(x > 0, lambda: ask("branch", x), lambda: x)
         return inner(x)
 
-    assert not functional.is_compiling()
+    assert not xla.is_compiling()
     for jit_compile in (True, False):
         tf.function(outer, jit_compile=jit_compile)(tf.constant(1.0))
         kinds = ("outer", "branch", "inner")
@@ -45,3 +46,18 @@ def test_compiled_statistics_are_those_of_a_graph(rng, groups, masked):
     wanted = tf.function(normalize)(x)
     for got, want in zip(tf.function(normalize, jit_compile=True)(x), wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_from_outside_does_not_compile(rng):
+    """The README's caution: XLA gets the Python function, not one that has its graph already."""
+    x = tf.constant(rng.normal(size=(4, 8, 3)), tf.float32)
+
+    def normalize(x):
+        return functional.batch_normalization(x, groups=2)[0]
+
+    graph = tf.function(normalize)
+    wanted = graph(x)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="EuclideanNorm"):
+        tf.function(lambda x: graph(x), jit_compile=True)(x)
+    got = tf.function(lambda x: normalize(x), jit_compile=True)(x)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)

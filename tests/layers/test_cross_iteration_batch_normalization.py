@@ -268,3 +268,14 @@ def test_axis_of_something_else():
         "axis must be the channel axis of the wrapped layer's output, -1 for 'dense'. "
         "Received: axis=1."
     )
+
+
+def test_what_no_output_sees_enters_no_state(rng):
+    strided = keras.layers.Conv2D(6, 1, 2, **OPTIONS)
+    layer = CrossIterationBatchNormalization(strided, window=3, dtype="float64")
+    images = rng.normal(size=(3, 4, 6, 6, 4))
+    images[0, 0, 1, 1, 0] = np.inf  # The kernel of 1×1 and stride 2 sees even places alone.
+    for batch in images:
+        assert np.isfinite(layer(batch, training=True)).all()
+    for variable in layer.variables:
+        assert np.isfinite(running.number(variable)).all(), variable.name

@@ -80,3 +80,21 @@ def test_a_stateless_scope_gets_the_update(values, new):
         wanted[1] = value
         np.testing.assert_array_equal(update, wanted)
         np.testing.assert_array_equal(buffer.numpy(), old)
+
+
+def test_reads_share_memory_until_a_slot_is_written(values, new):
+    (buffer,) = buffers_of(values[-1:])
+    count = tf.ones([_GROUPS, 1])
+    history.write_slot(buffer, history.read_shared(buffer), tf.constant(0), new[-1], count)
+    plain = [tf.convert_to_tensor(buffer) for _ in range(2)]
+    shared = [history.read_shared(buffer) for _ in range(2)]
+    assert len({address(read) for read in plain}) == 2
+    assert len({address(read) for read in shared}) == 1
+    before = shared[0].numpy().copy()
+    history.write_slot(buffer, shared[0], tf.constant(1), new[-1], count)
+    np.testing.assert_array_equal(shared[0], before)
+    np.testing.assert_array_equal(buffer.numpy()[1], new[-1])
+
+
+def address(tensor):
+    return tensor._numpy().ctypes.data

@@ -19,8 +19,15 @@ _LAYERS = {
         (7, 10, 4),
     ),
     "groups": (lambda: keras.layers.Conv2D(6, 3, groups=2, padding="same"), (7, 10, 4)),
+    "dilated, same, even kernel": (
+        lambda: keras.layers.Conv2D(6, 2, dilation_rate=3, padding="same"),
+        (7, 10, 4),
+    ),
     "1x1": (lambda: keras.layers.Conv2D(6, 1), (7, 10, 4)),
     "1x1, strided": (lambda: keras.layers.Conv2D(6, 1, 2), (7, 10, 4)),
+    "1x1, strided, same": (lambda: keras.layers.Conv2D(6, 1, 2, padding="same"), (7, 10, 4)),
+    "1x1, groups": (lambda: keras.layers.Conv2D(6, 1, groups=2), (7, 10, 4)),
+    "1x1, depthwise": (lambda: keras.layers.DepthwiseConv2D(1, depth_multiplier=2), (7, 10, 4)),
     "1D": (lambda: keras.layers.Conv1D(6, 3, 2, padding="same"), (9, 4)),
     "causal": (lambda: keras.layers.Conv1D(6, 3, padding="causal", dilation_rate=2), (9, 4)),
     "causal, strided": (lambda: keras.layers.Conv1D(6, 3, 2, padding="causal"), (10, 4)),
@@ -74,6 +81,21 @@ def test_kernel_gradients_are_those_of_the_layer(layer_and_images, rng):
     kernel = tf.convert_to_tensor(layer.kernel)
     got = linear.kernel_gradient(layer, tf.constant(images), kernel, cotangent)
     assert got.shape == kernel.shape
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_kernel_gradients_of_channels_first(rng):
+    layer = keras.layers.Conv2D(6, 1, data_format="channels_first")
+    layer.build((None, 4, 7, 10))
+    images = tf.constant(rng.normal(size=(3, 4, 7, 10)), tf.float32)
+    cotangent = tf.constant(rng.normal(size=(3, 6, 7, 10)), tf.float32)
+
+    @tf.function(jit_compile=True)  # Without XLA a CPU has no gradient of it.
+    def gradient(kernel):
+        return linear.kernel_gradient(layer, images, kernel, cotangent)
+
+    wanted = np.einsum("nihw,nohw->io", images, cotangent)
+    got = gradient(tf.convert_to_tensor(layer.kernel))[0, 0]
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -43,9 +43,9 @@ def _answers(model: keras.Model, structure: Any, inputs: list[np.ndarray]) -> li
 
 
 def _state_that_may_change(model: keras.Model) -> list[keras.Variable]:
-    """Not that of our normalizers, which inference leaves alone: CBN's are large."""
+    """Not what our normalizers keep, which inference leaves alone: CBN's histories are large."""
     normalizers = [v for v in model._flatten_layers() if isinstance(v, ChannelNormalization)]
-    fixed = {id(v) for normalizer in normalizers for v in normalizer.non_trainable_variables}
+    fixed = {id(v) for normalizer in normalizers for v in normalizer._non_trainable_variables}
     return [v for v in model.non_trainable_variables if id(v) not in fixed]
 
 

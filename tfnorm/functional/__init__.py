@@ -21,7 +21,6 @@ from tfnorm.functional.moving_average_batch_normalization import (
     moving_average_batch_normalization,
 )
 from tfnorm.functional.synchronized_batch_normalization import synchronized_batch_normalization
-from tfnorm.functional.xla import is_compiling
 
 __all__ = [
     "Estimate",
@@ -33,7 +32,6 @@ __all__ = [
     "batch_renormalization",
     "compensate",
     "cross_iteration_batch_normalization",
-    "is_compiling",
     "is_surely_positive",
     "kalman_update",
     "mean_cotangent",

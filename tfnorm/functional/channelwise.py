@@ -7,8 +7,9 @@ float64 x, whatever the dtype of x.
 
 One group without a mask, in a dtype that TensorFlow's fused batch normalization knows, takes the
 fused kernels: on a CPU forward and backward of BN together take 0.4 of the time of the separate
-operations of Keras' layer (`python -m benchmarks.layers`). Everything else takes reductions and
-broadcasts, which XLA fuses by itself.
+operations of Keras' layer (`python -m benchmarks.layers`). Everything else, and the mean square,
+takes reductions and broadcasts. XLA fuses these by itself, and gets other operations where it lacks
+one.
 """
 
 from collections.abc import Callable
@@ -424,9 +425,15 @@ def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     if xla.is_compiling():
         return _sum(tf.square(x), mask)
-    # Makes no array of squares, but XLA lacks it: bn in 16 groups takes 0.92 of its time so, mabn
-    # 0.9 to 0.97 of that with a fused kernel's Σ dy·x̂ of dy = x.
-    return tf.square(_reduce(tf.math.reduce_euclidean_norm, _keep(x, mask)))
+    # Makes no array of squares, but XLA lacks it: bn in 16 groups takes 0.92 of its time so.
+    return _squared_norm(_keep(x, mask))
+
+
+@tf.custom_gradient
+def _squared_norm(x: tf.Tensor):  # noqa: ANN202
+    # A gradient of its own: the norm's is 0/0 for a channel of zeros.
+    total = tf.square(_reduce(tf.math.reduce_euclidean_norm, x))
+    return total, lambda dtotal: 2 * x * _at_positions(dtotal)
 
 
 def _reduce(reduce: Callable, x: tf.Tensor) -> tf.Tensor:

@@ -214,7 +214,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         own: Moments,
         options: dict[str, Any],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(P [G, Q, g], D [G, Q, g, c]) of each group, as kernel gradients of the layer."""
+        """(P [G, Q, g], D [G, Q, g, c]) of each group: products, or gradients by the kernel."""
         groups = self.virtual_replicas
         elements, channel_groups, channels = self.factors
         of_variance = functional.variance_cotangent(tf.stop_gradient(outputs), own, **options)
@@ -232,7 +232,10 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         else:
             batch, *image = linear.dimensions(inputs)
             images = tf.reshape(inputs, [groups, batch // groups, *image])
-            patches = linear.mean_patches(self.layer, tf.reduce_mean(images, 1))
+            means = tf.reduce_mean(images, 1)
+            # What no output sees meets a share of 0.
+            means = tf.where(tf.math.is_finite(means), means, 0)
+            patches = linear.mean_patches(self.layer, means)
         covariances = [
             linear.kernel_gradient(self.layer, x, kernel, cotangent)
             for x, cotangent in zip(_parts(inputs, groups), _parts(of_variance, groups))
