@@ -29,7 +29,7 @@ setup(
         "report": ["matplotlib>=3.9"],
         "test": [
             "coverage>=7.10",
-        "hypothesis>=6.100",
+            "hypothesis>=6.100",
             "matplotlib>=3.9",
             "pytest>=8.2",
             "pytest-cov>=6.0",

@@ -172,6 +172,12 @@ CENTRALIZED = {
         (-1, -2),
     ),
     "dense": (lambda: keras.layers.Dense(4, activation="tanh"), (6, 3), (-1,)),
+    # Kernels larger than the input.
+    "large_conv1d": (lambda: keras.layers.Conv1D(40, 1, padding="causal"), (2, 5, 3), (-1,)),
+    "large_conv2d": (lambda: keras.layers.Conv2D(64, 1, strides=2), (2, 3, 3, 6), (-1,)),
+    "large_grouped": (lambda: keras.layers.Conv2D(64, 1, groups=2), (2, 3, 3, 6), (-1,)),
+    "large_3x3": (lambda: keras.layers.Conv2D(64, 3, padding="same"), (2, 3, 3, 6), (-1,)),
+    "large_dense": (lambda: keras.layers.Dense(40, activation="tanh"), (2, 5, 3), (-1,)),
 }
 
 
@@ -205,11 +211,22 @@ def test_centralized_outputs_and_gradients(rng, kind):
     assert tuple(wrapped.compute_output_shape(shape)) == tuple(y.shape)
 
 
+@pytest.mark.parametrize("images", [None, 2, 20])
+def test_the_smaller_of_kernel_and_input_is_centralized(images):
+    layer = WeightCentralization(keras.layers.Conv2D(64, 1))
+    layer.build((images, 3, 3, 6))
+    spec = tf.TensorSpec((images, 3, 3, 6))
+    graph = tf.function(lambda x: layer(x)).get_concrete_function(spec).graph
+    differences = [op.outputs[0].shape for op in graph.get_operations() if op.type == "Sub"]
+    assert differences == [spec.shape if images == 2 else layer.layer.kernel.shape]
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
-def test_the_mean_of_a_large_kernel(rng, policy):
+@pytest.mark.parametrize("images", [2, 8])
+def test_the_mean_of_a_large_kernel(rng, policy, images):
     """It is summed in more than half precision: bfloat16 would lose most of it."""
     layer = WeightCentralization(keras.layers.Dense(4, use_bias=False, dtype=policy), dtype=policy)
-    x = tf.constant(rng.normal(1, 1, (8, 20_000)), tf.float32)
+    x = tf.constant(rng.normal(1, 1, (images, 20_000)), tf.float32)
     layer.build(x.shape)
     layer.layer.kernel.assign(rng.normal(0.02, 0.02, (20_000, 4)))
     with tf.GradientTape() as tape:
