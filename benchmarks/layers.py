@@ -2,8 +2,8 @@
 
     python -m benchmarks.layers [--rounds=40] [--output=layers.json]
 
-Training is forward and backward. Its tables end with the same layers in 16 virtual replicas. CBN
-needs a convolution and is set against one with Keras' BatchNormalization, after the burn-in, with
+Training is forward and backward. Its tables end with the same layers in 16 virtual replicas. BKN
+has a layer before it, whose estimates it takes and hands gradients to. CBN needs a convolution and is set against one with Keras' BatchNormalization, after the burn-in, with
 a full window of 8 steps. How far a table is to be trusted, its second line says: the baseline
 against another layer of its kind.
 
@@ -47,7 +47,7 @@ _OURS = {
 _GROUPS = 16
 _WINDOW = 8
 _CONVOLVED = ((32, 28, 28, 64), (8, 56, 56, 64), (32, 14, 14, 256))
-_COMPILED = ((32, 28, 28, 64), (32, 14, 14, 256))
+_COMPILED = ((32, 28, 28, 64), (32, 14, 14, 256), (4096, 256))
 _COPY = "copy of x"
 # Tensors of the size of x that are read or written, of which a copy makes 2.
 _TRAINING_TRAFFIC, _INFERENCE_TRAFFIC = 5, 2
@@ -91,18 +91,32 @@ def convolutions(channels: int) -> dict[str, keras.layers.Layer]:
 def forward_and_backward(
     layer: keras.layers.Layer, x: tf.Tensor, dy: tf.Tensor, jit_compile: bool = False
 ) -> Callable[[], list[tf.Tensor]]:
-    """A function without arguments that runs one training pass of `layer`."""
-    layer.build(x.shape)
+    """A function without arguments that runs one training pass of `layer`.
+
+    BKN stands behind another layer of its width, whose state it gets, and hands its own on.
+    """
+    state = _state(layer, x.shape[-1])
+    layer.build(x.shape, *(tf.nest.map_structure(lambda v: v.shape, s) for s in state))
 
     @tf.function(jit_compile=jit_compile)
     def run() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = _first(layer(x, training=True))
+            tape.watch([x, state])
+            y, *own = tf.nest.flatten(layer(x, *state, training=True))
         # With y, else TensorFlow would prune what only the forward pass needs.
-        return [y, *tape.gradient(y, [x, *(v.value for v in layer.trainable_variables)], dy)]
+        sources = [x, *tf.nest.flatten(state), *(v.value for v in layer.trainable_variables)]
+        return [y, *own, *tape.gradient([y, *own], sources, [dy, *own])]
 
     return run
+
+
+def _state(layer: keras.layers.Layer, channels: int) -> list[tuple[tf.Tensor, ...]]:
+    """What a Kalman normalizer gets beside x, of a layer before it; nothing for others."""
+    if not isinstance(layer, layers.BatchKalmanNormalization):
+        return []
+    shape = (layer.virtual_replicas, channels)
+    mean, deviation = (tf.random.stateless_normal(shape, [2, i]) for i in range(2))
+    return [(mean, 1 + tf.square(deviation), tf.constant(1e-3))]
 
 
 def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], tf.Tensor]:

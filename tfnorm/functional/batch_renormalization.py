@@ -87,4 +87,5 @@ def _correction(
     sigma = tf.sqrt(moving_variance + epsilon)
     r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
     d = tf.clip_by_value((own.mean - moving_mean) / sigma, -d_max, d_max)
-    return r, d
+    # As the paper says of the backward pass, whose own gradient they are constants of as well.
+    return tf.stop_gradient(r), tf.stop_gradient(d)

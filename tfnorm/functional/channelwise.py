@@ -8,12 +8,12 @@ float64 x, whatever the dtype of x.
 One group without a mask, in a dtype that TensorFlow's fused batch normalization knows, takes the
 fused kernels: on a CPU forward and backward of BN together take 0.4 of the time of the separate
 operations of Keras' layer (`python -m benchmarks.layers`). Everything else, and the mean square,
-takes reductions and broadcasts. XLA fuses these by itself, and gets other operations where it lacks
-one.
+takes reductions and broadcasts. XLA gets nothing but these: it fuses them by itself.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -141,18 +141,12 @@ def over_groups(values: tf.Tensor) -> tf.Tensor:
 
 def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Moments:
     """Count, mean and biased variance; the variance by two passes, about the mean."""
-    if _is_fused(x, mask):
-        # Its unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
-        channels = x.shape[-1:]
-        _, result = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
-        return result
-    count = positions(x, mask)
-    divisor = at_least_one(count)
-    x = tf.cast(x, statistics_dtype(x))
-    mean = _sum(x, mask) / divisor
-    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
-    # hide it (0.3 ms of 3.7 for both passes of BN in 16 groups).
-    return Moments(count, mean, _sum_of_squares(x - _at_positions(mean), mask) / divisor)
+    plain = functools.partial(_moments, mask=mask)
+    if not _is_fused(x, mask):
+        return Moments(positions(x, mask), *plain(x))
+    fused = functools.partial(_fused_moments, epsilon=epsilon)
+    mean, variance, *saved = _with_gradient_of(plain, fused, x)
+    return Moments(positions(x), mean, variance, tuple(saved))
 
 
 def normalize(
@@ -209,7 +203,7 @@ def batch_normalize_gradient(
 
     dx = scale/σ·(dy − mean(dy) − x̂·mean(dy·x̂)), by the moments that the forward pass returned.
     """
-    if own.saved and _is_fused(x, mask):
+    if own.saved:
         return _fused_gradient(dy, x, scale, own.saved, epsilon, is_training=True)
     direct, dy_x_sum, dy_sum = normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
@@ -232,19 +226,15 @@ def normalize_gradient(
     """The gradient of `normalize` beside its statistics: (scale/σ·dy, Σ dy·x̂, Σ dy).
 
     The sums are [G, C] and take the valid positions only; x̂ = (x − mean)/sqrt(variance + ε). What
-    reaches x through the statistics as well is for `add_affine` to add.
+    reaches x through the statistics as well is for `add_affine` to add: the first of the three is
+    in the dtype of the statistics, because it may cancel against that.
     """
-    if _is_fused(x, mask):
-        # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
-        statistics = (_of_one_group(mean), _of_one_group(variance), tf.zeros([0]))
-        return _fused_gradient(dy, x, scale, statistics, epsilon, is_training=False)
-    dtype = statistics_dtype(x)
-    rstd = tf.math.rsqrt(variance + epsilon)
-    dy = tf.cast(dy, dtype)
-    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
-    centred = tf.cast(x, dtype) + -_at_positions(mean)
-    direct = dy * _at_positions(scale * rstd)
-    return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
+    tensors = (dy, x, mean, variance, scale)
+    plain = functools.partial(_normalize_gradient, epsilon=epsilon, mask=mask)
+    if not _is_fused(x, mask):
+        return plain(*tensors)
+    fused = functools.partial(_fused_normalize_gradient, epsilon=epsilon)
+    return _with_gradient_of(plain, fused, *tensors)
 
 
 def add_affine(
@@ -260,26 +250,21 @@ def add_affine(
     Every method's gradient has this form: what reaches x directly, and through the statistics, on
     which a masked position has no effect.
     """
-    if _is_fused(x, mask):
-        # As a normalization by the variance 1: one operation in place of three (0.7, 1.2 ms).
-        unit = tf.constant(1 - _UNIT_EPSILON, shape=[x.shape[-1]])
-        return direct + normalize(x, mean, unit, factor, offset, _UNIT_EPSILON)
-    through = (tf.cast(x, mean.dtype) + -_at_positions(mean)) * _at_positions(
-        factor
-    ) + _at_positions(offset)
-    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
+    tensors = (direct, x, mean, factor, offset)
+    plain = functools.partial(_add_affine, mask=mask)
+    # In half precision both parts are rounded only once they are added, because they cancel.
+    if not _is_fused(x, mask) or x.dtype != mean.dtype:
+        return plain(*tensors)
+    return _with_gradient_of(plain, _fused_add_affine, *tensors)
 
 
 def add_scaled(
     direct: tf.Tensor, x: tf.Tensor, factor: tf.Tensor, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
     """`add_affine` without mean and offset: direct + factor·x."""
-    if x.dtype != factor.dtype:
-        # The fused kernel has no arrays in float32 on its way.
-        zero = tf.zeros_like(factor)
-        return add_affine(direct, x, zero, factor, zero, mask)
     # In place of a normalization and an addition (0.98 against 1.20 ms of a backward pass).
-    return direct + _keep(x * _at_positions(factor), mask)
+    through = _keep(tf.cast(x, factor.dtype) * _at_positions(factor), mask)
+    return tf.cast(tf.cast(direct, factor.dtype) + through, x.dtype)
 
 
 def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -316,8 +301,102 @@ def covariance_gradient(
     return tf.cast(tf.matmul(centred, both / at_least_one(own.count)[:, :, None]), x.dtype)
 
 
+def _moments(x: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    divisor = at_least_one(positions(x, mask))
+    x = tf.cast(x, statistics_dtype(x))
+    mean = _sum(x, mask) / divisor
+    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
+    # hide it (0.3 ms of 3.7 for both passes of BN in 16 groups).
+    return mean, _sum_of_squares(x - _at_positions(mean), mask) / divisor
+
+
+def _normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    scale: tf.Tensor,
+    epsilon: float,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    dtype = statistics_dtype(x)
+    rstd = tf.math.rsqrt(variance + epsilon)
+    dy = tf.cast(dy, dtype)
+    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
+    centred = tf.cast(x, dtype) + -_at_positions(mean)
+    direct = dy * _at_positions(scale * rstd)
+    return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
+
+
+def _add_affine(
+    direct: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    factor: tf.Tensor,
+    offset: tf.Tensor,
+    mask: tf.Tensor | None,
+) -> tf.Tensor:
+    centred = tf.cast(x, mean.dtype) + -_at_positions(mean)
+    through = centred * _at_positions(factor) + _at_positions(offset)
+    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
+
+
 def _is_fused(x: tf.Tensor, mask: tf.Tensor | None) -> bool:
-    return mask is None and x.shape[0] == 1 and x.dtype in _FUSED_DTYPES
+    is_one_group = mask is None and x.shape[0] == 1 and x.dtype in _FUSED_DTYPES
+    # XLA has E[x²] − E[x]² in place of the kernel, which cancels beside a large mean.
+    return is_one_group and not xla.is_compiling()
+
+
+def _fused_moments(x: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, ...]:
+    # The unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
+    channels = x.shape[-1:]
+    _, own = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
+    return own.mean, own.variance, *own.saved
+
+
+def _fused_normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    scale: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
+    statistics = (_of_one_group(mean), _of_one_group(variance), tf.zeros([0]))
+    direct, *sums = _fused_gradient(dy, x, scale, statistics, epsilon, is_training=False)
+    if x.dtype != mean.dtype:
+        factor = scale * tf.math.rsqrt(variance + epsilon)
+        direct = tf.cast(dy, mean.dtype) * _at_positions(factor)
+    return direct, *sums
+
+
+def _fused_add_affine(
+    direct: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor
+) -> tf.Tensor:
+    # As a normalization by the variance 1: one operation in place of three (0.7, 1.2 ms).
+    unit = tf.constant(1 - _UNIT_EPSILON, shape=[x.shape[-1]])
+    return direct + normalize(x, mean, unit, factor, offset, _UNIT_EPSILON)
+
+
+def _with_gradient_of(plain: Callable, fused: Callable, *tensors: tf.Tensor) -> Any:
+    """`fused` of the tensors, whose gradient is that of the `plain` operations in its place.
+
+    TensorFlow's own gradient of a fused kernel takes the statistics for constants, which would make
+    a gradient of a gradient wrong. `plain` may have less results: the first ones.
+    """
+
+    @tf.custom_gradient
+    def compute(*tensors: tf.Tensor):  # noqa: ANN202
+        def gradient(*cotangents: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                results = tf.nest.flatten(plain(*tensors))
+            return tape.gradient(results, tensors, cotangents[: len(results)])
+
+        return fused(*tensors), gradient
+
+    return compute(*tensors)
 
 
 def _fused_batch_normalize(
@@ -339,7 +418,7 @@ def _fused_batch_normalize(
     biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
     saved = (result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
     mean = tf.expand_dims(result.batch_mean, 0)
-    if x.shape[1] is None:
+    if not is_surely_positive(count):
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
     return _from_images(result.y), Moments(count, mean, biased, saved)
@@ -378,15 +457,14 @@ def _as_image(x: tf.Tensor) -> tf.Tensor:
 
 
 def _as_images(x: tf.Tensor) -> tf.Tensor:
-    """[1, M, C] as images of 16 positions; for XLA as one.
+    """[1, M, C] as images of 16 positions.
 
     With oneDNN these take 0.92 to 0.96 of the time of one image forward and 0.88 to 0.96 at
     inference for 64 channels, 0.88 to 0.96 and 0.84 to 0.88 for 256; in bfloat16 0.96 to 1.02 for
-    64. XLA, which makes loops of its own, takes 1.6 to 1.8 times as long for them. cuDNN takes up
-    to 65,535 images.
+    64. cuDNN takes up to 65,535 images.
     """
     _, positions, channels = x.shape
-    if xla.is_compiling() or not positions or positions % 16 or positions // 16 > 65535:
+    if not positions or positions % 16 or positions // 16 > 65535:
         return _as_image(x)
     return tf.reshape(x, [positions // 16, 16, 1, channels])
 
