@@ -3,9 +3,10 @@
     python -m benchmarks.layers [--rounds=40] [--output=layers.json]
 
 Training is forward and backward. Its tables end with the same layers in 16 virtual replicas. BKN
-has a layer before it, whose estimates it takes and hands gradients to. CBN needs a convolution and is set against one with Keras' BatchNormalization, after the burn-in, with
-a full window of 8 steps. How far a table is to be trusted, its second line says: the baseline
-against another layer of its kind.
+has a layer before it, whose estimates it takes and hands gradients to. CBN needs a convolution and
+is set against one with Keras' BatchNormalization, after the burn-in, with a full window of 8 steps.
+How far a table is to be trusted, its second line says: the baseline against another layer of its
+kind.
 
 The limit is the least traffic with memory that a method allows: training reads x and writes y,
 reads x and dy and writes dx; inference reads x and writes y. Its time is that of copies of as many

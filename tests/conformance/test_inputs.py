@@ -67,15 +67,16 @@ def test_every_axis_is_a_transposition(name, axis):
     running.assert_close(*map(np.asarray, results), 1e-12)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4,), (4, 1), (5, 4)])
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
-def test_a_mask_of_another_rank(name):
+def test_a_mask_of_another_shape(name, shape):
     layer = networks.normalizing_layers(dense_network(name, (4, 5, 2)))[0]
     x = tf.random.normal(layer.input.shape if not isinstance(layer.input, list) else (4, 5, 3))
     with pytest.raises(ValueError) as error:
-        layer(x, training=True, mask=tf.ones([4, 5, 3], tf.bool))
+        layer(x, training=True, mask=tf.ones(shape, tf.bool))
     assert (
         "the mask must have one dimension less than the inputs: their shape without the channel "
-        "axis. Received: mask.shape=(4, 5, 3), inputs.shape=(4, 5, 3)." in str(error.value)
+        f"axis. Received: mask.shape={shape}, inputs.shape=(4, 5, 3)." in str(error.value)
     )
 
 

@@ -1,6 +1,7 @@
 """CBN against its oracle around every kind of layer, and against the official record."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -279,3 +280,42 @@ def test_what_no_output_sees_enters_no_state(rng):
         assert np.isfinite(layer(batch, training=True)).all()
     for variable in layer.variables:
         assert np.isfinite(running.number(variable)).all(), variable.name
+
+
+@pytest.mark.parametrize("length, is_graph", [(12, False), (None, False), (12, True), (None, True)])
+@pytest.mark.parametrize(
+    "options, keeps",
+    [
+        ({"padding": "same"}, True),
+        ({"padding": "causal"}, True),
+        ({"padding": "valid"}, False),
+        ({"padding": "same", "strides": 2}, False),
+    ],
+)
+def test_a_mask_that_inputs_carry(rng, options, keeps, length, is_graph):
+    """It is that of the outputs where these stand at the same positions."""
+    convolve = keras.layers.Conv1D(4, 3, use_bias=False, name="convolve", **options)
+    layer = CrossIterationBatchNormalization(convolve, window=3, momentum=0.0, name="cbn")
+    tokens = keras.Input((length,), dtype="int32")
+    embedded = keras.layers.Embedding(20, 6, mask_zero=True)(tokens)
+    model = keras.Model(tokens, layer(embedded))
+    x = rng.integers(1, 20, (5, 12)).astype(np.int32)
+    x[:, 9:] = 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if is_graph:
+            signature = [tf.TensorSpec((None, length), tf.int32)]
+            tf.function(lambda x: model(x, training=True), input_signature=signature)(x)
+        else:
+            model(x, training=True)
+    messages = [str(warning.message) for warning in caught if "'cbn'" in str(warning.message)]
+    assert messages == [] if keeps else messages == [
+        "'cbn' takes no notice of the mask that its inputs carry, because its layer 'convolve' has "
+        f"other positions in its output (padding={options['padding']!r}, "
+        f"strides={convolve.strides}). Give mask=, of the positions of the output."
+    ]
+    seen = convolve(model.layers[1](x)).numpy()
+    seen = seen[:, :9] if keeps else seen
+    running.assert_close(layer.moving_mean, seen.mean((0, 1)), 1e-5)
+    mask = layer.compute_mask(embedded, x > 0)
+    assert (mask is not None) == keeps

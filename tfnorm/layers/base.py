@@ -164,13 +164,19 @@ class ChannelNormalization(keras.layers.Layer):
         )
 
     def check_mask(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> None:
-        """Raises a ValueError unless the mask has one dimension less than the inputs."""
-        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
+        """Raises a ValueError unless the mask has the inputs' shape without the channel axis."""
+        if mask is not None and not self.is_mask_of(inputs, mask):
             raise ValueError(
                 "the mask must have one dimension less than the inputs: their shape without the "
                 f"channel axis. Received: mask.shape={tuple(mask.shape)}, "
                 f"inputs.shape={tuple(inputs.shape)}."
             )
+
+    def is_mask_of(self, tensor: tf.Tensor, mask: tf.Tensor) -> bool:
+        """Whether the mask may have the shape of the tensor without the channel axis."""
+        positions = list(tensor.shape)
+        del positions[self.axis]
+        return tf.TensorShape(mask.shape).is_compatible_with(positions)
 
     def update_moving(
         self,

@@ -1,10 +1,12 @@
 """Cross-iteration batch normalization."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend import get_keras_mask  # Keras has no public name for it
 
 from tfnorm import functional
 from tfnorm.functional import Moments, PastMoments
@@ -54,7 +56,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         compensate: whether the past is compensated for the change of the kernel; False is the
             paper's Naive CBN, which keeps past_mean and past_variance alone.
         **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`. A mask belongs to
-            the layer's output: its shape without the channel axis.
+            the layer's output: its shape without the channel axis. One that the inputs carry is
+            taken for it where the layer keeps positions, else left out with a warning.
 
     Raises:
         ValueError: the layer is of another kind, has a bias or an activation; window is below 1;
@@ -126,6 +129,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         outputs = self.layer(inputs)
         if not (training and self.trainable):
             return self.normalize_for_inference(outputs)
+        mask = self._mask_of_outputs(inputs, outputs, mask)
         self.check_mask(outputs, mask)
         step = tf.convert_to_tensor(self.step)
         options = {"axis": self.axis, "mask": mask}
@@ -147,6 +151,29 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         self.update_moving(self.moving_variance, window.variance, window.count)
         self.step.assign(step + 1)
         return normalized
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """That of the inputs where outputs stand at the same positions, else none."""
+        return previous_mask if linear.keeps_positions(self.layer) else None
+
+    def _mask_of_outputs(
+        self, inputs: tf.Tensor, outputs: tf.Tensor, mask: tf.Tensor | None
+    ) -> tf.Tensor | None:
+        """`mask`, unless it is that of the inputs, which Keras hands on by itself, and cannot fit."""
+        if mask is None or linear.keeps_positions(self.layer):
+            return mask
+        fits_inputs, fits_outputs = (self.is_mask_of(tensor, mask) for tensor in (inputs, outputs))
+        is_unclear = fits_inputs and fits_outputs  # for unknown sizes
+        if not fits_inputs or (is_unclear and get_keras_mask(inputs) is None):
+            return mask
+        warnings.warn(
+            f"{self.name!r} takes no notice of the mask that its inputs carry, because its layer "
+            f"{self.layer.name!r} has other positions in its output (padding="
+            f"{self.layer.padding!r}, strides={self.layer.strides}). Give mask=, of the positions "
+            "of the output.",
+            stacklevel=2,
+        )
+        return None
 
     def _kernel(self) -> tf.Tensor:
         kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)

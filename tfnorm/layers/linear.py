@@ -138,6 +138,14 @@ def channel_axis(layer: keras.layers.Layer) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
+def keeps_positions(layer: keras.layers.Layer) -> bool:
+    """Whether each output stands where an input does, so that a mask of the inputs fits it."""
+    if isinstance(layer, keras.layers.Dense):
+        return True
+    is_padded = layer.padding != "valid" or max(layer.kernel_size) == 1
+    return is_padded and max(layer.strides) == 1
+
+
 def check(owner: str, layer: Any) -> None:
     """Raises a ValueError unless `layer` is a linear map that `owner` can wrap."""
     if not isinstance(layer, KINDS):
