@@ -10,7 +10,8 @@ kind.
 
 The limit is the least traffic with memory that a method allows: training reads x and writes y,
 reads x and dy and writes dx; inference reads x and writes y. Its time is that of copies of as many
-tensors, one of which is timed among the layers.
+tensors, one of which is timed among the layers: kernels that read more than they write can be a
+little below it.
 """
 
 import functools

@@ -77,7 +77,7 @@ def show(title: str, figures: Mapping[str, Figure], limit: float | None = None) 
     Args:
         title: the line above it.
         figures: by name.
-        limit: milliseconds below which none can come; each line ends with its multiple of it.
+        limit: milliseconds of the least traffic with memory; each line ends with its multiple.
     """
     print(f"\n{title}; quartiles lie {100 * spread(figures):.0f} % apart (median)")
     width = max(map(len, figures))

@@ -1,8 +1,9 @@
 """Memory of training under each norm: of the process, of the norm's state, of what backward keeps.
 
-    python -m benchmarks.memory [--network=ResNet-20] [--batch=8] [--norms=bn,brn]
+    python -m benchmarks.memory [--networks=ResNet-20,ResNet-50] [--batch=8] [--norms=bn,brn]
 
-Every norm trains in a process of its own, whose peak resident memory is read at its end.
+Every norm trains in a process of its own, whose peak resident memory is read before the network is
+made, when TensorFlow is most of it, and at its end.
 """
 
 import json
@@ -11,7 +12,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -104,17 +106,24 @@ def _layer(norm: str) -> keras.layers.Layer:
 
 
 def alone(values: flags.FlagValues) -> dict[str, int]:
-    """The figures of the one norm that --alone names, from this process."""
-    model = under(values.alone, values.network)
+    """The figures of the one norm and network that are asked for, from this process."""
+    before = _peak_bytes()
+    (network,) = values.networks
+    model = under(values.alone, network)
     step = training_step(model, values.batch)
     for _ in range(values.steps):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _peak_bytes()
     return {
         "peak_bytes": peak,
+        "added_bytes": peak - before,
         "state_bytes": state_bytes(model),
         "state_bytes_with_past_kernels": with_past_kernels(model),
     }
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _share(part: int, whole: int) -> str:
@@ -123,7 +132,8 @@ def _share(part: int, whole: int) -> str:
 
 def _define() -> flags.FlagValues:
     values = measuring.define()
-    flags.DEFINE_string("network", "ResNet-20", "Of benchmarks.networks.", flag_values=values)
+    networks = ["ResNet-20", "ResNet-50"]
+    flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
     flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
     flags.DEFINE_integer("steps", 12, "Training steps.", flag_values=values)
@@ -134,42 +144,54 @@ def _define() -> flags.FlagValues:
 
 
 def run(values: flags.FlagValues) -> None:
-    """Prints a table, a line a norm."""
+    """Prints a table a network, a line a norm."""
     if values.alone:
         print(json.dumps(alone(values)))
         return
+    kept = {norm: kept_tensors(_layer(norm), _SHAPE) for norm in (BASELINE, *values.norms)}
     records = []
-    for norm in (BASELINE, *values.norms):
-        names = ("network", "batch", "steps")
-        arguments = [f"--{name}={values[name].value}" for name in names]
-        command = [sys.executable, "-m", "benchmarks.memory", *arguments, f"--alone={norm}"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        kept = kept_tensors(_layer(norm), _SHAPE)
-        records.append({"norm": norm, "kept": kept, **json.loads(done.stdout.splitlines()[-1])})
-        print(f"{norm}: {records[-1]['peak_bytes'] / 1e6:.0f} MB", flush=True)
-    first = records[0]["peak_bytes"]
+    for network in values.networks:
+        own = [_in_a_process(norm, network, values) for norm in kept]
+        records += [{**record, "kept": kept[record["norm"]]} for record in own]
+        _show(records[-len(own) :], f"{network}, {values.steps} training steps", values.batch)
+    print(
+        "\nPeak: resident memory of the process; added: what came after the imports. State: "
+        "non-trainable\nvariables of all normalizers, and its share of what the paper's CBN needs, "
+        "which keeps past kernels\ntoo. Tensors kept: of the size of its input, from one "
+        "normalizer's forward to its backward pass\n(cbn: of its convolution's input and of its "
+        "own)."
+    )
+    measuring.write(values.output, records)
+
+
+def _in_a_process(norm: str, network: str, values: flags.FlagValues) -> dict[str, Any]:
+    arguments = [f"--{name}={values[name].value}" for name in ("batch", "steps")]
+    arguments += [f"--networks={network}", f"--alone={norm}"]
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    record = {"network": network, "norm": norm, **json.loads(done.stdout.splitlines()[-1])}
+    print(f"{network}, {norm}: {record['peak_bytes'] / 1e6:.0f} MB", flush=True)
+    return record
+
+
+def _show(records: Sequence[Mapping[str, Any]], title: str, batch: int) -> None:
+    first = records[0]["added_bytes"]
     lines = [
         [
             record["norm"],
             f"{record['peak_bytes'] / 1e6:.0f}",
-            f"{record['peak_bytes'] / first:.2f}",
+            f"{record['added_bytes'] / 1e6:.0f}",
+            f"{record['added_bytes'] / first:.2f}",
             f"{record['state_bytes'] / 1e6:.3f}",
             _share(record["state_bytes"], record["state_bytes_with_past_kernels"]),
             str(record["kept"]),
         ]
         for record in records
     ]
-    print(f"\n{values.network}, {values.steps} training steps of {values.batch} images\n")
-    titles = ["norm", "peak\n(MB)", f"relative to\n{BASELINE}", "state\n(MB)"]
+    print(f"\n{title} of {batch} images\n")
+    titles = ["norm", "peak\n(MB)", "added\n(MB)", f"relative to\n{BASELINE}", "state\n(MB)"]
     titles += ["of that with\npast kernels", "tensors\nkept"]
-    print(text_table(titles, lines))
-    print(
-        "\nPeak: resident memory of the process. State: non-trainable variables of all normalizers,"
-        "\nand its share of what the paper's CBN needs, which keeps past kernels too."
-        "\nTensors kept: of the size of its input, from one normalizer's forward to its backward "
-        "pass\n(cbn: of its convolution's input and of its own)."
-    )
-    measuring.write(values.output, records)
+    print(text_table(titles, lines) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
