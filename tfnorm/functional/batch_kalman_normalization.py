@@ -155,14 +155,17 @@ def batch_kalman_normalization(
         else:
             mean, covariance = map(tf.identity, observed)
         variance = tf.linalg.diag_part(covariance) if full_covariance else covariance
-        y = channelwise.normalize(x, mean, variance, gamma, beta, epsilon)
+        rstd = tf.math.rsqrt(variance + epsilon)
+        factor = gamma * rstd
+        # x − μ̂ is x − x̄ and this: so in groups x − x̄ is what all passes share (0.8, 0.95 ms).
+        shift = own.mean - mean
+        y = channelwise.normalize(x, own.mean, variance, gamma, beta + factor * shift, epsilon)
 
         def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor):  # noqa: ANN202
             direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
-                dy, x, mean, variance, gamma, epsilon, valid
+                dy, x, own.mean, variance, gamma, epsilon, valid
             )
-            rstd = tf.math.rsqrt(variance + epsilon)
-            factor = gamma * rstd
+            dy_x_sum += rstd * shift * dy_sum
             dvariance = -0.5 * factor * rstd * dy_x_sum
             dmean -= factor * dy_sum
             dcovariance += tf.linalg.diag(dvariance) if full_covariance else dvariance

@@ -252,9 +252,11 @@ def add_affine(
     """
     tensors = (direct, x, mean, factor, offset)
     plain = functools.partial(_add_affine, mask=mask)
-    # In half precision both parts are rounded only once they are added, because they cancel.
-    if not _is_fused(x, mask) or x.dtype != mean.dtype:
+    if not _is_fused(x, mask):
         return plain(*tensors)
+    if x.dtype != mean.dtype:
+        # Rounded to half precision only once both parts are added, because they may cancel.
+        return add_scaled(direct + _at_positions(offset - factor * mean), x, factor)
     return _with_gradient_of(plain, _fused_add_affine, *tensors)
 
 

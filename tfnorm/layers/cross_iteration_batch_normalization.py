@@ -159,7 +159,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     def _mask_of_outputs(
         self, inputs: tf.Tensor, outputs: tf.Tensor, mask: tf.Tensor | None
     ) -> tf.Tensor | None:
-        """`mask`, unless it is that of the inputs, which Keras hands on by itself, and cannot fit."""
+        """`mask`, unless it is that of the inputs, which Keras hands on, and cannot fit."""
         if mask is None or linear.keeps_positions(self.layer):
             return mask
         fits_inputs, fits_outputs = (self.is_mask_of(tensor, mask) for tensor in (inputs, outputs))
