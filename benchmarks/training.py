@@ -1,6 +1,6 @@
 """The whole training step of a network under each norm, against the same with Keras BN.
 
-    python -m benchmarks.training [--networks=ResNet-20,ResNet-50] [--norms=bn,brn] [--rounds=12]
+    python -m benchmarks.training [--networks=ResNet-20,ResNet-50] [--norms=bn,brn] [--rounds=24]
 
 CBN is timed after its burn-in, with its default window of 8 steps, all of them full. The network is
 what `tfnorm.convert` makes of the one with Keras' layers: under mabn and cbn without the biases of
@@ -21,7 +21,7 @@ from tfnorm import commands
 
 
 def _define() -> flags.FlagValues:
-    values = measuring.define(rounds=12)
+    values = measuring.define(rounds=24)
     networks = ["ResNet-20", "ResNet-50"]
     flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
     flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
