@@ -1,5 +1,6 @@
 """Garbage behind masks, empty groups and extreme values, for every normalizer of the registry."""
 
+import functools
 import inspect
 
 import keras
@@ -202,55 +203,65 @@ def test_half_precision_keeps_statistics_in_float32(name, policy):
 POLICIES = {"mixed_float16": 1e-3, "mixed_bfloat16": 8e-3}
 
 
+# By name: the norm and options under which nothing is a constant.
+DERIVED = {name: (name, {}) for name in networks.NORMALIZERS} | {
+    "brn, corrected": ("brn", {"r_max": 1.5, "d_max": 0.5}),
+    "bkn, full": ("bkn", {"covariance": "full"}),
+}
+
+
+def first(y):
+    return y[0] if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", networks.NORMALIZERS)
-def test_half_precision_rounds_gradients_once(name, policy):
-    """Where dy has a mean, as behind global pooling, most of it cancels: not in half precision."""
+@pytest.mark.parametrize("name", DERIVED)
+def test_half_precision_rounds_gradients_once(name, policy, parallel):
+    """Where dy has a mean, as behind global pooling, or goes with x, most of it cancels."""
     rng = np.random.default_rng(7)
-    keras.config.set_dtype_policy(policy)
-    layer = Single(name, (32, 16, 4))
-    dtype = layer.layer.compute_dtype
-    x, dy = (
-        tf.cast(rng.normal(mean, 1, (32, 16, 4)), dtype).numpy().astype(np.float64)
-        for mean in (1, 100)
-    )
+    name, options = DERIVED[name]
+    x = tf.cast(rng.normal(1, 1, (32, 16, 4)), policy[6:]).numpy().astype(np.float64)
+    dy = tf.cast(rng.normal(0, 1, x.shape) + 100 * (x if parallel else 1), policy[6:])
     results = []
     for precision in (policy, "float64"):
         keras.config.set_dtype_policy(precision)
-        layer = Single(name, x.shape).layer
+        layer = Single(name, x.shape, **options).layer
         given, weights = (tf.cast(v, layer.compute_dtype) for v in (x, dy))
         with tf.GradientTape() as tape:
             tape.watch(given)
-            y = layer(given, training=True)
-            y = y[0] if isinstance(y, tuple) else y
+            y = first(layer(given, training=True))
         results.append(tape.gradient(y, given, weights).numpy().astype(np.float64))
     half, exact = results
     assert np.abs(half - exact).max() / np.abs(exact).max() < POLICIES[policy]
 
 
+@pytest.mark.parametrize("is_graph", [False, True])
 @pytest.mark.parametrize("is_dead", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("name", networks.NORMALIZERS)
-def test_a_gradient_penalty(rng, name, groups, is_dead):
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_gradient_penalty(rng, name, groups, is_dead, is_graph):
     """A gradient of a gradient, also where one channel is nothing but zeros.
 
     In float64 nothing is a kernel of TensorFlow's, whose gradients take statistics for constants.
+    The tapes stand outside the graph.
     """
+    name, options = DERIVED[name]
     x, weights = rng.normal(2, 1, size=(8, 5, 3)), rng.normal(size=(8, 5, 3))
     if is_dead:
         x[..., 1] = 0
     gradients = []
     for policy in ("float32", "float64"):
         keras.config.set_dtype_policy(policy)
-        layer = Single(name, x.shape, virtual_replicas=groups).layer
+        layer = Single(name, x.shape, virtual_replicas=groups, **options).layer
+        run = functools.partial(layer, training=True)
+        run = tf.function(run) if is_graph else run
         given, factors = (tf.constant(v, policy) for v in (x, weights))
         with tf.GradientTape() as outer:
             outer.watch(given)
             with tf.GradientTape() as inner:
                 inner.watch(given)
-                y = layer(given, training=True)
-                y = y[0] if isinstance(y, tuple) else y
-                loss = tf.reduce_sum(factors * y**3)
+                loss = tf.reduce_sum(factors * first(run(given)) ** 3)
             penalty = tf.reduce_sum(inner.gradient(loss, given) ** 2)
         gradients.append(outer.gradient(penalty, given).numpy())
     single, double = gradients

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.layers import running
-from tfnorm import schedules
+from tfnorm import functional, schedules
 from tfnorm.layers import BatchNormalization, BatchRenormalization
 
 
@@ -60,3 +61,29 @@ def test_a_variance_of_zero_stays_a_variance(rng):
     layer(x, training=True)
     assert (running.number(layer.moving_variance) >= 0).all()
     np.testing.assert_allclose(running.number(layer.moving_variance), 0, atol=1e-6)
+
+
+def test_r_and_d_are_constants_of_second_derivatives(rng):
+    x, weights = (tf.constant(rng.normal(1, 2, (6, 5, 3))) for _ in range(2))
+    moving = tf.constant(rng.normal(size=3)), tf.constant(rng.uniform(2, 4, size=3))
+
+    def plain(x):
+        mean, variance = tf.nn.moments(x, [0, 1])
+        sigma, moving_sigma = (tf.sqrt(v + 1e-3) for v in (variance, moving[1]))
+        r = tf.clip_by_value(sigma / moving_sigma, 1 / 3.0, 3.0)
+        d = tf.clip_by_value((mean - moving[0]) / moving_sigma, -5.0, 5.0)
+        return tf.stop_gradient(r) * (x - mean) / sigma + tf.stop_gradient(d)
+
+    def ours(x):
+        return functional.batch_renormalization(x, None, None, *moving, 3.0, 5.0)[0]
+
+    gradients = []
+    for normalize in (ours, plain):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(weights * normalize(x) ** 3)
+            penalty = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+        gradients.append(outer.gradient(penalty, x))
+    running.assert_close(*gradients, 1e-9)

@@ -221,6 +221,28 @@ def test_the_smaller_of_kernel_and_input_is_centralized(images):
     assert differences == [spec.shape if images == 2 else layer.layer.kernel.shape]
 
 
+class Squashing(keras.layers.Dense):
+    """Is not linear in its inputs."""
+
+    def call(self, inputs, training=None):
+        return super().call(keras.ops.tanh(inputs))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "sparse", "squashing"])
+def test_inputs_of_which_no_mean_is_taken(rng, dtype):
+    layer_class = Squashing if dtype == "squashing" else keras.layers.Dense
+    layer = WeightCentralization(layer_class(64))
+    x = rng.integers(0, 9, (2, 7))
+    given = {
+        "sparse": lambda: tf.sparse.from_dense(tf.constant(x, tf.float32)),
+        "squashing": lambda: tf.constant(x, tf.float32),
+    }.get(dtype, lambda: tf.cast(x, dtype))()
+    layer.build(x.shape)
+    seen = {"squashing": np.tanh(x), "bool": x != 0}.get(dtype, x)
+    wanted = np.matmul(seen, layer.effective_kernel())
+    np.testing.assert_allclose(layer(given), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("images", [2, 8])
 def test_the_mean_of_a_large_kernel(rng, policy, images):

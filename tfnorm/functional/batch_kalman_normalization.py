@@ -175,11 +175,11 @@ def batch_kalman_normalization(
                 down_parameters = tf.nest.flatten(through)
             count = channelwise.at_least_one(own.count)
             down_variance = tf.zeros_like(down.mean) if full_covariance else down.covariance
+            if full_covariance:
+                direct += channelwise.covariance_gradient(down.covariance, x, own, valid)
             dx = channelwise.add_affine(
                 direct, x, own.mean, 2 * down_variance / count, down.mean / count, valid
             )
-            if full_covariance:
-                dx += channelwise.covariance_gradient(down.covariance, x, own, valid)
             dgamma, dbeta = channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
             return dx, dgamma, dbeta, *down_parameters
 

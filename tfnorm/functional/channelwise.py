@@ -8,12 +8,11 @@ float64 x, whatever the dtype of x.
 One group without a mask, in a dtype that TensorFlow's fused batch normalization knows, takes the
 fused kernels: on a CPU forward and backward of BN together take 0.4 of the time of the separate
 operations of Keras' layer (`python -m benchmarks.layers`). Everything else, and the mean square,
-takes reductions and broadcasts. XLA gets nothing but these: it fuses them by itself.
+takes reductions and broadcasts, as does what is traced for XLA, which fuses by itself.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -141,12 +140,15 @@ def over_groups(values: tf.Tensor) -> tf.Tensor:
 
 def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Moments:
     """Count, mean and biased variance; the variance by two passes, about the mean."""
-    plain = functools.partial(_moments, mask=mask)
-    if not _is_fused(x, mask):
-        return Moments(positions(x, mask), *plain(x))
-    fused = functools.partial(_fused_moments, epsilon=epsilon)
-    mean, variance, *saved = _with_gradient_of(plain, fused, x)
-    return Moments(positions(x), mean, variance, tuple(saved))
+    if _is_fused(x, mask):
+        return _fused_moments(x, epsilon)
+    count = positions(x, mask)
+    divisor = at_least_one(count)
+    x = tf.cast(x, statistics_dtype(x))
+    mean = _sum(x, mask) / divisor
+    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
+    # hide it (0.3 ms of 3.7 for both passes of BN in 16 groups).
+    return Moments(count, mean, _sum_of_squares(x - _at_positions(mean), mask) / divisor)
 
 
 def normalize(
@@ -229,12 +231,15 @@ def normalize_gradient(
     reaches x through the statistics as well is for `add_affine` to add: the first of the three is
     in the dtype of the statistics, because it may cancel against that.
     """
-    tensors = (dy, x, mean, variance, scale)
-    plain = functools.partial(_normalize_gradient, epsilon=epsilon, mask=mask)
-    if not _is_fused(x, mask):
-        return plain(*tensors)
-    fused = functools.partial(_fused_normalize_gradient, epsilon=epsilon)
-    return _with_gradient_of(plain, fused, *tensors)
+    if _is_fused(x, mask):
+        return _fused_normalize_gradient(dy, x, mean, variance, scale, epsilon)
+    dtype = statistics_dtype(x)
+    rstd = tf.math.rsqrt(variance + epsilon)
+    dy = tf.cast(dy, dtype)
+    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
+    centred = tf.cast(x, dtype) + -_at_positions(mean)
+    direct = dy * _at_positions(scale * rstd)
+    return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
 
 
 def add_affine(
@@ -250,14 +255,14 @@ def add_affine(
     Every method's gradient has this form: what reaches x directly, and through the statistics, on
     which a masked position has no effect.
     """
-    tensors = (direct, x, mean, factor, offset)
-    plain = functools.partial(_add_affine, mask=mask)
-    if not _is_fused(x, mask):
-        return plain(*tensors)
-    if x.dtype != mean.dtype:
+    if _is_fused(x, mask):
+        if x.dtype == mean.dtype:
+            return _fused_add_affine(direct, x, mean, factor, offset)
         # Rounded to half precision only once both parts are added, because they may cancel.
         return add_scaled(direct + _at_positions(offset - factor * mean), x, factor)
-    return _with_gradient_of(plain, _fused_add_affine, *tensors)
+    centred = tf.cast(x, mean.dtype) + -_at_positions(mean)
+    through = centred * _at_positions(factor) + _at_positions(offset)
+    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
 
 
 def add_scaled(
@@ -300,47 +305,7 @@ def covariance_gradient(
     """The gradient of `covariance` to x: (x − mean)·(dS + dSᵀ)/m."""
     centred = _keep(tf.cast(x, own.mean.dtype) - _at_positions(own.mean), mask)
     both = dcovariance + tf.linalg.matrix_transpose(dcovariance)
-    return tf.cast(tf.matmul(centred, both / at_least_one(own.count)[:, :, None]), x.dtype)
-
-
-def _moments(x: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    divisor = at_least_one(positions(x, mask))
-    x = tf.cast(x, statistics_dtype(x))
-    mean = _sum(x, mask) / divisor
-    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
-    # hide it (0.3 ms of 3.7 for both passes of BN in 16 groups).
-    return mean, _sum_of_squares(x - _at_positions(mean), mask) / divisor
-
-
-def _normalize_gradient(
-    dy: tf.Tensor,
-    x: tf.Tensor,
-    mean: tf.Tensor,
-    variance: tf.Tensor,
-    scale: tf.Tensor,
-    epsilon: float,
-    mask: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    dtype = statistics_dtype(x)
-    rstd = tf.math.rsqrt(variance + epsilon)
-    dy = tf.cast(dy, dtype)
-    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
-    centred = tf.cast(x, dtype) + -_at_positions(mean)
-    direct = dy * _at_positions(scale * rstd)
-    return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
-
-
-def _add_affine(
-    direct: tf.Tensor,
-    x: tf.Tensor,
-    mean: tf.Tensor,
-    factor: tf.Tensor,
-    offset: tf.Tensor,
-    mask: tf.Tensor | None,
-) -> tf.Tensor:
-    centred = tf.cast(x, mean.dtype) + -_at_positions(mean)
-    through = centred * _at_positions(factor) + _at_positions(offset)
-    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
+    return tf.matmul(centred, both / at_least_one(own.count)[:, :, None])
 
 
 def _is_fused(x: tf.Tensor, mask: tf.Tensor | None) -> bool:
@@ -349,11 +314,28 @@ def _is_fused(x: tf.Tensor, mask: tf.Tensor | None) -> bool:
     return is_one_group and not xla.is_compiling()
 
 
-def _fused_moments(x: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, ...]:
-    # The unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
-    channels = x.shape[-1:]
-    _, own = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
-    return own.mean, own.variance, *own.saved
+def _fused_moments(x: tf.Tensor, epsilon: float) -> Moments:
+    """The kernel's moments with their gradient: TensorFlow's own takes them for constants.
+
+    No first derivative needs it; a gradient of a gradient does.
+    """
+    count = positions(x)
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor):  # noqa: ANN202
+        # The unused output costs less than a second, separate reduction (0.55 against 0.64 ms).
+        channels = x.shape[-1:]
+        _, own = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
+
+        def gradient(dmean: tf.Tensor, dvariance: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+            centred = tf.cast(x, own.mean.dtype) - _at_positions(own.mean)
+            dx = _at_positions(dmean) + 2 * _at_positions(dvariance) * centred
+            return tf.cast(dx / _at_positions(at_least_one(count)), x.dtype)
+
+        return (own.mean, own.variance, *own.saved), gradient
+
+    mean, variance, *saved = compute(x)
+    return Moments(count, mean, variance, tuple(saved))
 
 
 def _fused_normalize_gradient(
@@ -364,13 +346,19 @@ def _fused_normalize_gradient(
     scale: tf.Tensor,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms).
-    statistics = (_of_one_group(mean), _of_one_group(variance), tf.zeros([0]))
-    direct, *sums = _fused_gradient(dy, x, scale, statistics, epsilon, is_training=False)
+    # The kernel's gradient at inference is these three, in two passes (0.7 against 1.7 ms). What
+    # it knows as constants, TensorFlow takes for constants: a gradient of this gradient reaches
+    # the statistics through factors of 1 and shifts of 0 instead.
+    fixed_mean, fixed_variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
+    rstd = tf.math.rsqrt(variance + epsilon)
+    one = rstd / tf.stop_gradient(rstd)
+    statistics = (_of_one_group(fixed_mean), _of_one_group(fixed_variance), tf.zeros([0]))
+    direct, dy_x_sum, dy_sum = _fused_gradient(
+        dy, x, scale * one, statistics, epsilon, is_training=False
+    )
     if x.dtype != mean.dtype:
-        factor = scale * tf.math.rsqrt(variance + epsilon)
-        direct = tf.cast(dy, mean.dtype) * _at_positions(factor)
-    return direct, *sums
+        direct = tf.cast(dy, mean.dtype) * _at_positions(scale * rstd)
+    return direct, one * dy_x_sum + rstd * (fixed_mean - mean) * dy_sum, dy_sum
 
 
 def _fused_add_affine(
@@ -378,27 +366,9 @@ def _fused_add_affine(
 ) -> tf.Tensor:
     # As a normalization by the variance 1: one operation in place of three (0.7, 1.2 ms).
     unit = tf.constant(1 - _UNIT_EPSILON, shape=[x.shape[-1]])
-    return direct + normalize(x, mean, unit, factor, offset, _UNIT_EPSILON)
-
-
-def _with_gradient_of(plain: Callable, fused: Callable, *tensors: tf.Tensor) -> Any:
-    """`fused` of the tensors, whose gradient is that of the `plain` operations in its place.
-
-    TensorFlow's own gradient of a fused kernel takes the statistics for constants, which would make
-    a gradient of a gradient wrong. `plain` may have less results: the first ones.
-    """
-
-    @tf.custom_gradient
-    def compute(*tensors: tf.Tensor):  # noqa: ANN202
-        def gradient(*cotangents: tf.Tensor) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                results = tf.nest.flatten(plain(*tensors))
-            return tape.gradient(results, tensors, cotangents[: len(results)])
-
-        return fused(*tensors), gradient
-
-    return compute(*tensors)
+    fixed_mean = tf.stop_gradient(mean)
+    offset += factor * (fixed_mean - mean)  # as in `_fused_normalize_gradient`
+    return direct + normalize(x, fixed_mean, unit, factor, offset, _UNIT_EPSILON)
 
 
 def _fused_batch_normalize(

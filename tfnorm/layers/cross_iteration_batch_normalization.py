@@ -153,8 +153,10 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         return normalized
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """That of the inputs where outputs stand at the same positions, else none."""
-        return previous_mask if linear.keeps_positions(self.layer) else None
+        """The mask, unless it may be that of inputs at other positions than the outputs."""
+        if previous_mask is None or linear.keeps_positions(self.layer):
+            return previous_mask
+        return None if self.is_mask_of(inputs, previous_mask) else previous_mask
 
     def _mask_of_outputs(
         self, inputs: tf.Tensor, outputs: tf.Tensor, mask: tf.Tensor | None
@@ -162,10 +164,10 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """`mask`, unless it is that of the inputs, which Keras hands on, and cannot fit."""
         if mask is None or linear.keeps_positions(self.layer):
             return mask
-        fits_inputs, fits_outputs = (self.is_mask_of(tensor, mask) for tensor in (inputs, outputs))
-        is_unclear = fits_inputs and fits_outputs  # for unknown sizes
-        if not fits_inputs or (is_unclear and get_keras_mask(inputs) is None):
+        if get_keras_mask(inputs) is None or not self.is_mask_of(inputs, mask):
             return mask
+        if self.is_mask_of(outputs, mask):
+            return self._mask_if_it_fits(outputs, mask)
         warnings.warn(
             f"{self.name!r} takes no notice of the mask that its inputs carry, because its layer "
             f"{self.layer.name!r} has other positions in its output (padding="
@@ -174,6 +176,13 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             stacklevel=2,
         )
         return None
+
+    def _mask_if_it_fits(self, outputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Where sizes are not known before: the mask, else one of all positions."""
+        shape = tf.unstack(tf.shape(outputs), len(outputs.shape))
+        del shape[self.axis]
+        fits = tf.reduce_all(tf.equal(tf.shape(mask), shape))
+        return tf.cond(fits, lambda: tf.cast(mask, tf.bool), lambda: tf.ones(shape, tf.bool))
 
     def _kernel(self) -> tf.Tensor:
         kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)

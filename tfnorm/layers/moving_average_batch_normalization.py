@@ -37,7 +37,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
 
     When: 1 to 8 images on each device, runs of more than some thousand steps. Not: short runs
     (fewer steps than `correction_start_step` are plain normalization by averages), or after a
-    layer whose kernel cannot be centralized. Cost: 0.7 of the time of Keras' BatchNormalization or
+    layer whose kernel cannot be centralized. Cost: 0.75 of the time of Keras' BatchNormalization or
     less, with a mask or virtual replicas too; nothing is communicated.
 
     Source: Yan et al., "Towards Stabilizing Batch Statistics in Backward Propagation of Batch

@@ -75,10 +75,13 @@ class WeightCentralization(keras.layers.Wrapper):
 
     def _is_larger_than(self, inputs: tf.Tensor) -> bool:
         """Whether the layer mixes channels at each position, by a kernel larger than the input."""
+        # A subclass may do more than that, and a mean needs dense floating-point numbers.
+        if type(self.layer) not in _OTHERS or getattr(self.layer, "groups", 1) > 1:
+            return False
+        if not isinstance(inputs, tf.Tensor) or not inputs.dtype.is_floating:
+            return False
         kernel, size = self.layer.kernel.shape, inputs.shape.num_elements()
-        is_pointwise = isinstance(self.layer, _OTHERS) and max(kernel[:-2], default=1) == 1
-        one_group = getattr(self.layer, "groups", 1) == 1
-        return is_pointwise and one_group and size is not None and size < math.prod(kernel)
+        return max(kernel[:-2], default=1) == 1 and size is not None and size < math.prod(kernel)
 
     def _kernel_variable(self) -> keras.Variable:
         return next(v for v in self.layer.weights if v.name == "kernel")
