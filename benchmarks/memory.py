@@ -106,10 +106,9 @@ def _layer(norm: str) -> keras.layers.Layer:
 
 
 def alone(values: flags.FlagValues) -> dict[str, int]:
-    """The figures of the one norm and network that are asked for, from this process."""
+    """The figures of the norm that --alone names in the first network, from this process."""
     before = _peak_bytes()
-    (network,) = values.networks
-    model = under(values.alone, network)
+    model = under(values.alone, values.networks[0])
     step = training_step(model, values.batch)
     for _ in range(values.steps):
         step()

@@ -328,9 +328,8 @@ def _fused_moments(x: tf.Tensor, epsilon: float) -> Moments:
         _, own = _fused_batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
 
         def gradient(dmean: tf.Tensor, dvariance: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-            centred = tf.cast(x, own.mean.dtype) - _at_positions(own.mean)
-            dx = _at_positions(dmean) + 2 * _at_positions(dvariance) * centred
-            return tf.cast(dx / _at_positions(at_least_one(count)), x.dtype)
+            dx = _at_positions(dmean / at_least_one(count))
+            return tf.cast(dx + _at_positions(dvariance) * variance_cotangent(x, own), x.dtype)
 
         return (own.mean, own.variance, *own.saved), gradient
 
