@@ -208,4 +208,3 @@ def test_plots_need_matplotlib(command):
     assert process.stderr.splitlines()[-1] == (
         "tfnorm: error: plots need matplotlib; install it: pip install tfnorm[report]"
     )
-

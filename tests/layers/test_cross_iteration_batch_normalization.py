@@ -310,11 +310,16 @@ def test_a_mask_that_inputs_carry(rng, options, keeps, length, is_graph):
             model(x, training=True)
     messages = [str(warning.message) for warning in caught if "'cbn'" in str(warning.message)]
     is_late = length is None and is_graph  # Only the run tells whose mask it is.
-    assert messages == [] if keeps or is_late else messages == [
-        "'cbn' takes no notice of the mask that its inputs carry, because its layer 'convolve' has "
-        f"other positions in its output (padding={options['padding']!r}, "
-        f"strides={convolve.strides}). Give mask=, of the positions of the output."
-    ]
+    assert (
+        messages == []
+        if keeps or is_late
+        else messages
+        == [
+            "'cbn' takes no notice of the mask that its inputs carry, because its layer 'convolve' "
+            f"has other positions in its output (padding={options['padding']!r}, "
+            f"strides={convolve.strides}). Give mask=, of the positions of the output."
+        ]
+    )
     seen = convolve(model.layers[1](x)).numpy()
     seen = seen[:, :9] if keeps else seen
     running.assert_close(layer.moving_mean, seen.mean((0, 1)), 1e-5)

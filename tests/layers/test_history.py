@@ -52,7 +52,7 @@ def test_every_buffer_has_its_slot_written(values, new, step, counts, is_known):
     @tf.function
     def write(step, count):
         count = tf.constant([[c] for c in counts]) if is_known else count
-        assert functional.is_surely_positive(count) == is_known
+        assert functional.is_statically_positive(count) == is_known
         held = read_all(buffers)
         write_all(buffers, held, step, list(map(tf.constant, new)), count)
         return held

@@ -243,7 +243,7 @@ def test_settings_of_a_study_differ_and_norms_do_not_multiply():
 def test_batch_sizes_halve_down_to_one_with_the_same_gradient():
     cells = grid_of("batch-size", seeds=[0], replica_batch_size=8).cells
     of_bn = [c.config for c in cells if c.config.norm == "bn"]
-    assert [c.images_of_statistics for c in of_bn] == [8, 4, 2, 1]
+    assert [c.statistics_batch_size for c in of_bn] == [8, 4, 2, 1]
     assert {c.config.replica_batch_size for c in cells} == {8}
     assert [c.config.virtual_replicas for c in cells if c.config.norm == "gn"] == [1]
 
@@ -281,10 +281,12 @@ def test_parts_of_mabn_are_options_of_its_layer():
 
 def test_a_window_of_cbn_meets_bn_with_as_many_images():
     cells = grid_of("cbn-window", seeds=[0]).cells
-    bn = {c.labels["window"]: c.config.images_of_statistics for c in cells if c.config.norm == "bn"}
+    bn = {
+        c.labels["window"]: c.config.statistics_batch_size for c in cells if c.config.norm == "bn"
+    }
     assert bn == {1: 4, 2: 8, 4: 16, 8: 32}
     cbn = [c.config for c in cells if c.config.norm == "cbn"]
-    assert {c.images_of_statistics for c in cbn} == {4}
+    assert {c.statistics_batch_size for c in cbn} == {4}
     windows = [(c.norm_options["window"], c.norm_options.get("compensate", True)) for c in cbn]
     assert windows == [(k, kept) for k in (2, 4, 8, 16) for kept in (True, False)]
 
@@ -293,7 +295,7 @@ def test_burn_ins_are_shares_of_the_steps():
     cells = grid_of("cbn-burn-in", seeds=[0], steps=80).cells
     found = [c.config.norm_options["burn_in_steps"] for c in cells if c.config.norm == "cbn"]
     assert found == 2 * [0, 5, 10, 20, 40]
-    images = [c.config.images_of_statistics for c in cells if c.config.norm == "cbn"]
+    images = [c.config.statistics_batch_size for c in cells if c.config.norm == "cbn"]
     assert images == 5 * [4] + 5 * [1]
 
 

@@ -36,11 +36,7 @@ def test_a_row_without_results_has_no_mean():
 def test_text_table_aligns_columns_under_titles_of_several_lines():
     text = summary.text_table(["norm", "test\naccuracy"], [["bn", "91.25"], ["syncbn", "8.5"]])
     assert text == (
-        "norm        test\n"
-        "        accuracy\n"
-        "------  --------\n"
-        "bn         91.25\n"
-        "syncbn       8.5"
+        "norm        test\n        accuracy\n------  --------\nbn         91.25\nsyncbn       8.5"
     )
 
 

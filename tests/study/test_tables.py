@@ -33,7 +33,11 @@ def comparison():
             # Recorded before communication was counted, and after.
             record(labels("bn"), 0.9, 0.25, 0.010),
             record(
-                labels("bn"), 0.8, 0.35, 0.018, normalization_collectives=18,
+                labels("bn"),
+                0.8,
+                0.35,
+                0.018,
+                normalization_collectives=18,
                 normalization_bytes=23456,
             ),
             record(labels("brn"), 0.95, 0.2, 0.014),
@@ -41,7 +45,11 @@ def comparison():
             record(labels("gn"), 0.99, 0.1, None),
             record(labels("mabn"), error=NAN),
             record(
-                labels("bn", 1, 8), 0.97, 0.2, 0.004, normalization_collectives=0,
+                labels("bn", 1, 8),
+                0.97,
+                0.2,
+                0.004,
+                normalization_collectives=0,
                 normalization_bytes=0,
             ),
         ]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfnorm.conversion import chain
-from tfnorm.conversion.places import Found, Place, find, lay_open
+from tfnorm.conversion.places import Found, Place, expand_wrappers, find
 from tfnorm.conversion.placing import (
     Obstacle,
     place_after_centralized,
@@ -88,7 +88,7 @@ def convert(
     graph = inline(read(model))
     found = find(graph)
     selected = _select(found, where)
-    places = lay_open(graph, [one for one in selected if one.source is not None])
+    places = expand_wrappers(graph, [one for one in selected if one.source is not None])
     placed = _place_all(graph, places, normalizer)
     rows = [_row(one, one in selected, placed.get(one), norm) for one in found]
     if strict:

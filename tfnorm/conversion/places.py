@@ -72,7 +72,7 @@ def _found(graph: Graph, part: Part) -> Found:
     return Found(part.path, layer, part, source)
 
 
-def lay_open(graph: Graph, found: list[Found]) -> dict[Found, Place]:
+def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:
     """Rewrites normalizers as plain places; the graph means the same at inference.
 
     A convolution comes out of its normalizer (cbn), centralized kernels become plain ones (mabn),

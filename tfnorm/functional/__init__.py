@@ -8,7 +8,7 @@ from tfnorm.functional.batch_kalman_normalization import (
 )
 from tfnorm.functional.batch_normalization import batch_normalization
 from tfnorm.functional.batch_renormalization import batch_renormalization
-from tfnorm.functional.channelwise import Moments, is_surely_positive
+from tfnorm.functional.channelwise import Moments, is_statically_positive
 from tfnorm.functional.cross_iteration_batch_normalization import (
     PastMoments,
     compensate,
@@ -32,7 +32,7 @@ __all__ = [
     "batch_renormalization",
     "compensate",
     "cross_iteration_batch_normalization",
-    "is_surely_positive",
+    "is_statically_positive",
     "kalman_update",
     "mean_cotangent",
     "moving_average_batch_normalization",

@@ -122,7 +122,7 @@ def positions(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     return tf.fill([x.shape[0], 1], tf.cast(tf.shape(x)[1], dtype))
 
 
-def is_surely_positive(count: tf.Tensor) -> bool:
+def is_statically_positive(count: tf.Tensor) -> bool:
     """Whether it is known, before anything runs, that no group is without a valid position."""
     known = tf.get_static_value(count)
     return known is not None and bool((known > 0).all())
@@ -130,7 +130,7 @@ def is_surely_positive(count: tf.Tensor) -> bool:
 
 def at_least_one(count: tf.Tensor) -> tf.Tensor:
     """The count [G, 1] to divide by, 1 where it is 0; no operation where it is known."""
-    return count if is_surely_positive(count) else tf.maximum(count, 1)
+    return count if is_statically_positive(count) else tf.maximum(count, 1)
 
 
 def over_groups(values: tf.Tensor) -> tf.Tensor:
@@ -250,7 +250,7 @@ def add_affine(
     offset: tf.Tensor,
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Dx = direct + factor·(x − mean) + offset in the dtype of x; at a masked position `direct`.
+    """Computes dx = direct + factor·(x − mean) + offset in the dtype of x; if masked, `direct`.
 
     Every method's gradient has this form: what reaches x directly, and through the statistics, on
     which a masked position has no effect.
@@ -389,7 +389,7 @@ def _fused_batch_normalize(
     biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
     saved = (result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
     mean = tf.expand_dims(result.batch_mean, 0)
-    if not is_surely_positive(count):
+    if not is_statically_positive(count):
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
     return _from_images(result.y), Moments(count, mean, biased, saved)

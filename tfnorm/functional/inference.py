@@ -15,7 +15,7 @@ def normalize_by_moving_statistics(
     epsilon: float = 1e-3,
     axis: int = -1,
 ) -> tf.Tensor:
-    """Y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β, differentiable in x, γ and β.
+    """Computes y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β, differentiable in x, γ and β.
 
     Args:
         x: any rank from 2, channels on `axis`.

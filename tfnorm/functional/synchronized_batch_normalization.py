@@ -72,7 +72,7 @@ def synchronized_batch_normalization(
 
 def _pack(own: Moments) -> tf.Tensor:
     packed = tf.concat([own.count[0], own.mean[0], own.variance[0]], 0)
-    if channelwise.is_surely_positive(own.count):
+    if channelwise.is_statically_positive(own.count):
         return packed
     # An empty replica's moments may be anything, also NaN: it says 0.
     return tf.where(own.count[0] == 0, tf.zeros_like(packed), packed)

@@ -152,7 +152,7 @@ class ChannelNormalization(keras.layers.Layer):
         return self.normalize_for_inference(inputs)
 
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β."""
+        """Computes y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β."""
         return functional.normalize_by_moving_statistics(
             inputs,
             self.gamma,
@@ -204,7 +204,7 @@ class ChannelNormalization(keras.layers.Layer):
         A group without a valid position (count [G, 1] of 0) keeps `old` [C].
         """
         # Operations that change nothing are left out: tracing takes its time for each.
-        if not functional.is_surely_positive(count):
+        if not functional.is_statically_positive(count):
             updated = tf.where(count > 0, updated, old)
         one_group = updated.shape[0] == 1
         variable.assign(tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0))

@@ -66,9 +66,7 @@ class BatchKalmanNormalization(ChannelNormalization):
     ) -> None:
         super().__init__(*args, **kwargs)
         if covariance not in ("diagonal", "full"):
-            raise ValueError(
-                f'covariance must be "diagonal" or "full". Received: {covariance!r}.'
-            )
+            raise ValueError(f'covariance must be "diagonal" or "full". Received: {covariance!r}.')
         if not 0 < initial_gain < 1:
             raise ValueError(
                 "initial_gain must lie between 0 and 1, both excluded: the share of the batch's "

@@ -29,7 +29,7 @@ def write(
     # less in every layer is time of tracing (188 operations of MABN became 149).
     slots = np.arange(steps, dtype=step.dtype.as_numpy_dtype).reshape([steps, 1, *ones])
     is_written = tf.equal(slots, step % steps)
-    if not functional.is_surely_positive(count):
+    if not functional.is_statically_positive(count):
         is_written = tf.logical_and(is_written, tf.reshape(count > 0, [1, groups, *ones]))
     updated = [tf.where(is_written, value, old) for value, old in zip(new, held, strict=True)]
     for buffer, value in zip(buffers, updated, strict=True):
@@ -62,7 +62,7 @@ def write_slot(
     slot = tf.reshape(step % held.shape[0], [1])
     # Both ways the buffer is read first because its value is needed, and not by a control
     # dependency alone, which may get lost (see `update_moving`).
-    if functional.is_surely_positive(count):
+    if functional.is_statically_positive(count):
         # The slot, in words of which TensorFlow cannot know that they do not need the value.
         any_held = tf.cast(tf.reshape(held, [-1])[:1], slot.dtype)
         slot = tf.where(step >= 0, slot, any_held)

@@ -195,9 +195,7 @@ def _batch_like(
     **defaults: Any,
 ) -> Normalizer:
     attach = attach or _after(layer_class)
-    return Normalizer(
-        name, description, True, layer_class, attach, defaults, centralize=centralize
-    )
+    return Normalizer(name, description, True, layer_class, attach, defaults, centralize=centralize)
 
 
 def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
@@ -210,9 +208,7 @@ _REGISTRY = {
     norm.name: norm
     for norm in (
         _batch_like("bn", "batch normalization", BatchNormalization),
-        _batch_like(
-            "syncbn", "BN over all replicas", BatchNormalization, synchronized=True
-        ),
+        _batch_like("syncbn", "BN over all replicas", BatchNormalization, synchronized=True),
         _batch_like("brn", "batch renormalization", BatchRenormalization),
         _batch_like(
             "mabn",
@@ -220,9 +216,7 @@ _REGISTRY = {
             MovingAverageBatchNormalization,
             centralize=True,
         ),
-        _batch_like(
-            "cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around, None
-        ),
+        _batch_like("cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around, None),
         _batch_like("bkn", "batch Kalman normalization", BatchKalmanNormalization, _chained),
         _group_like("gn", "group normalization", _size_of_at_most_32_groups),
         _group_like("ln", "layer normalization (one group)", lambda channels: channels),

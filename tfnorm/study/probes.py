@@ -16,7 +16,7 @@ from tfnorm.data import Dataset, sampling
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
 from tfnorm.training.statistics_monitor import spread
-from tfnorm.training.tapping import normalizers, without_trace
+from tfnorm.training.tapping import discard_updates, normalizers
 from tfnorm.training.training_pass import VariancePass
 
 # Of the statistics over training: points of a run, and images that are looked at.
@@ -47,7 +47,7 @@ class BatchStatistics(keras.callbacks.Callback):
 
         @tf.function(reduce_retracing=True, autograph=False)
         def answers(images: tf.Tensor) -> tf.Tensor:
-            with without_trace(self.model):
+            with discard_updates(self.model):
                 return tf.argmax(self.model(images, training=True), -1)
 
         def accuracy(order: np.ndarray) -> float:
@@ -61,7 +61,7 @@ class BatchStatistics(keras.callbacks.Callback):
         self._result = {"test_accuracy_batch_statistics": accuracy(np.arange(len(labels)))}
         if config.sampling != "shuffled":
             rng = np.random.default_rng(config.seed)
-            order = sampling.order(config.sampling, rng, labels, config.images_of_statistics)
+            order = sampling.order(config.sampling, rng, labels, config.statistics_batch_size)
             self._result["test_accuracy_batch_statistics_sampled"] = accuracy(order)
 
     def result(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ class StatisticsSeries(training.StatisticsMonitor):
         steps = config.steps or config.epochs * dataset.steps_per_epoch(batch)
         examples = dataset.train_batches(
             min(_IMAGES, dataset.num_train), config.seed, 0, config.augment,
-            sampled=config.sampling, images=config.images_of_statistics,
+            sampled=config.sampling, images=config.statistics_batch_size,
         )  # fmt: skip
         super().__init__(
             examples,
@@ -158,7 +158,7 @@ class VarianceGap(keras.callbacks.Callback):
         layers = spread(normalizers(self.model), _LAYERS) if normalizers(self.model) else []
         batches = self._dataset.train_batches(
             images_of_call(config), config.seed, 0, config.augment,
-            sampled=config.sampling, images=config.images_of_statistics,
+            sampled=config.sampling, images=config.statistics_batch_size,
         )  # fmt: skip
         measure = VariancePass(self.model, layers).variances
         found = [measure(images) for images, _ in batches.take(_BATCHES)]

@@ -33,7 +33,7 @@ def setting(
         **labels: More labels.
     """
     replicas = max(config.num_replicas, 1) * config.virtual_replicas
-    images = config.images_of_statistics
+    images = config.statistics_batch_size
     statistics = {"syncbn": replicas * images, **dict.fromkeys(_OF_ONE_IMAGE, 1)}
     labels = {
         "norm": norm,

@@ -135,15 +135,15 @@ class Config:
                 f"num_replicas={self.num_replicas} with distribution_strategy=one_device; "
                 "choose --distribution_strategy=mirrored"
             )
-        if self.sampling == "pairs" and self.images_of_statistics % 2:
+        if self.sampling == "pairs" and self.statistics_batch_size % 2:
             raise UserError(
                 "sampling=pairs needs an even number of images that share statistics, received "
-                f"{self.images_of_statistics} (replica_batch_size / virtual_replicas)"
+                f"{self.statistics_batch_size} (replica_batch_size / virtual_replicas)"
             )
         self.normalizer()
 
     @property
-    def images_of_statistics(self) -> int:
+    def statistics_batch_size(self) -> int:
         """Images that a normalizer of batches takes its statistics from."""
         return self.replica_batch_size // self.virtual_replicas
 

@@ -135,7 +135,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_policy(config.mixed_precision))
         strategy = strategies.create(config)
-        stack.enter_context(workers.losses_told(strategy))
+        stack.enter_context(workers.report_lost_workers(strategy))
         if config.model_dir:
             stack.enter_context(watch)
         dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)

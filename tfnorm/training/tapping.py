@@ -57,7 +57,7 @@ def normalized(
     return x, arguments.get("mask", arguments.get("inputs_mask"))
 
 
-def without_trace(model: keras.Model) -> keras.StatelessScope:
+def discard_updates(model: keras.Model) -> keras.StatelessScope:
     """While it is entered, what is written to the model's Keras variables is forgotten after it."""
     # Lent as tensors, because a layer may write past Keras to a variable that it finds.
     lent = [(v, tf.convert_to_tensor(v)) for v in model.non_trainable_variables]

@@ -87,7 +87,7 @@ class Trainer:
             local = _local_replicas(context)
             return self.dataset.train_batches(
                 self.global_batch_size, config.seed, epoch, config.augment, skip, self.replicas,
-                local, config.sampling, config.images_of_statistics,
+                local, config.sampling, config.statistics_batch_size,
             )  # fmt: skip
 
         return iterate(self.strategy.distribute_datasets_from_function(batches))

@@ -11,7 +11,7 @@ from tfnorm.errors import UserError
 from tfnorm.functional import channelwise
 from tfnorm.layers import BatchKalmanNormalization, MovingAverageBatchNormalization
 from tfnorm.training.statistics import Statistics
-from tfnorm.training.tapping import normalized, tapped, without_trace
+from tfnorm.training.tapping import discard_updates, normalized, tapped
 
 Loss = Callable[[Any, Any], tf.Tensor]
 
@@ -53,7 +53,7 @@ class TrainingPass:
                 return tf.nest.pack_sequence_as(outputs, [z, *state])
 
             # The backward pass too: some methods write what they average in it.
-            with without_trace(self._model):
+            with discard_updates(self._model):
                 with tapped(self._layers, tap):
                     answers = self._model(inputs, training=True)
                 self._check(calls)
@@ -156,6 +156,6 @@ class VariancePass:
             calls[layer] = own.variance + square
             return outputs
 
-        with without_trace(self._model), tapped(self._layers, tap):
+        with discard_updates(self._model), tapped(self._layers, tap):
             self._model(inputs, training=True)
         return [calls[layer] for layer in self._layers]

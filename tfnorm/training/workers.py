@@ -67,7 +67,7 @@ def check_step(strategy: tf.distribute.Strategy, step: int) -> None:
 
 
 @contextlib.contextmanager
-def losses_told(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Turns the errors of collectives of which another worker is gone into one line.
 
     TensorFlow notices a closed connection at once, and silence after 10 seconds without a
