@@ -3,7 +3,8 @@
 from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
 from tfnorm.training.config import Config
 from tfnorm.training.recalibration import recalibrate
-from tfnorm.training.run import Evaluation, Result, evaluate, load_model, train
+from tfnorm.training.result import Evaluation, Result
+from tfnorm.training.run import evaluate, load_model, train
 from tfnorm.training.statistics_monitor import StatisticsMonitor
 
 __all__ = [

@@ -19,7 +19,7 @@ from tfnorm.layers import (
 )
 from tfnorm.training import statistics
 from tfnorm.training.callbacks import write_scalar
-from tfnorm.training.run import Notice, to_stderr
+from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import normalizers
 from tfnorm.training.training_pass import Loss, TrainingPass, groups, subtracts_mean

@@ -1,0 +1,174 @@
+"""The loop of a run over epochs and steps."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnorm.errors import RunError
+from tfnorm.layers.replicas import synchronize_statistics
+from tfnorm.training import replica_state
+from tfnorm.training.checkpoints import Checkpoints, Progress
+from tfnorm.training.notices import Notice
+from tfnorm.training.preemption import Preempted, SigtermWatch
+from tfnorm.training.result import Result
+from tfnorm.training.trainer import Trainer
+
+
+class Loop:
+    """The loop over epochs and steps."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        progress: Progress,
+        checkpoints: Checkpoints | None,
+        validate: bool,
+        watch: SigtermWatch,
+        notice: Notice,
+    ) -> None:
+        self._trainer = trainer
+        self._progress = progress
+        self._checkpoints = checkpoints
+        self._validate = validate
+        self._watch = watch
+        self._notice = notice
+        self._saved_step = progress.step
+        self._step_times: list[float] = []
+
+    def run(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Makes the steps that are left of the run; calls the callbacks as `train` promises.
+
+        Raises:
+            RunError: The loss is not finite, or a checkpoint cannot be written.
+            Preempted: SIGTERM has been received.
+        """
+        trainer, progress = self._trainer, self._progress
+        trainer.model.stop_training = False
+        listeners = keras.callbacks.CallbackList(
+            list(callbacks),
+            model=trainer.model,
+            epochs=math.ceil(trainer.total_steps / trainer.steps_per_epoch),
+            steps=trainer.steps_per_epoch,
+        )
+        listeners.on_train_begin()
+        while progress.step < trainer.total_steps and not trainer.model.stop_training:
+            epoch = progress.step // trainer.steps_per_epoch
+            listeners.on_epoch_begin(epoch)
+            row = self._epoch(epoch, listeners)
+            listeners.on_epoch_end(epoch, row)
+            if self._due() or not trainer.config.checkpoint_every:
+                self._save()
+            self._stop_if_asked()
+        self._save()
+        synchronize_statistics(trainer.model)
+        listeners.on_train_end()
+
+    def _epoch(self, epoch: int, listeners: keras.callbacks.CallbackList) -> dict[str, Any]:
+        trainer, progress = self._trainer, self._progress
+        started = time.perf_counter()
+        first = epoch * trainer.steps_per_epoch
+        last = min(first + trainer.steps_per_epoch, trainer.total_steps)
+        if progress.step == first:
+            progress.loss_sum = progress.accuracy_sum = 0.0
+        iterator = trainer.epoch_iterator(epoch, skip=progress.step - first)
+        while progress.step < last:
+            for loss, accuracy in self._steps(iterator, self._loop_length(last)):
+                progress.step += 1
+                progress.loss_sum += loss
+                progress.accuracy_sum += accuracy
+                listeners.on_train_batch_end(progress.step - first - 1, self._means(first))
+            if progress.step < last:  # The last waits for its epoch's row.
+                if self._due():
+                    self._save()
+                self._stop_if_asked()
+        row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
+        if self._validate:
+            row["val_loss"], row["val_accuracy"] = trainer.evaluate()
+            _check_finite(
+                row["val_loss"], f"the test loss after step {progress.step}", self._saved_step
+            )
+        row["learning_rate"] = trainer.learning_rate(progress.step - 1)
+        row["seconds"] = time.perf_counter() - started
+        # A run that ended within this epoch and goes on with more steps has a row of it already.
+        progress.history[:] = [*progress.history[:epoch], row]
+        return row
+
+    def _loop_length(self, last: int) -> int:
+        """Steps until something has to be done between two of them."""
+        config, step = self._trainer.config, self._progress.step
+        if not self._step_times:
+            return 1  # The step that traces is timed on its own.
+        to_checkpoint = config.checkpoint_every - step % max(config.checkpoint_every, 1)
+        return min(config.steps_per_loop, last - step, to_checkpoint or last)
+
+    def _steps(self, iterator: Iterator, count: int) -> np.ndarray:
+        started = time.perf_counter()
+        records = self._trainer.train_steps(iterator, count)
+        self._step_times.append((time.perf_counter() - started) / count)
+        for index, (loss, _) in enumerate(records):
+            step = self._progress.step + index + 1
+            _check_finite(loss, f"the loss of step {step}", self._saved_step)
+        return records
+
+    def _means(self, first: int) -> dict[str, float]:
+        steps = self._progress.step - first
+        return {
+            "loss": self._progress.loss_sum / steps,
+            "accuracy": self._progress.accuracy_sum / steps,
+        }
+
+    def _due(self) -> bool:
+        every = self._trainer.config.checkpoint_every
+        return every > 0 and self._progress.step % every == 0
+
+    def _save(self) -> None:
+        if self._checkpoints and self._saved_step != self._progress.step:
+            synchronize_statistics(self._trainer.model)
+            self._checkpoints.save(self._progress.step)
+            self._saved_step = self._progress.step
+
+    def _stop_if_asked(self) -> None:
+        """Ends the process after SIGTERM, unless nothing is left to do."""
+        trainer, progress = self._trainer, self._progress
+        if not self._checkpoints or progress.step == trainer.total_steps:
+            return
+        if not self._watch.noted(trainer.strategy):
+            return
+        if self._saved_step != progress.step:
+            progress.keep_replicas(replica_state.read(trainer.strategy, trainer.model))
+            self._checkpoints.save(progress.step)
+        self._notice(
+            f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
+            "the same command goes on from its checkpoint"
+        )
+        raise Preempted
+
+    def result(self) -> Result:
+        """What the run came to, after `run`."""
+        trainer, history = self._trainer, self._progress.history
+        last, payloads = history[-1], trainer.payloads
+        return Result(
+            config=trainer.config,
+            model=trainer.model,
+            history=history,
+            steps=self._progress.step,
+            train_loss=last["loss"],
+            test_loss=last.get("val_loss"),
+            test_accuracy=last.get("val_accuracy"),
+            step_time_median=statistics.median(self._step_times[1:] or [0.0]) or None,
+            params=sum(math.prod(v.shape) for v in trainer.model.trainable_variables),
+            normalization_collectives=None if payloads is None else len(payloads),
+            normalization_bytes=None if payloads is None else sum(payloads),
+            model_dir=trainer.config.model_dir,
+        )
+
+
+def _check_finite(value: float, what: str, saved_step: int) -> None:
+    if not math.isfinite(value):
+        kept = f"the checkpoint of step {saved_step} is kept" if saved_step else "nothing was saved"
+        raise RunError(f"{what} is {value}; {kept}; a lower --learning_rate may help")

@@ -1,0 +1,68 @@
+"""What a run and an evaluation come to."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tfnorm.training.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        config: Its configuration.
+        model: The trained network, its statistics synchronized.
+        history: One row an epoch: epoch, step, loss, accuracy (means over the epoch's steps, while
+            the weights move), val_loss, val_accuracy (of the test images; absent without
+            validation), learning_rate, seconds.
+        steps: Training steps made, those before a resumption included.
+        train_loss: Loss of the last epoch.
+        test_loss: Cross-entropy of the test images at the end; None without validation.
+        test_accuracy: Fraction of the test images that are classified rightly.
+        step_time_median: Seconds; the median over the calls of the training loop, without the
+            first, which traces; None if there was one only.
+        params: Number of trainable parameters.
+        normalization_collectives: Collectives of a training step for normalization, counted in the
+            step that was traced; None if the run had no step to make.
+        normalization_bytes: Bytes that each replica hands to them in a step.
+        model_dir: Where its files are; None if nothing was written.
+    """
+
+    config: Config
+    model: keras.Model
+    history: list[dict[str, Any]]
+    steps: int
+    train_loss: float
+    test_loss: float | None
+    test_accuracy: float | None
+    step_time_median: float | None
+    params: int
+    normalization_collectives: int | None
+    normalization_bytes: int | None
+    model_dir: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, as JSON takes it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["model"]
+        return {**fields, "config": self.config.to_dict()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy over the test images.
+
+    Attributes:
+        loss: Mean cross-entropy.
+        accuracy: Fraction that is classified rightly.
+        examples: Number of images.
+        checkpoint: What was evaluated.
+    """
+
+    loss: float
+    accuracy: float
+    examples: int
+    checkpoint: str

@@ -1,0 +1,97 @@
+"""The directory of a run: what of an earlier part of it lies there, and whether it may go on."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from tfnorm.errors import UserError
+from tfnorm.files import write_text
+from tfnorm.training.checkpoints import newest_first
+from tfnorm.training.config import Config
+from tfnorm.training.notices import Notice
+
+# What a checkpoint's weights depend on; all else may change from one part of a run to the next.
+_ARCHITECTURE = (
+    "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
+)  # fmt: skip
+_NOT_WORTH_A_WORD = ("model_dir", "data_dir", "resume", "steps_per_loop", "evaluation_batch_size")
+
+
+def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
+    """The directory of a run; checks that what is there may be gone on with, and makes it to write.
+
+    It is one directory that all workers see, of whom one writes.
+    """
+    directory = pathlib.Path(config.model_dir).expanduser()
+    try:
+        if write:
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
+        ) from error
+    found = newest_first(directory / "checkpoints")
+    if found and not config.resume:
+        raise UserError(
+            f"model_dir {directory} holds a run ({pathlib.Path(found[0]).name}) and resume is off; "
+            "choose another --model_dir, remove it, or resume"
+        )
+    if found:
+        check_architecture(config, directory)
+        _tell_changes(config, directory, notice)
+    return directory
+
+
+def existing(model_dir: str | None) -> pathlib.Path:
+    """The directory of a run that has a checkpoint.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not model_dir:
+        raise UserError("no model_dir; choose the --model_dir of a run")
+    directory = pathlib.Path(model_dir).expanduser()
+    if not newest_first(directory / "checkpoints"):
+        raise UserError(f"no checkpoint in model_dir {directory}; train first, or choose another")
+    return directory
+
+
+def saved_config(directory: pathlib.Path) -> Config | None:
+    """The configuration of the newest part of a run; None if none was written."""
+    path = directory / "config.json"
+    return Config.from_dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def check_architecture(config: Config, directory: pathlib.Path) -> None:
+    """Raises UserError if the checkpoints of a directory are of another network."""
+    changes = _changes(config, directory, _ARCHITECTURE)
+    if changes:
+        raise UserError(
+            f"model_dir {directory} holds a run of another architecture: {changes}; give the flags "
+            "it was trained with, or another --model_dir"
+        )
+
+
+def _tell_changes(config: Config, directory: pathlib.Path, notice: Notice) -> None:
+    names = {field.name for field in dataclasses.fields(Config)} - {*_NOT_WORTH_A_WORD}
+    changes = _changes(config, directory, sorted(names))
+    if changes:
+        notice(f"this part of the run differs from the one before: {changes}")
+
+
+def _changes(config: Config, directory: pathlib.Path, names: Sequence[str]) -> str:
+    saved = saved_config(directory) or config
+    return ", ".join(
+        f"{name} was {getattr(saved, name)} and is {getattr(config, name)}"
+        for name in names
+        if getattr(saved, name) != getattr(config, name)
+    )
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a file for people and programs, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
