@@ -23,7 +23,9 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], ob
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(aside)
+            flush(aside)
             os.replace(aside, path)
+            flush(path.parent)
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
@@ -37,3 +39,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         RunError: As `write_whole`.
     """
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Returns when a file, or the names in a directory, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

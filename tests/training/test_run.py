@@ -97,10 +97,10 @@ def test_mixed_precision_ends_with_the_run(small, notices):
 
 
 def test_a_checkpoint_that_cannot_be_written(small, tmp_path, notices, monkeypatch):
-    def fail(self, **kwargs):
+    def fail(self, path):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nat node x")
 
-    monkeypatch.setattr(tf.train.CheckpointManager, "save", fail)
+    monkeypatch.setattr(tf.train.Checkpoint, "write", fail)
     with pytest.raises(RunError) as error:
         training.train(small(model_dir=str(tmp_path)), notice=notices.append)
     assert str(error.value) == (

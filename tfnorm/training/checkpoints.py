@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import files
 from tfnorm.errors import RunError, UserError
 from tfnorm.training import workers
 
 _KEEP = 3
+_DRAFT = ".draft-"
+_END_OF_INDEX = bytes.fromhex("57fb808b247547db")  # The magic number of LevelDB's tables.
 
 
 @dataclasses.dataclass
@@ -66,6 +70,11 @@ class Progress(tf.train.experimental.PythonState):
 class Checkpoints:
     """The checkpoints of one run.
 
+    A checkpoint is written into a folder of its own, flushed to the disk, and moved to its place
+    file by file, the index last: one with an index is whole, whenever a process or the power ends.
+    tf.train.CheckpointManager does neither, and takes a directory's name for a pattern of names: in
+    `lr[1]` it removes the checkpoints of `lr1`.
+
     Args:
         directory: Where they are, and are written.
         keep: Whether what is saved is kept. Of many workers all must take part in saving, because
@@ -77,30 +86,65 @@ class Checkpoints:
         self._directory = directory
         self._keep = keep
         self._checkpoint = tf.train.Checkpoint(**trackables)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), _KEEP)
+        self._unreadable: set[int] = set()
 
     def save(self, step: int) -> None:
-        """Writes one; TensorFlow writes it aside and renames it.
+        """Writes one, and removes all but this and the two before it.
 
         Raises:
             RunError: It cannot be written, as on a full disk.
             OpError: One of workers.LOST.
         """
+        if not self._keep:
+            self._take_part()
+            return
         try:
-            if self._keep:
-                _remove_leftovers(self._directory)
-                self._manager.save(checkpoint_number=step)
-            else:
-                with tempfile.TemporaryDirectory() as aside:
-                    self._checkpoint.write(f"{aside}/ckpt")
+            remove_leftovers(self._directory)
+            self._write(step)
+            self._sweep(step)
         except workers.LOST:
             raise
         except (tf.errors.OpError, OSError) as error:
-            _remove_leftovers(self._directory)
             raise RunError(
                 f"cannot write the checkpoint of step {step} to {self._directory} "
                 f"({_first_line(error)}); the ones before it are untouched"
             ) from error
+
+    def _take_part(self) -> None:
+        """Writes to memory, and forgets it."""
+        prefix = f"ram://tfnorm-{id(self)}/ckpt"
+        self._checkpoint.write(prefix)
+        tf.io.gfile.rmtree(os.path.dirname(prefix))
+
+    def _write(self, step: int) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self._directory) as draft:
+            with _without_pattern(pathlib.Path(draft)) as path:
+                self._checkpoint.write(f"{path}/ckpt")
+            written = sorted(pathlib.Path(draft).glob("ckpt.*"), key=lambda f: f.suffix == ".index")
+            for file in written:
+                files.flush(file)
+            (self._directory / f"ckpt-{step}.index").unlink(missing_ok=True)
+            for file in written:
+                os.replace(file, self._directory / f"ckpt-{step}{file.name.removeprefix('ckpt')}")
+                files.flush(self._directory)  # The index is not on the disk before the data.
+
+    def _sweep(self, step: int) -> None:
+        """Removes what is no longer wanted, by number and not by time: clocks are set back.
+
+        Those of a later step are not of this run's past: it went on from one before them, or
+        counted steps of another size.
+        """
+        self._unreadable.discard(step)
+        found = steps(self._directory)
+        past = [n for n in found if n <= step and n not in self._unreadable]
+        kept = past[:_KEEP]
+        for number in set(found) - set(kept):
+            _remove(self._directory, number)
+        names = [f"ckpt-{number}" for number in reversed(kept)]
+        lines = [f'model_checkpoint_path: "{names[-1]}"']  # What tf.train.latest_checkpoint reads.
+        lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+        files.write_text(self._directory / "checkpoint", "\n".join(lines) + "\n")
 
     def restore(self, notice: Callable[[str], None], partial: bool = False) -> str | None:
         """Restores the newest checkpoint that can be read.
@@ -110,28 +154,27 @@ class Checkpoints:
             partial: Whether checkpoints hold more than is asked for, as for an evaluation.
 
         Returns:
-            The path it was restored from; None if there is no checkpoint.
+            The path it was restored from; None if there is no checkpoint, and none was ever whole.
 
         Raises:
             UserError: A checkpoint is of another network or optimizer.
             RunError: There are checkpoints, but none can be read.
         """
         paths = newest_first(self._directory)
-        for path in paths:
-            try:
-                with _readable(path):
-                    status = self._checkpoint.restore(path)
-            except _Unreadable as error:
-                notice(f"checkpoint {path} cannot be read ({error}); trying the one before")
-                continue
-            except ValueError as error:  # A shape.
-                raise _misfit(path, _first_line(error)) from error
-            status.expect_partial()
-            try:
-                status.assert_existing_objects_matched() if not partial else None
-            except AssertionError as error:
-                raise _misfit(path, _first_line(error)) from error
-            return path
+        if len(paths) == 1 and not partial and _is_cut_short(f"{paths[0]}.index"):
+            notice(f"the first checkpoint of a run, {paths[0]}, was never whole: beginning anew")
+            if self._keep:
+                _remove(self._directory, *steps(self._directory))
+            return None
+        with _without_pattern(self._directory) as directory:
+            for path in paths:
+                readable = f"{directory}/{os.path.basename(path)}"
+                reason = _unreadable(readable)
+                if not reason:
+                    self._restore(path, readable, partial)
+                    return path
+                notice(f"checkpoint {path} cannot be read ({reason}); trying the one before")
+                self._unreadable.add(int(path.rpartition("-")[2]))
         if paths:
             raise RunError(
                 f"none of the {len(paths)} checkpoints in {self._directory} can be read; "
@@ -139,39 +182,79 @@ class Checkpoints:
             )
         return None
 
+    def _restore(self, path: str, readable: str, partial: bool) -> None:
+        try:
+            status = self._checkpoint.read(readable)
+        except ValueError as error:  # A shape.
+            raise _misfit(path, _first_line(error)) from error
+        status.expect_partial()
+        try:
+            status.assert_existing_objects_matched() if not partial else None
+        except AssertionError as error:
+            raise _misfit(path, _first_line(error)) from error
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+    """The steps of all checkpoints, the newest first, as found on disk."""
+    if not directory.is_dir():
+        return []
+    matches = (re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in directory.iterdir())
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
 
 def newest_first(directory: pathlib.Path) -> list[str]:
-    """Paths of all checkpoints, as found on disk: the manager's list may be lost in a crash."""
-    steps = {}
-    for index in directory.glob("ckpt-*.index"):
-        match = re.fullmatch(r"ckpt-(\d+)\.index", index.name)
-        if match:
-            steps[int(match[1])] = str(index.with_suffix(""))
-    return [steps[step] for step in sorted(steps, reverse=True)]
+    """Paths of all checkpoints, as found on disk."""
+    return [str(directory / f"ckpt-{step}") for step in steps(directory)]
 
 
-class _Unreadable(Exception):
-    pass
-
-
-def _remove_leftovers(directory: pathlib.Path) -> None:
+def remove_leftovers(directory: pathlib.Path) -> None:
     """Removes what was written of checkpoints that were never finished: those without an index."""
-    for path in directory.glob("ckpt-*"):
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
         name = re.match(r"ckpt-\d+", path.name)
-        if name and not (directory / f"{name[0]}.index").exists():
+        if path.name.startswith(_DRAFT) or (name and not (directory / f"{name[0]}.index").exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _remove(directory: pathlib.Path, step: int) -> None:
+    """Removes a checkpoint, the index first."""
+    (directory / f"ckpt-{step}.index").unlink()
+    for path in list(directory.iterdir()):
+        if path.name.startswith(f"ckpt-{step}."):
+            path.unlink()
+
+
 @contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Turns what TensorFlow raises for a truncated or missing file into _Unreadable."""
+def _without_pattern(directory: pathlib.Path) -> Iterator[str]:
+    """A path to a directory in which TensorFlow sees no pattern: a link, if need be."""
+    if not re.search(r"[*?\[\]\\]", str(directory)):
+        yield str(directory)
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        link = pathlib.Path(aside) / "checkpoints"
+        link.symlink_to(directory.absolute())
+        yield str(link)
+
+
+def _is_cut_short(index: str) -> bool:
+    """Whether an index, which TensorFlow writes last, was not written to its end."""
+    try:
+        with open(index, "rb") as file:
+            return not file.read().endswith(_END_OF_INDEX)
+    except OSError:
+        return False
+
+
+def _unreadable(path: str) -> str | None:
+    """Why a checkpoint cannot be read; all of it is, and its checksums compared."""
     try:
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)  # Checksums are compared here, before any weight is touched.
+            reader.get_tensor(name)
     except (tf.errors.OpError, RuntimeError, IndexError) as error:
-        raise _Unreadable(_first_line(error)) from error
-    yield
+        return _first_line(error)
+    return None
 
 
 def _misfit(path: str, reason: str) -> UserError:

@@ -43,6 +43,12 @@ def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
     if found:
         check_architecture(config, directory)
         _tell_changes(config, directory, notice)
+    results = [name for name in ("history.csv", "result.json") if (directory / name).exists()]
+    if results and not found:
+        notice(
+            f"model_dir {directory} holds the results of a run ({', '.join(results)}) but no "
+            "checkpoint: beginning anew at step 0, which replaces them"
+        )
     return directory
 
 
