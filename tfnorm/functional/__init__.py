@@ -12,9 +12,9 @@ from tfnorm.functional.channelwise import Moments, is_statically_positive
 from tfnorm.functional.cross_iteration_batch_normalization import (
     PastMoments,
     compensate,
+    covariance_cotangent,
     cross_iteration_batch_normalization,
-    mean_cotangent,
-    variance_cotangent,
+    patch_cotangent,
 )
 from tfnorm.functional.inference import normalize_by_moving_statistics
 from tfnorm.functional.moving_average_batch_normalization import (
@@ -31,12 +31,12 @@ __all__ = [
     "batch_normalization",
     "batch_renormalization",
     "compensate",
+    "covariance_cotangent",
     "cross_iteration_batch_normalization",
     "is_statically_positive",
     "kalman_update",
-    "mean_cotangent",
     "moving_average_batch_normalization",
     "normalize_by_moving_statistics",
+    "patch_cotangent",
     "synchronized_batch_normalization",
-    "variance_cotangent",
 ]

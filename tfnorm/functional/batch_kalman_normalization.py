@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
+from tfnorm.functional.view import View
 
 
 class Estimate(NamedTuple):
@@ -138,14 +139,14 @@ def batch_kalman_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = channelwise.View(x, axis, groups)
+    view = View(x, axis, groups)
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
     def normalize(  # noqa: ANN202
         x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *parameters: tf.Tensor
     ):
-        own = channelwise.moments(x, epsilon, valid)
+        own = fused.moments(x, epsilon, valid)
         spread = channelwise.covariance(x, own, valid) if full_covariance else own.variance
         observed = Estimate(own.mean, spread)
         if parameters:
@@ -159,10 +160,10 @@ def batch_kalman_normalization(
         factor = gamma * rstd
         # x − μ̂ is x − x̄ and this: so in groups x − x̄ is what all passes share (0.9 of the time).
         shift = own.mean - mean
-        y = channelwise.normalize(x, own.mean, variance, gamma, beta + factor * shift, epsilon)
+        y = fused.normalize(x, own.mean, variance, gamma, beta + factor * shift, epsilon)
 
         def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor):  # noqa: ANN202
-            direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
+            direct, dy_x_sum, dy_sum = fused.normalize_gradient(
                 dy, x, own.mean, variance, gamma, epsilon, valid
             )
             dy_x_sum += rstd * shift * dy_sum
@@ -177,7 +178,7 @@ def batch_kalman_normalization(
             down_variance = tf.zeros_like(down.mean) if full_covariance else down.covariance
             if full_covariance:
                 direct += channelwise.covariance_gradient(down.covariance, x, own, valid)
-            dx = channelwise.add_affine(
+            dx = fused.add_affine(
                 direct, x, own.mean, 2 * down_variance / count, down.mean / count, valid
             )
             dgamma, dbeta = channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)

@@ -2,8 +2,9 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.view import View
 
 
 def batch_normalization(
@@ -39,17 +40,15 @@ def batch_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = channelwise.View(x, axis, groups)
+    view = View(x, axis, groups)
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        y, own = channelwise.batch_normalize(x, gamma, beta, epsilon, valid)
+        y, own = fused.batch_normalize(x, gamma, beta, epsilon, valid)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dgamma, dbeta = channelwise.batch_normalize_gradient(
-                dy, x, own, gamma, epsilon, valid
-            )
+            dx, dgamma, dbeta = fused.batch_normalize_gradient(dy, x, own, gamma, epsilon, valid)
             return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dbeta)
 
         return (y, own.mean, own.variance), gradient

@@ -2,8 +2,9 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.view import View
 
 
 def batch_renormalization(
@@ -47,20 +48,18 @@ def batch_renormalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = channelwise.View(x, axis, groups)
+    view = View(x, axis, groups)
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        own = channelwise.moments(x, epsilon, valid)
+        own = fused.moments(x, epsilon, valid)
         r, d = _correction(own, moving_mean, moving_variance, r_max, d_max, epsilon)
         scale = gamma * r
-        y = channelwise.normalize(x, own.mean, own.variance, scale, gamma * d + beta, epsilon)
+        y = fused.normalize(x, own.mean, own.variance, scale, gamma * d + beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dy_x_sum, dy_sum = channelwise.batch_normalize_gradient(
-                dy, x, own, scale, epsilon, valid
-            )
+            dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, scale, epsilon, valid)
             dgamma = r * dy_x_sum + d * dy_sum
             return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dy_sum)
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.view import View
 
 
 class PastMoments(NamedTuple):
@@ -58,7 +59,7 @@ def compensate(
     return PastMoments(mean, variance, past.weight)
 
 
-def mean_cotangent(
+def patch_cotangent(
     x: tf.Tensor,
     groups: int,
     channel_groups: int,
@@ -82,9 +83,8 @@ def mean_cotangent(
     Returns:
         The cotangent in the layout of x, with g·G channels, in the dtype of the statistics.
     """
-    view = channelwise.View(x, axis, groups)
-    x, valid = view.flatten(x), view.flatten_mask(mask)
-    of_mean = channelwise.mean_cotangent(x, valid)
+    view = View(x, axis, groups)
+    of_mean = channelwise.mean_cotangent(view.flatten(x), view.flatten_mask(mask))
     if groups > 1:
         of_mean *= tf.eye(groups, dtype=of_mean.dtype)[:, None]
     if channel_groups > 1:
@@ -92,7 +92,7 @@ def mean_cotangent(
     return view.restore(of_mean, groups * channel_groups)
 
 
-def variance_cotangent(
+def covariance_cotangent(
     x: tf.Tensor, own: Moments, *, axis: int = -1, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
     """What to feed into a convolution's kernel gradient for D of `compensate`: 2·(x − μ)/m.
@@ -106,7 +106,7 @@ def variance_cotangent(
     Returns:
         The cotangent in the layout of x, in the dtype of the moments.
     """
-    view = channelwise.View(x, axis, own.count.shape[0])
+    view = View(x, axis, own.count.shape[0])
     x, valid = view.flatten(x), view.flatten_mask(mask)
     return view.restore(channelwise.variance_cotangent(x, own, valid))
 
@@ -145,29 +145,27 @@ def cross_iteration_batch_normalization(
     Raises:
         ValueError: the number of groups does not divide the batch.
     """
-    view = channelwise.View(x, axis, past.weight.shape[1])
+    view = View(x, axis, past.weight.shape[1])
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        own = channelwise.moments(x, epsilon, valid)
+        own = fused.moments(x, epsilon, valid)
         steps = 1 + tf.reduce_sum(past.weight, 0)
         mean = (own.mean + tf.reduce_sum(past.weight * past.mean, 0)) / steps
         # Equation 10's max, for the past: the present variance cannot be negative.
         spread = tf.maximum(past.variance, 0) + tf.math.squared_difference(past.mean, mean)
         own_spread = own.variance + tf.math.squared_difference(own.mean, mean)
         variance = (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps
-        y = channelwise.normalize(x, mean, variance, gamma, beta, epsilon)
+        y = fused.normalize(x, mean, variance, gamma, beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
+            direct, dy_x_sum, dy_sum = fused.normalize_gradient(
                 dy, x, mean, variance, gamma, epsilon, valid
             )
             rstd = tf.math.rsqrt(variance + epsilon)
             share = gamma * rstd / (steps * channelwise.at_least_one(own.count))
-            dx = channelwise.add_affine(
-                direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid
-            )
+            dx = fused.add_affine(direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid)
             return dx, channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
 
         return (y, own.mean, own.variance, mean, variance), gradient

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
+from tfnorm.functional.view import View
 
 
 def normalize_by_moving_statistics(
@@ -29,8 +30,8 @@ def normalize_by_moving_statistics(
     Returns:
         y, of the shape and dtype of x.
     """
-    view = channelwise.View(x, axis)
+    view = View(x, axis)
     x = view.flatten(x)
     scale, offset = channelwise.scale_and_offset(x, gamma, beta)
     statistics = (tf.cast(value, scale.dtype) for value in (moving_mean, moving_variance))
-    return view.restore(channelwise.normalize(x, *statistics, scale, offset, epsilon))
+    return view.restore(fused.normalize(x, *statistics, scale, offset, epsilon))

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
+from tfnorm.functional.view import View
 
 Smooth = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 SmoothAndCorrect = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -48,7 +49,7 @@ def moving_average_batch_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = channelwise.View(x, axis, groups)
+    view = View(x, axis, groups)
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
@@ -56,10 +57,10 @@ def moving_average_batch_normalization(
         count, batch_square = channelwise.mean_square(x, valid)
         square, r = smooth_square(batch_square, count)
         scale, zero = gamma * r, tf.zeros_like(gamma)
-        y = channelwise.normalize(x, zero, square, scale, beta, epsilon)
+        y = fused.normalize(x, zero, square, scale, beta, epsilon)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, dy_y_sum, dy_sum = channelwise.normalize_gradient(
+            direct, dy_y_sum, dy_sum = fused.normalize_gradient(
                 dy, x, zero, square, scale, epsilon, valid
             )
             psi = smooth_gradient(scale * dy_y_sum / channelwise.at_least_one(count), count)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.view import View
 
 
 def synchronized_batch_normalization(
@@ -40,16 +41,16 @@ def synchronized_batch_normalization(
         y, of the shape and dtype of x, and the `Moments` of all replicas. The gradients of γ
         and β are this replica's share; the optimizer sums them as it does for every weight.
     """
-    view = channelwise.View(x, axis)
+    view = View(x, axis)
     valid = view.flatten_mask(mask)
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        merged = _merge(gather(_pack(channelwise.moments(x, epsilon, valid))))
-        y = channelwise.normalize(x, merged.mean, merged.variance, gamma, beta, epsilon)
+        merged = _merge(gather(_pack(fused.moments(x, epsilon, valid))))
+        y = fused.normalize(x, merged.mean, merged.variance, gamma, beta, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = channelwise.normalize_gradient(
+            direct, *sums = fused.normalize_gradient(
                 dy, x, merged.mean, merged.variance, gamma, epsilon, valid
             )
             dy_x_mean, dy_mean = tf.split(
@@ -58,7 +59,7 @@ def synchronized_batch_normalization(
             )
             rstd = tf.math.rsqrt(merged.variance + epsilon)
             factor = gamma * rstd
-            dx = channelwise.add_affine(
+            dx = fused.add_affine(
                 direct, x, merged.mean, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
             )
             return dx, *map(channelwise.over_groups, sums)

@@ -253,14 +253,14 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """(P [G, Q, g], D [G, Q, g, c]) of each group: products, or gradients by the kernel."""
         groups = self.virtual_replicas
         elements, channel_groups, channels = self.factors
-        of_variance = functional.variance_cotangent(tf.stop_gradient(outputs), own, **options)
+        of_variance = functional.covariance_cotangent(tf.stop_gradient(outputs), own, **options)
         # The cotangent checks that groups divide the batch.
         with tf.control_dependencies([of_variance]):
             inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
         if options["mask"] is not None:
             # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
             inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
-            of_mean = functional.mean_cotangent(outputs, groups, channel_groups, **options)
+            of_mean = functional.patch_cotangent(outputs, groups, channel_groups, **options)
             probe = tf.zeros(self.probe_shape, self.statistics_dtype)
             patches = linear.kernel_gradient(self.layer, inputs, probe, of_mean)
             patches = tf.reshape(patches, [elements, channel_groups, groups])

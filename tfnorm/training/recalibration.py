@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.functional import channelwise
+from tfnorm.functional import fused
+from tfnorm.functional.view import View
 from tfnorm.layers import ChannelNormalization
 from tfnorm.layers.replicas import gather
 from tfnorm.training.inputs import iterate
@@ -155,8 +156,8 @@ def _one_row_if(is_empty: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 def _moments(layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> list[tf.Tensor]:
     """Count [1], mean [C] and variance [C] of the valid positions."""
-    view = channelwise.View(x, layer.axis)
-    own = channelwise.moments(view.flatten(x), layer.epsilon, view.flatten_mask(mask))
+    view = View(x, layer.axis)
+    own = fused.moments(view.flatten(x), layer.epsilon, view.flatten_mask(mask))
     return [tf.cast(tf.reshape(own.count, [1]), own.mean.dtype), own.mean[0], own.variance[0]]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
+from tfnorm.functional.view import View
 from tfnorm.layers import BatchKalmanNormalization, MovingAverageBatchNormalization
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import discard_updates, normalized, tapped
@@ -92,7 +93,7 @@ class _View:
     """What a normalizer normalizes, in its groups, and its moments."""
 
     def __init__(self, layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> None:
-        self._view = channelwise.View(x, layer.axis, groups(layer))
+        self._view = View(x, layer.axis, groups(layer))
         self._valid = self._view.flatten_mask(mask)
         self._dtype, self._epsilon = channelwise.statistics_dtype(x), layer.epsilon
         self.own = self.moments(self.flatten(x))
@@ -103,7 +104,7 @@ class _View:
 
     def moments(self, values: tf.Tensor) -> channelwise.Moments:
         """Of the valid positions."""
-        return channelwise.moments(values, self._epsilon, self._valid)
+        return fused.moments(values, self._epsilon, self._valid)
 
 
 def _statistics(
