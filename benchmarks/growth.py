@@ -26,12 +26,12 @@ from benchmarks.layers import BASELINE, forward_and_backward
 from tfnorm import commands
 from tfnorm.files import write_whole
 from tfnorm.layers import norms
-from tfnorm.study.style import STYLES
+from tfnorm.study.style import style_of
 from tfnorm.study.summary import text_table
 
 _OURS = ("bn", "brn", "mabn", "bkn", "cbn")
 _ALL = (BASELINE, *_OURS)
-_STYLES = {BASELINE: STYLES["none"]} | {norm: STYLES[norm] for norm in _OURS}
+_STYLES = {BASELINE: style_of("none")} | {norm: style_of(norm) for norm in _OURS}
 _CONVOLVED_CHANNELS = 16
 
 # By what grows: which norms, the sizes, and for a size the shape and the layers' arguments.
@@ -62,7 +62,7 @@ def training_pass(norm: str, shape: tuple[int, ...], options: Mapping[str, Any])
     dy = tf.random.stateless_normal(shape, [1, 1])
     if norm == BASELINE:
         layer = keras.layers.BatchNormalization()
-    elif norm == "cbn":
+    elif norms.get(norm).place == "around":
         convolution = keras.layers.Conv2D(shape[-1], 3, padding="same", use_bias=False)
         layer = norms.get(norm).layer_class(convolution, **options)
         shape = (*shape[:-1], _CONVOLVED_CHANNELS)

@@ -100,7 +100,7 @@ def _layer(norm: str) -> keras.layers.Layer:
     if norm == BASELINE:
         return keras.layers.BatchNormalization()
     layer_class = norms.get(norm).layer_class
-    if layer_class is layers.CrossIterationBatchNormalization:
+    if norms.get(norm).place == "around":
         return layer_class(keras.layers.Conv2D(_SHAPE[-1], 3, padding="same", use_bias=False))
     return layer_class(**norms.get(norm).arguments(_SHAPE[-1]))
 

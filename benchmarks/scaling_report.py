@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.all_reduce import ALGORITHMS
 from tfnorm.files import write_whole
-from tfnorm.study.style import STYLES
+from tfnorm.study.style import style_of
 from tfnorm.study.summary import text_table
 
 
@@ -136,7 +136,7 @@ def _plot_measured(axes: Axes, points: Sequence[Point]) -> None:
     for clustered, style, place in ((False, "-", "one process"), (True, "--", "workers")):
         for norm in dict.fromkeys(p.norm for p in points):
             drawn = [p for p in points if p.norm == norm and bool(p.workers) == clustered]
-            colour, marker = STYLES[norm]
+            colour, marker = style_of(norm)
             if drawn:
                 axes.plot(
                     [p.replicas for p in drawn], [p.milliseconds for p in drawn],

@@ -114,12 +114,7 @@ class WindowRun(training.Config):
             "whole_gradient": self.whole_gradient,
             "virtual_replicas": self.virtual_replicas,
         }
-
-        def attach(layer: keras.layers.Layer, x, state, arguments):
-            del state
-            return WindowOfImages(**arguments)(layer(x)), None
-
-        return norms.Normalizer("window", "", False, WindowOfImages, attach, options=options)
+        return norms.Normalizer("window", WindowOfImages, options=options)
 
 
 def config(name: str, seed: int, steps: int, images: int = 32, **fields) -> training.Config:

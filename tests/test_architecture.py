@@ -123,3 +123,74 @@ def test_every_normalizer_is_in_the_one_registry():
     ours = {cls for cls in below(ChannelNormalization) if cls.__module__.startswith("tfnorm.")}
     registered = {norms.get(name).layer_class for name in norms.NAMES}
     assert ours and ours <= registered
+
+
+# Parts that are about certain normalizers: the papers' experiments, and what their page says.
+NAMES_NORMALIZERS = ("layers", "functional", "study/experiments", "study/grids.py")
+# Classes that say nothing of a kind of normalizer.
+GENERAL = {"ChannelNormalization", "norms", "replicas", "linear", "batch_method", "kernel_wrapper"}
+
+
+def dispatches(source: pathlib.Path) -> list[str]:
+    """Where a file imports a layer of one kind, or asks for a norm by its name."""
+    names = set(norms.NAMES) - {"none"}  # which is the name of more than that
+    found = []
+    for node in ast.walk(ast.parse(source.read_text())):
+        asked = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfnorm.layers"):
+            imported = node.module.split(".")[2:] or [alias.name for alias in node.names]
+            asked = [name for name in imported if name not in GENERAL]
+        elif isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            asked = node.keys
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("layers"):
+            asked = [node.attr] if node.attr in LAYERS else []
+        for part in asked:
+            elements = getattr(part, "elts", [part])
+            values = [x if isinstance(x, str) else getattr(x, "value", None) for x in elements]
+            is_import = isinstance(node, ast.ImportFrom | ast.Attribute)
+            found += [
+                f"{source.name}:{node.lineno} {value}"
+                for value in values
+                if is_import or (isinstance(value, str) and value in names)
+            ]
+    return found
+
+
+LAYERS = {norms.get(name).layer_class.__name__ for name in norms.NAMES if name != "none"} - {
+    "BatchNormalization",  # Keras' own as well
+    "GroupNormalization",
+}
+
+
+def test_what_a_normalizer_is_like_is_asked_of_it():
+    """Its entry in the registry or its layer answers, so that a new one needs no other line."""
+    found = [
+        dispatch
+        for source in sorted(PACKAGE.rglob("*.py"))
+        if not str(source.relative_to(PACKAGE)).startswith(NAMES_NORMALIZERS)
+        for dispatch in dispatches(source)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_dispatch_is_seen(tmp_path):
+    source = tmp_path / "dispatch.py"
+    source.write_text(
+        "from tfnorm.layers import CrossIterationBatchNormalization, norms\n"
+        "from tfnorm.layers.batch_renormalization import BatchRenormalization\n"
+        "a = norm.name == 'mabn'\nb = norm in ('gn', 'ln')\nc = {'cbn': 1}\n"
+        "d = isinstance(x, layers.BatchKalmanNormalization)\n"
+    )
+    assert [found.split()[-1] for found in sorted(dispatches(source))] == [
+        "CrossIterationBatchNormalization",
+        "batch_renormalization",
+        "mabn",
+        "gn",
+        "ln",
+        "cbn",
+        "BatchKalmanNormalization",
+    ]

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from tfnorm.layers import norms
 from tfnorm.study import probe_plots, summary
-from tfnorm.study.style import STYLES
+from tfnorm.study.style import style_of
 
 STEPS = [10, 20, 30]
 
@@ -51,8 +52,8 @@ def rows(rng):
 def colours(path):
     pixels = matplotlib.image.imread(path)[..., :3].reshape(-1, 3)
     return {
-        norm for norm, (colour, _) in STYLES.items()
-        if (np.abs(pixels - to_rgb(colour)).max(-1) < 0.01).any()
+        norm for norm in norms.NAMES
+        if (np.abs(pixels - to_rgb(style_of(norm)[0])).max(-1) < 0.01).any()
     }  # fmt: skip
 
 

@@ -300,11 +300,24 @@ def test_bkn_counts_the_batch_by_its_gain(examples, notices):
     assert f"off by {forward:.2f} and gradients by {backward:.2f} of" in notices[0]
 
 
-def test_every_norm_of_batches_has_an_advice():
-    assert set(statistics_monitor._TRY) == {
-        name for name in norms.NAMES
-        if issubclass(norms.get(name).layer_class or object, layers.ChannelNormalization)
-    }  # fmt: skip
+def test_subclasses_are_watched_as_what_they_derive_from(examples, notices):
+    class Own(layers.MovingAverageBatchNormalization):
+        pass
+
+    monitor = begin(dense(Own(window=3)), examples(64), 1, every=1, notice=notices.append)
+    (row,) = at_step(monitor, 1)
+    assert row["norm"] == "mabn" and row["noise"]["mean"] == 0
+    assert notices[0].endswith(f"else try {norms.get('mabn').advice}")
+
+
+def test_normalizers_without_an_entry_are_watched_by_the_name_of_their_class(examples, notices):
+    class Unknown(layers.ChannelNormalization):
+        def normalize_batch(self, inputs, mask):
+            return self.normalize_for_inference(inputs)
+
+    monitor = begin(dense(Unknown()), examples(64), 1, every=1, notice=notices.append)
+    (row,) = at_step(monitor, 1)
+    assert row["norm"] == "Unknown" and " noisy for Unknown: " in notices[0]
 
 
 def scalars(directory):

@@ -11,7 +11,7 @@ from tfnorm.conversion import chain
 from tfnorm.conversion.places import Found, Place, expand_wrappers, find
 from tfnorm.conversion.placing import (
     Obstacle,
-    place_after_centralized,
+    place_after_kernel,
     place_around,
     place_plainly,
 )
@@ -123,12 +123,12 @@ def _build(graph: Graph, norm: str) -> keras.Model:
 
 _Placed = tuple[str, str]  # the norm that took the place, and what there is to say
 
-_PLACE = {"cbn": place_around, "bkn": chain.check}
+_PLACE = {"around": place_around, "chain": chain.check}
 
 
 def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dict[Found, _Placed]:
-    plainly = place_after_centralized if norm.centralize else place_plainly
-    place_one = _PLACE.get(norm.name, plainly)
+    plainly = place_after_kernel if norm.kernel else place_plainly
+    place_one = _PLACE.get(norm.place, plainly)
     placed: dict[Found, _Placed] = {}
     for one, place in places.items():
         if not place.calls:
@@ -139,7 +139,7 @@ def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> di
         except Obstacle as obstacle:
             note = place_plainly(graph, place, _substitute(norm))
             placed[one] = _SUBSTITUTE, "; ".join(filter(None, (str(obstacle), note)))
-    if norm.name == "bkn":
+    if norm.place == "chain":
         links = {
             place: one
             for one, place in places.items()

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfnorm.graph import Part, copy_operation
-from tfnorm.layers import CrossIterationBatchNormalization, WeightCentralization
+from tfnorm.layers.norms import Normalizer
 
 
 class NormPart(Part):
@@ -67,24 +67,41 @@ class LinearPart(Part):
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
 
-class CentralizedPart(LinearPart):
-    """The same, wrapped in `WeightCentralization`; the wrapper has the layer's name."""
+class KernelPart(LinearPart):
+    """The same without bias, its kernel wrapped for a normalizer; the wrapper has the layer's name.
+
+    Attributes:
+        norm: the normalizer.
+    """
+
+    def __init__(
+        self, path: str, operation: keras.layers.Layer, kernel: np.ndarray, norm: Normalizer
+    ) -> None:
+        super().__init__(path, operation, kernel, None)
+        self.norm = norm
 
     def make(self, name: str) -> keras.layers.Layer:
         """The wrapped copy."""
         layer = super().make(self.operation.name)
-        return WeightCentralization(layer, name=name, dtype=layer.dtype_policy)
+        return self.norm.wrap_kernel(layer, name=name, dtype=layer.dtype_policy)
 
 
-class CrossIterationPart(NormPart):
-    """CBN, which holds the convolution before it.
+class AroundPart(NormPart):
+    """A normalizer that holds the convolution before it.
 
     Attributes:
         linear: the convolution.
     """
 
-    def __init__(self, old: Part, linear: LinearPart, arguments: Any, values: Any) -> None:
-        super().__init__(old, CrossIterationBatchNormalization, arguments, values)
+    def __init__(
+        self,
+        old: Part,
+        layer_class: type[keras.layers.Layer],
+        linear: LinearPart,
+        arguments: Mapping[str, Any],
+        values: Mapping[str, np.ndarray],
+    ) -> None:
+        super().__init__(old, layer_class, arguments, values)
         self.linear = linear
 
     def make(self, name: str) -> keras.layers.Layer:

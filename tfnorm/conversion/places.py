@@ -7,7 +7,7 @@ import keras
 from tfnorm.conversion.parts import LinearPart
 from tfnorm.conversion.source import Source, read_source
 from tfnorm.graph import Call, Graph, Part, Tensor
-from tfnorm.layers import CrossIterationBatchNormalization, WeightCentralization, norms
+from tfnorm.layers import norms
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,7 +75,7 @@ def _found(graph: Graph, part: Part) -> Found:
 def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:
     """Rewrites normalizers as plain places; the graph means the same at inference.
 
-    A convolution comes out of its normalizer (cbn), centralized kernels become plain ones (mabn),
+    A convolution comes out of its normalizer (cbn), wrapped kernels become plain ones (mabn),
     states disappear (bkn). A normalizer of which a state is still in use has no place.
     """
     prune(graph)
@@ -84,7 +84,7 @@ def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:
         if not _is_state_used(graph, one.part):
             places[one] = _place(graph, one)
             prune(graph)
-    _bake_centralized_kernels(graph, list(places.values()))
+    _bake_kernels(graph, list(places.values()))
     return {one: places[one] for one in found if one in places}
 
 
@@ -97,7 +97,7 @@ def _is_state_used(graph: Graph, part: Part) -> bool:
 def _place(graph: Graph, found: Found) -> Place:
     layer, part = found.layer, Part(found.path, found.layer)
     wrapped = None
-    if isinstance(layer, CrossIterationBatchNormalization):
+    if norms.get(found.source.norm).place == "around":
         path = "/".join([*found.path.split("/")[:-1], layer.layer.name])
         wrapped = Part(path, layer.layer)
     calls = []
@@ -124,16 +124,23 @@ def prune(graph: Graph) -> None:
             graph.remove(call)
 
 
-def _bake_centralized_kernels(graph: Graph, places: list[Place]) -> None:
-    """Takes `WeightCentralization` away where nothing but places that were mabn stand behind it."""
-    calls = [call for place in places if place.source.norm == "mabn" for call in place.calls]
-    before = [graph.producer(call.first) for call in calls]
-    for part in dict.fromkeys(call.part for call in before if call is not None):
+def _bake_kernels(graph: Graph, places: list[Place]) -> None:
+    """Takes a kernel wrapper away where nothing stands behind it but places that wanted it."""
+    wrappers = {
+        call: norms.KERNELS[norms.get(place.source.norm).kernel]
+        for place in places
+        if norms.get(place.source.norm).kernel
+        for call in place.calls
+    }
+    calls = list(wrappers)
+    before = {graph.producer(call.first): wrappers[call] for call in calls}
+    parts = {call.part: kind for call, kind in before.items() if call is not None}
+    for part, kind in parts.items():
         wrapper = part.operation
         outputs = [x for call in graph.calls_of(part) for x in call.outputs]
         users = [user for x in outputs for user in graph.users(x)]
         alone = all(user in calls for user in users) and not any(map(graph.is_output, outputs))
-        if not (isinstance(wrapper, WeightCentralization) and alone):
+        if not (isinstance(wrapper, kind) and alone):
             continue
         kernel, *bias = wrapper.layer.get_weights()
         kernel = wrapper.effective_kernel().astype(kernel.dtype)

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnorm.conversion.parts import CentralizedPart, CrossIterationPart, LinearPart, NormPart
+from tfnorm.conversion.parts import AroundPart, KernelPart, LinearPart, NormPart
 from tfnorm.conversion.places import Place
 from tfnorm.graph import Call, Graph
-from tfnorm.layers import linear, norms, weight_centralization
+from tfnorm.layers import linear, norms
 from tfnorm.layers.norms import Normalizer
 
 
@@ -20,9 +20,9 @@ def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
     """Swaps the layer and nothing else; returns what there is to say about it."""
     part = NormPart(place.part, norm.layer_class, arguments(place, norm), place.source.values)
     for call in place.calls:
-        accepted = call.kwargs if norm.foldable else {}
+        accepted = call.kwargs if norm.takes_batch_statistics else {}
         graph.replace(call, Call(part, call.args, accepted, call.outputs))
-    if not norm.foldable:
+    if not norm.takes_batch_statistics:
         return "gamma and beta carried over; it keeps no moving statistics"
     if "moving_mean" not in place.source.values:
         return "gamma and beta carried over; moving statistics start anew: recalibrate"
@@ -42,20 +42,21 @@ def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
         raise Obstacle(f"its dtype policy is not that of {before.part.path}")
     values, note = _without_bias(place, before)
     inner = LinearPart(before.part.path, layer, _kernel(before), None)
-    part = CrossIterationPart(place.part, inner, arguments(place, norm), values)
+    given = arguments(place, norm)
+    part = AroundPart(place.part, norm.layer_class, inner, given, values)
     graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
     graph.remove(before)
     return f"around {before.part.path}{note}"
 
 
-def place_after_centralized(graph: Graph, place: Place, norm: Normalizer) -> str:
-    """MABN wants zero-mean kernels before it, and no bias.
+def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """MABN wants zero-mean kernels before it, and no bias; so does any norm with such a kernel.
 
     A centralized kernel does not see the mean over its input patch, so this changes the outputs.
     What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
     stays, at zero. The moving variance, of which MABN makes the mean square, is carried over.
     """
-    before = _layer_before(graph, place, weight_centralization.KINDS)
+    before = _layer_before(graph, place, norms.KERNELS[norm.kernel].KINDS)
     (call,) = place.calls
     layer = before.part.operation
     if not (layer.trainable and place.source.arguments["trainable"]):
@@ -63,11 +64,11 @@ def place_after_centralized(graph: Graph, place: Place, norm: Normalizer) -> str
     values = {**place.source.values}
     if "moving_mean" in values:
         values["moving_mean"] = np.zeros_like(values["moving_mean"])
-    centralized = CentralizedPart(before.part.path, layer, _kernel(before), None)
-    graph.replace(before, Call(centralized, (before.first,), before.kwargs, before.outputs))
+    wrapped = KernelPart(before.part.path, layer, _kernel(before), norm)
+    graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
     part = NormPart(place.part, norm.layer_class, arguments(place, norm), values)
     graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
-    return f"kernel of {before.part.path} centralized: train, or recalibrate, before use"
+    return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
 
 
 def arguments(place: Place, norm: Normalizer) -> dict[str, Any]:

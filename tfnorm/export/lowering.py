@@ -100,7 +100,7 @@ def _lower_call(graph: Graph, call: Call, parts: _Parts) -> list[Norm]:
 def _why_not_lowered(graph: Graph, call: Call) -> str | None:
     layer = call.part.operation
     if normalizers.inference_scale_and_offset(layer) is None:
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if normalizers.may_do_more(layer):
             return f"{type(layer).__name__} may do more than its base class; left as it is"
         return "its statistics are those of its input, at inference too; left as it is"
     if call.kwargs.get("training"):

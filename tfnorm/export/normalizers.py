@@ -27,16 +27,27 @@ def norm_name(layer: keras.Operation) -> str | None:
     return name or next((name for kind, name in _OTHERS.items() if isinstance(layer, kind)), None)
 
 
+def may_do_more(layer: keras.Operation) -> bool:
+    """Whether a normalizer derives from one that it need not infer like."""
+    is_derived = norms.name_of(layer) or hasattr(layer, "inference_scale_and_offset")
+    return bool(is_derived) and not norms.is_plain(layer)
+
+
 def inference_scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray] | None:
     """Scale and offset of a normalizer that is affine at inference, float64 [C]; else None.
 
-    A subclass of Keras' BatchNormalization may do anything in its `call`, so it counts as no
-    affine map unless it tells one.
+    A subclass may do anything in a `call` of its own, so it counts as no affine map unless it tells
+    one.
     """
+    if not norms.is_plain(layer):
+        return None
     if hasattr(layer, "inference_scale_and_offset"):
-        scale, offset = layer.inference_scale_and_offset()
+        affine = layer.inference_scale_and_offset()
+        if affine is None:
+            return None
+        scale, offset = affine
         return np.asarray(scale, "float64"), np.asarray(offset, "float64")
-    if type(layer) is not keras.layers.BatchNormalization:
+    if not isinstance(layer, keras.layers.BatchNormalization):
         return None
     mean, variance = _float64(layer.moving_mean), _float64(layer.moving_variance)
     scale = 1.0 / np.sqrt(variance + layer.epsilon)
@@ -56,7 +67,8 @@ def wrapped_layer(layer: keras.Operation) -> keras.Layer | None:
 
 def effective_kernel(layer: keras.Operation) -> np.ndarray | None:
     """The kernel that a wrapper lets its layer use, or None for the layer's own."""
-    return layer.effective_kernel() if hasattr(layer, "effective_kernel") else None
+    is_wrapper = hasattr(layer, "effective_kernel") and norms.is_plain(layer)
+    return layer.effective_kernel() if is_wrapper else None
 
 
 def _float64(variable: keras.Variable) -> np.ndarray:

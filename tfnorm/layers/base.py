@@ -1,6 +1,5 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,13 +8,15 @@ import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.layers import replicas
+from tfnorm.layers.batch_method import BatchMethod
 
 
-class ChannelNormalization(keras.layers.Layer):
+class ChannelNormalization(BatchMethod, keras.layers.Layer):
     """A layer that normalizes channels: trains by its own method, infers by the one formula.
 
     Inference: y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β. A subclass adds its state
-    in `build_state` and writes `normalize_batch`, the training pass.
+    in `build_state` and writes `normalize_batch`, the training pass; what differs from batch
+    normalization in what others ask of it, it answers by the methods of `BatchMethod`.
 
     Args:
         axis: the channel axis.
@@ -225,19 +226,6 @@ class ChannelNormalization(keras.layers.Layer):
         )
         scale = gamma / np.sqrt(variance + self.epsilon)
         return scale, beta - scale * mean
-
-    def population_statistics(
-        self,
-        mean: np.ndarray,
-        variance: np.ndarray,
-        previous: Sequence[np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(moving_mean, moving_variance) for inputs of these moments: where training tends to.
-
-        `previous` is the state that a Kalman normalizer gets, as (mean, variance, noise).
-        """
-        del previous
-        return mean, variance
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor."""

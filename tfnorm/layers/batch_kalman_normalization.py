@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfnorm import functional
 from tfnorm.functional import Estimate, Transition
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_method import AveragedSteps
 
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
@@ -160,6 +161,21 @@ class BatchKalmanNormalization(ChannelNormalization):
         return keras.KerasTensor(y, self.compute_dtype), tuple(
             keras.KerasTensor(shape, self.statistics_dtype) for shape in state
         )
+
+    def averaged_steps(self) -> AveragedSteps:
+        """The batch has a share of q in the estimate, and the gradient through it of the same."""
+        if self.gain is None:
+            return AveragedSteps(1, 1)
+        share = float(keras.ops.sigmoid(self.gain))
+        return AveragedSteps(share**-2, share**-2)
+
+    def variance_in_training(
+        self, mean: tf.Tensor, variance: tf.Tensor, outputs: tuple[tf.Tensor, State]
+    ) -> tf.Tensor:
+        """What its chain estimates."""
+        del mean, variance
+        _, (_, covariance, _) = outputs
+        return self._variance(covariance)
 
     def population_statistics(
         self,

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfnorm import functional
 from tfnorm.layers import replicas
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_method import AveragedSteps
 from tfnorm.schedules import LinearRamp
 
 
@@ -97,6 +98,10 @@ class BatchRenormalization(ChannelNormalization):
         # Rounding must not make it negative where the variance is zero.
         updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
         self.assign_moving(self.moving_variance, updated, own.count, old)
+
+    def averaged_steps(self) -> AveragedSteps:
+        """Forward the moving statistics (theorem 1 of Yan et al. 2020), backward this batch's."""
+        return AveragedSteps((1 + self.momentum) / (1 - self.momentum), 1)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor; schedules as their own configurations."""

@@ -12,6 +12,7 @@ from tfnorm import functional
 from tfnorm.functional import Moments, PastMoments
 from tfnorm.layers import history, linear, replicas
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_method import AveragedSteps
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -278,6 +279,14 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         ]
         shape = [groups, elements, channel_groups, channels]
         return patches, tf.reshape(covariances, shape)
+
+    def normalized_inputs(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The outputs of the layer that it wraps."""
+        return self.layer(inputs)
+
+    def averaged_steps(self) -> AveragedSteps:
+        """Forward a mean of so many; backward this batch's alone, with one share of so many."""
+        return AveragedSteps(self.window, self.window**2)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The layer's."""

@@ -1,6 +1,6 @@
 """Moving average batch normalization."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfnorm import functional
 from tfnorm.layers import history, replicas
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_method import AveragedSteps
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -59,6 +60,8 @@ class MovingAverageBatchNormalization(ChannelNormalization):
     Raises:
         ValueError: window, gradient_window or correction_limit is below 1.
     """
+
+    subtracts_mean = False
 
     def __init__(
         self,
@@ -135,6 +138,30 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         )
         self.step.assign(step)
         return outputs
+
+    def averaged_steps(self) -> AveragedSteps:
+        """Those of the two windows."""
+        return AveragedSteps(self.window, self.gradient_window)
+
+    def step_averages(self, group: int) -> Mapping[str, np.ndarray]:
+        """The averages of χ²_B and Ψ_B over the windows that are full."""
+        step = int(keras.ops.convert_to_numpy(self.step))
+        found = {}
+        for name, *window in (
+            ("variance", self.square_history, self.square_weight),
+            ("gradient_product", self.gradient_history, self.gradient_weight),
+        ):
+            values, weights = (keras.ops.convert_to_numpy(v)[:, group].sum(0) for v in window)
+            if step >= window[0].shape[0] and weights > 0:
+                found[name] = values / weights
+        return found
+
+    def variance_in_training(
+        self, mean: tf.Tensor, variance: tf.Tensor, outputs: tf.Tensor
+    ) -> tf.Tensor:
+        """The mean square."""
+        del outputs
+        return variance + tf.square(mean)
 
     def population_statistics(
         self,

@@ -1,71 +1,87 @@
-"""The one registry of normalizers, and the one place where a convolution meets its normalizer."""
+"""The one registry of normalizers: from a name to all that is particular to a kind."""
 
+import dataclasses
 import difflib
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from tfnorm.errors import UserError
-from tfnorm.layers import batch_kalman_normalization
-from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers import advised_options, batch_kalman_normalization
 from tfnorm.layers.batch_kalman_normalization import BatchKalmanNormalization
 from tfnorm.layers.batch_normalization import BatchNormalization
 from tfnorm.layers.batch_renormalization import BatchRenormalization
 from tfnorm.layers.cross_iteration_batch_normalization import CrossIterationBatchNormalization
 from tfnorm.layers.moving_average_batch_normalization import MovingAverageBatchNormalization
-from tfnorm.layers.weight_centralization import WeightCentralization
+from tfnorm.layers.normalizer import KERNELS, Normalizer, accepted_options
 
-Attach = Callable[[keras.layers.Layer, Any, Any, Mapping[str, Any]], tuple[Any, Any]]
+__all__ = [
+    "KERNELS",
+    "NAMES",
+    "Normalizer",
+    "accepted_options",
+    "concatenate_states",
+    "entry_of",
+    "get",
+    "is_plain",
+    "name_of",
+    "register",
+]
+
+_REGISTRY: dict[str, Normalizer] = {}
+
+NAMES = _REGISTRY.keys()
+"""All names, in the order in which they were registered; those that are registered later too."""
 
 
-@dataclass(frozen=True)
-class Normalizer:
-    """A named way to follow a convolution (or dense layer) by a normalization.
+def register(normalizer: Normalizer) -> Normalizer:
+    """Makes a normalizer known under its name: to flags, models, convert, fold, studies and plots.
 
-    Calling it applies both: `y, state = normalizer(layer, x, state)`, where `layer` is an unbuilt
-    layer without bias and `state` is what the previous normalizer of the network's main path
-    returned, None at the start. Only bkn has a state; all others hand on None.
+    Example:
+        @keras.saving.register_keras_serializable(package="mine")
+        class Halfway(tfnorm.layers.BatchNormalization):
+            def normalize_batch(self, inputs, mask):
+                return (inputs + super().normalize_batch(inputs, mask)) / 2
 
-    Attributes:
-        name: the name in flags and tables.
-        description: one line for a table.
-        foldable: whether it is linear at inference, so that it folds into the layer before it.
-        layer_class: the layer that normalizes, None for `none`.
-        defaults: arguments of that layer which make the name what it is.
-        options: the user's arguments of that layer.
-        of_width: arguments that follow from the number of channels.
-        centralize: whether the kernel of the layer before is centralized, an option of every
-            normalizer that leaves that layer as it is; None for the others.
+        norms.register(norms.Normalizer("halfway", Halfway, "half of batch normalization"))
+        tfnorm.training.train(tfnorm.training.Config(norm="halfway"))
+        tfnorm.convert(model, "halfway")
+
+    A layer that derives from `ChannelNormalization` and infers by its formula needs no more than
+    that. `Normalizer` says what else an entry may tell.
+
+    Args:
+        normalizer: the entry, without options of a user.
+
+    Returns:
+        The entry.
+
+    Raises:
+        UserError: the name belongs to another layer.
     """
+    known = _REGISTRY.get(normalizer.name)
+    if known is not None and _identity(known) != _identity(normalizer):
+        raise UserError(
+            f"the norm {normalizer.name!r} is registered already, for "
+            f"{getattr(known.layer_class, '__name__', 'a bias')}. Choose another name."
+        )
+    _REGISTRY[normalizer.name] = normalizer
+    return normalizer
 
-    name: str
-    description: str
-    foldable: bool
-    layer_class: type[keras.layers.Layer] | None
-    attach: Attach = field(repr=False)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    of_width: Callable[[int], Mapping[str, Any]] = field(default=lambda channels: {}, repr=False)
-    centralize: bool | None = False
 
-    def arguments(self, channels: int) -> dict[str, Any]:
-        """Arguments of the layer for so many channels, without the axis."""
-        return {**self.of_width(channels), **self.defaults, **self.options}
-
-    def __call__(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
-        """Applies `layer` to x and normalizes its output; returns (y, state)."""
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-        if self.centralize:
-            layer = WeightCentralization(layer)
-        return self.attach(layer, x, state, {"axis": axis, **self.defaults, **self.options})
+def _identity(normalizer: Normalizer) -> tuple[str, str]:
+    """A class that is defined again, as in a notebook, is the same one."""
+    cls = normalizer.layer_class or type(None)
+    return cls.__module__, cls.__qualname__
 
 
 def get(name: str, **options: Any) -> Normalizer:
     """The normalizer called `name`, its layer to be made with `options`.
+
+    Two options are not the layer's: `kernel` (see `Normalizer`), and `centralize`, an older way to
+    say kernel="centralized" (True) or kernel=None (False).
 
     Raises:
         UserError: there is no such normalizer, or its layer does not take one of the options.
@@ -75,17 +91,32 @@ def get(name: str, **options: Any) -> Normalizer:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(f"unknown norm {name!r}; the known ones are {', '.join(NAMES)}.{hint}")
     norm = _REGISTRY[name]
-    accepted = accepted_options(norm.layer_class)
-    if norm.centralize is not None:
-        accepted = sorted([*accepted, "centralize"])
+    accepted = norm.accepted_options()
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UserError(
             f"norm {name!r} does not take {', '.join(unknown)}; "
             f"it takes {', '.join(accepted) or 'no options'}."
         )
-    centralize = options.pop("centralize", norm.centralize)
-    return Normalizer(**{**vars(norm), "options": options, "centralize": centralize})
+    return dataclasses.replace(norm, kernel=_kernel(norm, options), options=options)
+
+
+def _kernel(norm: Normalizer, options: dict[str, Any]) -> str | None:
+    """Takes what says it out of the options."""
+    if "centralize" in options:
+        kernel = "centralized" if options.pop("centralize") else None
+        if options.setdefault("kernel", kernel) != kernel:
+            raise UserError(
+                f"norm {norm.name!r} was given centralize and another kernel="
+                f"{options['kernel']!r}. Give kernel alone."
+            )
+    kernel = options.pop("kernel", norm.kernel)
+    if kernel is not None and kernel not in KERNELS:
+        raise UserError(
+            f"unknown kernel {kernel!r} of norm {norm.name!r}; "
+            f"the known ones are {', '.join(KERNELS)}, and None."
+        )
+    return kernel
 
 
 def concatenate_states(states: Sequence[Any]) -> Any:
@@ -93,24 +124,61 @@ def concatenate_states(states: Sequence[Any]) -> Any:
     return None if states[0] is None else batch_kalman_normalization.concatenate_states(states)
 
 
-def name_of(layer: Any) -> str | None:
-    """The name of a normalizing layer, Keras' own included; None for any other layer.
+def entry_of(layer: Any) -> Normalizer | None:
+    """The entry of a normalizing layer, Keras' own included; None for any other layer.
 
-    Of several names of one class it is the one that asks most of the layer's arguments.
+    A layer of a class that is not registered has the entry of the class that it derives from. Of
+    several names of one class it is the one that asks most of the layer's arguments.
     """
-    if isinstance(layer, keras.layers.BatchNormalization):
-        if getattr(layer, "renorm", False):  # an option of later versions of Keras
-            return "brn"
-        return "syncbn" if layer.synchronized else "bn"
-    if isinstance(layer, keras.layers.GroupNormalization):
-        return _group_name(layer)
-    matching = [
-        norm
-        for norm in _REGISTRY.values()
-        if norm.layer_class is type(layer)
-        and all(getattr(layer, key, None) == value for key, value in norm.defaults.items())
-    ]
-    return max(matching, key=lambda norm: len(norm.defaults)).name if matching else None
+    for cls in type(layer).__mro__:
+        if cls is keras.layers.BatchNormalization:
+            return _REGISTRY[_name_of_keras_own(layer)]
+        if cls is keras.layers.GroupNormalization:
+            return _REGISTRY[_group_name(layer)]
+        matching = [
+            norm
+            for norm in _REGISTRY.values()
+            if norm.layer_class is cls
+            and all(getattr(layer, key, None) == value for key, value in norm.defaults.items())
+        ]
+        if matching:
+            return max(matching, key=lambda norm: len(norm.defaults))
+    return None
+
+
+def name_of(layer: Any) -> str | None:
+    """The name of its `entry_of`."""
+    entry = entry_of(layer)
+    return None if entry is None else entry.name
+
+
+_INFERENCE = {"__call__", "call", "normalize_for_inference"}
+_ANSWERS = {"inference_scale_and_offset", "effective_kernel"}
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a normalizer or kernel wrapper infers as it, or its registered class, says it does.
+
+    A subclass may do anything in a method of its own; one that tells its map at inference itself
+    (`inference_scale_and_offset`, `effective_kernel`) is taken at its word.
+    """
+    if getattr(layer, "renorm", False):  # an option of later versions of Keras
+        return False
+    registered = {norm.layer_class for norm in _REGISTRY.values()}
+    for cls in type(layer).__mro__:
+        if cls in registered or cls is keras.layers.BatchNormalization:
+            return True
+        if not _ANSWERS.isdisjoint(vars(cls)):
+            return True
+        if not _INFERENCE.isdisjoint(vars(cls)):
+            return False
+    return False
+
+
+def _name_of_keras_own(layer: keras.layers.BatchNormalization) -> str:
+    if getattr(layer, "renorm", False):  # an option of later versions of Keras
+        return "brn"
+    return "syncbn" if layer.synchronized else "bn"
 
 
 def _group_name(layer: keras.layers.GroupNormalization) -> str:
@@ -121,108 +189,90 @@ def _group_name(layer: keras.layers.GroupNormalization) -> str:
     return "in" if layer.groups in (-1, channels) else "gn"
 
 
-def accepted_options(layer_class: type | None) -> list[str]:
-    """Arguments that a user may give for a normalizer's layer, in order."""
-    names = []
-    for cls in inspect.getmro(layer_class) if layer_class else ():
-        if cls is keras.layers.Layer:
-            break
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind in kinds and p.name not in names]
-    return sorted(set(names) - {"self", "layer", "axis"})
-
-
-def _after(layer_class: type[keras.layers.Layer]) -> Attach:
-    """The normalizer stands after the layer."""
-
-    def attach(
-        layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-    ) -> tuple[Any, Any]:
-        del state
-        return layer_class(**arguments)(layer(x)), None
-
-    return attach
-
-
-def _around(
-    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    del state
-    return CrossIterationBatchNormalization(layer, **arguments)(x), None
-
-
-def _chained(
-    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    return BatchKalmanNormalization(**arguments)(layer(x), previous=state)
-
-
-def _groups(channels_per_group: Callable[[int], int]) -> Callable[[int], Mapping[str, Any]]:
-    return lambda channels: {"groups": channels // channels_per_group(channels)}
-
-
-def _group_normalization(of_width: Callable[[int], Mapping[str, Any]]) -> Attach:
-    def attach(
-        layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-    ) -> tuple[Any, Any]:
-        del state
-        y = layer(x)
-        arguments = {**of_width(y.shape[arguments["axis"]]), **arguments}
-        return keras.layers.GroupNormalization(**arguments)(y), None
-
-    return attach
-
-
-def _size_of_at_most_32_groups(channels: int) -> int:
+def _groups_of_at_least_4(channels: int) -> dict[str, int]:
     # Wu & He (2018) take 32 groups; narrow networks take fewer, of no less than 4 channels.
-    return channels // math.gcd(channels, min(32, max(channels // 4, 1)))
+    return {"groups": math.gcd(channels, min(32, max(channels // 4, 1)))}
 
 
-def _bias(
-    layer: keras.layers.Layer, x: Any, state: Any, arguments: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    del state, arguments
-    return type(layer).from_config({**layer.get_config(), "use_bias": True})(x), None
-
-
-def _batch_like(
-    name: str,
-    description: str,
-    layer_class: type[ChannelNormalization],
-    attach: Attach | None = None,
-    centralize: bool | None = False,
-    **defaults: Any,
-) -> Normalizer:
-    attach = attach or _after(layer_class)
-    return Normalizer(name, description, True, layer_class, attach, defaults, centralize=centralize)
-
-
-def _group_like(name: str, description: str, channels_per_group: Callable) -> Normalizer:
-    of_width = _groups(channels_per_group)
-    attach, layer_class = _group_normalization(of_width), keras.layers.GroupNormalization
-    return Normalizer(name, description, False, layer_class, attach, of_width=of_width)
-
-
-_REGISTRY = {
-    norm.name: norm
-    for norm in (
-        _batch_like("bn", "batch normalization", BatchNormalization),
-        _batch_like("syncbn", "BN over all replicas", BatchNormalization, synchronized=True),
-        _batch_like("brn", "batch renormalization", BatchRenormalization),
-        _batch_like(
-            "mabn",
-            "moving average BN of a centralized convolution",
-            MovingAverageBatchNormalization,
-            centralize=True,
-        ),
-        _batch_like("cbn", "cross-iteration BN", CrossIterationBatchNormalization, _around, None),
-        _batch_like("bkn", "batch Kalman normalization", BatchKalmanNormalization, _chained),
-        _group_like("gn", "group normalization", _size_of_at_most_32_groups),
-        _group_like("ln", "layer normalization (one group)", lambda channels: channels),
-        _group_like("in", "instance normalization (one channel a group)", lambda channels: 1),
-        Normalizer("none", "no normalization, a bias instead", True, None, _bias, centralize=None),
+def _group_like(name: str, description: str, of_width: Any, **about: Any) -> Normalizer:
+    group_normalization = keras.layers.GroupNormalization
+    return Normalizer(
+        name, group_normalization, description, foldable=False, of_width=of_width, **about
     )
-}
 
-NAMES = tuple(_REGISTRY)
+
+# Colours that the colour-blind can tell apart (Okabe and Ito 2008, then Paul Tol), and a marker
+# each for print without colours.
+for _normalizer in (
+    Normalizer(
+        "bn",
+        BatchNormalization,
+        "batch normalization",
+        advice="brn, mabn, cbn, bkn or gn, or a larger batch (syncbn if there are more replicas)",
+        colour="#000000",
+        marker="o",
+    ),
+    Normalizer(
+        "syncbn",
+        BatchNormalization,
+        "BN over all replicas",
+        defaults={"synchronized": True},
+        colour="#0072B2",
+        marker="s",
+    ),
+    Normalizer(
+        "brn",
+        BatchRenormalization,
+        "batch renormalization",
+        of_steps=advised_options.brn_of_steps,
+        advice="mabn, which averages the gradient's statistics too, gn, or a larger batch",
+        colour="#E69F00",
+        marker="^",
+    ),
+    Normalizer(
+        "mabn",
+        MovingAverageBatchNormalization,
+        "moving average BN of a centralized convolution",
+        kernel="centralized",
+        of_steps=advised_options.mabn_of_steps,
+        advice="a longer window, gn, or a larger batch",
+        colour="#D55E00",
+        marker="D",
+    ),
+    Normalizer(
+        "cbn",
+        CrossIterationBatchNormalization,
+        "cross-iteration BN",
+        place="around",
+        of_images=advised_options.cbn_of_images,
+        of_steps=advised_options.cbn_of_steps,
+        advice="a longer window, mabn, gn, or a larger batch",
+        colour="#009E73",
+        marker="v",
+    ),
+    Normalizer(
+        "bkn",
+        BatchKalmanNormalization,
+        "batch Kalman normalization",
+        place="chain",
+        colour="#CC79A7",
+        marker="P",
+    ),
+    _group_like("gn", "group normalization", _groups_of_at_least_4, colour="#56B4E9", marker="X"),
+    _group_like(
+        "ln",
+        "layer normalization (one group)",
+        lambda channels: {"groups": 1},
+        colour="#999933",
+        marker="<",
+    ),
+    _group_like(
+        "in",
+        "instance normalization (one channel a group)",
+        lambda channels: {"groups": channels},
+        colour="#882255",
+        marker=">",
+    ),
+    Normalizer("none", None, "no normalization, a bias instead", colour="#888888", marker="*"),
+):
+    register(_normalizer)

@@ -41,7 +41,12 @@ class WeightCentralization(keras.layers.Wrapper):
 
     Raises:
         ValueError: `layer` is of another kind.
+
+    Attributes:
+        KINDS: the classes of layers that it wraps.
     """
+
+    KINDS = KINDS
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
         if not isinstance(layer, KINDS):

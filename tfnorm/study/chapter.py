@@ -11,6 +11,9 @@ from tfnorm.study.summary import Row
 
 Table = tuple[list[str], list[list[str]]]  # titles, and lines of cells
 
+# Whose loss on few images the others win back.
+_LOSING = "bn"
+
 
 class Found:
     """The rows of a grid, found by their labels.
@@ -118,10 +121,10 @@ def recovery_column(
         label: The label that has this number.
         single: The norm knows no batch and has one row.
     """
-    bn = found.mean(norm="bn", **{label: images})
-    whole = found.mean(norm="bn", **{label: max(found.values(label, norm="bn"))})
+    bn = found.mean(norm=_LOSING, **{label: images})
+    whole = found.mean(norm=_LOSING, **{label: max(found.values(label, norm=_LOSING))})
     own = found.mean(norm=norm, **({} if single else {label: images}))
-    if norm == "bn" or math.isnan(own - bn - whole):
+    if norm == _LOSING or math.isnan(own - bn - whole):
         return "-"
     if whole - bn < 0.01:
         return "bn gains" if bn > whole else "bn loses < 1 point"

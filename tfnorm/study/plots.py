@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from tfnorm.files import write_whole
-from tfnorm.study.style import LOOK, STYLES, set_title
+from tfnorm.study.style import LOOK, set_title, style_of
 from tfnorm.study.summary import Row
 
 
@@ -31,7 +31,7 @@ def accuracy(
         figure = Figure(figsize=(9, 1.4 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            colour, marker = STYLES[row.labels["norm"]]
+            colour, marker = style_of(row.labels["norm"])
             percent = [100 * value for value in row.values("test_accuracy")]
             mean, spread = (100 * f("test_accuracy") for f in (row.mean, row.spread))
             axes.errorbar(
@@ -93,7 +93,7 @@ def lines(
         axes = figure.subplots()
         places = sorted({place for line in drawn for place in line.rows})
         for line in drawn:
-            colour, marker = STYLES[line.norm]
+            colour, marker = style_of(line.norm)
             means, spreads = (
                 [100 * getattr(row, name)("test_accuracy") for row in line.rows.values()]
                 for name in ("mean", "spread")
@@ -105,7 +105,7 @@ def lines(
         levels = [row for row in levels if row and row.records]
         for number, row in enumerate(levels):
             name = names[number] if names else row.labels["norm"]
-            colour, _ = STYLES[row.labels["norm"]]
+            colour, _ = style_of(row.labels["norm"])
             style = ("--", "-.", ":")[number % 3]
             axes.axhline(100 * row.mean("test_accuracy"), color=colour, linestyle=style, label=name)
         if log:
@@ -156,7 +156,7 @@ def learning_curves(
 
 
 def _curve(axes: Axes, row: Row, metric: str, factor: float, line: str) -> None:
-    colour, marker = STYLES[row.labels["norm"]]
+    colour, marker = style_of(row.labels["norm"])
     curves = ([epoch[metric] for epoch in record["history"]] for record in row.records)
     means = [factor * statistics.fmean(values) for values in zip(*curves)]
     epochs = range(1, len(means) + 1)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from tfnorm.files import write_whole
-from tfnorm.study.style import LOOK, STYLES, set_title
+from tfnorm.study.style import LOOK, set_title, style_of
 from tfnorm.study.summary import Row
 from tfnorm.training.statistics_monitor import NOISE_LIMIT
 
@@ -52,7 +52,7 @@ def statistics(rows: Sequence[Row], name: Name, title: str, path: str | os.PathL
         for axes, label in zip(panels[0], _STATISTICS.values()):
             axes.set_title(f"l2 norm of the {label}", fontsize=9)
         for line, (row, series) in zip(panels, found):
-            colour, _ = STYLES[row.labels["norm"]]
+            colour, _ = style_of(row.labels["norm"])
             for axes, statistic in zip(line, _STATISTICS):
                 values = series[statistic]
                 for key, (_, own, width) in _LINES.items():
@@ -92,7 +92,7 @@ def noise(rows: Sequence[Row], name: Name, title: str, path: str | os.PathLike[s
             panels, ("forward", "backward"), ("normalized values", "gradients")
         ):
             for number, (row, series) in enumerate(found):
-                colour, marker = STYLES[row.labels["norm"]]
+                colour, marker = style_of(row.labels["norm"])
                 style = ("-", "--", ":")[min(norms[:number].count(norms[number]), 2)]
                 axes.plot(
                     series["step"], series["noise"][direction], color=colour, linestyle=style,

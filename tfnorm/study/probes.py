@@ -192,7 +192,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 def images_of_call(config: training.Config) -> int:
     """Images of one call of the model that has the training's micro-batches."""
-    if config.norm == "syncbn":
+    if config.normalizer().is_synchronized:
         return max(config.num_replicas, 1) * config.replica_batch_size
     return config.replica_batch_size
 

@@ -2,21 +2,14 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
-
 from tfnorm import data, training
 from tfnorm.errors import UserError
-from tfnorm.layers import ChannelNormalization, norms
-from tfnorm.schedules import LinearRamp
+from tfnorm.layers import norms
 from tfnorm.study.grid import Cell, Grid, Labels
 from tfnorm.study.progress import count
-
-# Norms whose statistics are those of one image.
-_OF_ONE_IMAGE = ("gn", "ln", "in", "none")
 
 Setting = tuple[Labels, training.Config]
 
@@ -34,17 +27,18 @@ def setting(
     """
     replicas = max(config.num_replicas, 1) * config.virtual_replicas
     images = config.statistics_batch_size
-    statistics = {"syncbn": replicas * images, **dict.fromkeys(_OF_ONE_IMAGE, 1)}
+    config = dataclasses.replace(config, norm=norm, norm_options={})
+    kind = config.normalizer()
+    together = replicas if kind.is_synchronized else 1
     labels = {
         "norm": norm,
         "replicas": replicas,
         "replica_batch": images,
-        "statistics_batch": statistics.get(norm, images),
+        "statistics_batch": together * images if kind.takes_batch_statistics else 1,
         **labels,
     }
-    papers = _OPTIONS[norm](images, steps(config)) if norm in _OPTIONS else {}
-    options = {**papers, **(options or {})}
-    return labels, dataclasses.replace(config, norm=norm, norm_options=options)
+    options = {**kind.of_images(images), **kind.of_steps(steps(config)), **(options or {})}
+    return labels, dataclasses.replace(config, norm_options=options)
 
 
 def cells(
@@ -104,7 +98,7 @@ def virtual(config: training.Config, images: int) -> training.Config:
 
 def is_of_batch(norm: str) -> bool:
     """Whether a norm takes statistics of a batch, not of single images."""
-    return issubclass(norms.get(norm).layer_class or object, ChannelNormalization)
+    return norms.get(norm).takes_batch_statistics
 
 
 def check(compared: Sequence[str], seeds: Sequence[int]) -> None:
@@ -120,27 +114,3 @@ def steps(config: training.Config) -> int:
     dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
     batch = max(config.num_replicas, 1) * config.replica_batch_size
     return config.epochs * (dataset.num_train // batch)
-
-
-def _brn(images: int, steps: int) -> dict[str, Any]:
-    # Ramps between steps 5,000 and 25,000 (d), 40,000 (r) of 130,000.
-    start, d_end, r_end = (round(steps * share / 130) for share in (5, 25, 40))
-    ramps = {"r_max": LinearRamp(1, 3, start, r_end), "d_max": LinearRamp(0, 5, start, d_end)}
-    options = {name: keras.saving.serialize_keras_object(ramp) for name, ramp in ramps.items()}
-    # Its moving averages have to be there when the ramps begin. At 0.99 they take some hundreds of
-    # steps; where a run has not so many before, they diverge.
-    return options if start >= 200 else {**options, "momentum": 0.9}
-
-
-def _cbn(images: int, steps: int) -> dict[str, Any]:
-    # At least 16 images in a window of at most 8 steps; a burn-in of 25 epochs of 100.
-    return {"window": min(math.ceil(16 / images), 8), "burn_in_steps": steps // 4}
-
-
-def _mabn(images: int, steps: int) -> dict[str, Any]:
-    # The correction starts at step 1,000; in a short run after a quarter of it, but not before its
-    # moving average is there (300 steps are six of its time constants).
-    return {} if steps >= 4000 else {"correction_start_step": max(steps // 4, 300)}
-
-
-_OPTIONS = {"brn": _brn, "cbn": _cbn, "mabn": _mabn}

@@ -4,20 +4,7 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-# Colours that the colour-blind can tell apart (Okabe and Ito 2008; the last three by Paul Tol),
-# and a marker each for print without colours.
-STYLES = {
-    "bn": ("#000000", "o"),
-    "syncbn": ("#0072B2", "s"),
-    "brn": ("#E69F00", "^"),
-    "mabn": ("#D55E00", "D"),
-    "cbn": ("#009E73", "v"),
-    "bkn": ("#CC79A7", "P"),
-    "gn": ("#56B4E9", "X"),
-    "ln": ("#999933", "<"),
-    "in": ("#882255", ">"),
-    "none": ("#888888", "*"),
-}
+from tfnorm.layers import norms
 
 # Of every plot, for matplotlib.rc_context.
 LOOK = {
@@ -26,6 +13,12 @@ LOOK = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+def style_of(norm: str) -> tuple[str, str]:
+    """Colour and marker of a norm; those of any other where it is not registered (any more)."""
+    entry = norms.get(norm) if norm in norms.NAMES else norms.Normalizer
+    return entry.colour, entry.marker
 
 
 def set_title(figure: Figure, title: str) -> None:

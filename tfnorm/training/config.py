@@ -6,7 +6,7 @@ from typing import Any
 
 from tfnorm import data, models
 from tfnorm.errors import UserError
-from tfnorm.layers import ChannelNormalization, norms
+from tfnorm.layers import norms
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 SCHEDULES = ("cosine", "step")
@@ -154,8 +154,7 @@ class Config:
         are told of virtual replicas.
         """
         options = dict(self.norm_options)
-        layer_class = norms.get(self.norm).layer_class
-        if self.virtual_replicas > 1 and issubclass(layer_class or object, ChannelNormalization):
+        if self.virtual_replicas > 1 and norms.get(self.norm).takes_batch_statistics:
             options["virtual_replicas"] = self.virtual_replicas
         return norms.get(self.norm, **options)
 

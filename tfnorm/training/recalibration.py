@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfnorm.errors import UserError
 from tfnorm.functional import fused
 from tfnorm.functional.view import View
-from tfnorm.layers import ChannelNormalization
+from tfnorm.layers.batch_method import method_of
 from tfnorm.layers.replicas import gather
 from tfnorm.training.inputs import iterate
 from tfnorm.training.tapping import normalized, normalizers, tapped
@@ -218,8 +218,7 @@ def _assign(layer: keras.layers.Layer, rows: np.ndarray, calls: list[_Call]) -> 
     mean, variance = (np.where(count > 0, x, 0) for x in (mean, variance))
     center = (weight * mean).sum(0)
     spread = (weight * (variance + np.square(mean - center))).sum(0)
-    if isinstance(layer, ChannelNormalization):
-        center, spread = layer.population_statistics(center, spread, previous)
+    center, spread = method_of(layer).population_statistics(center, spread, previous)
     layer.moving_mean.assign(center)
     layer.moving_variance.assign(spread)
 

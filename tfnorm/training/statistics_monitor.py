@@ -10,34 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.layers import (
-    BatchKalmanNormalization,
-    BatchRenormalization,
-    CrossIterationBatchNormalization,
-    MovingAverageBatchNormalization,
-    norms,
-)
+from tfnorm.layers import norms
+from tfnorm.layers.batch_method import method_of
 from tfnorm.training import statistics
 from tfnorm.training.callbacks import write_scalar
 from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import normalizers
-from tfnorm.training.training_pass import Loss, TrainingPass, groups, subtracts_mean
+from tfnorm.training.training_pass import Loss, TrainingPass, groups
 
 # The error of the gradients is at most √(2/n) with n images in a batch, and about that where the
 # gradient is the same all over an image, as before a global pooling. A third is it at 18 images:
 # bn does well with 16 or 32 and not with 8 or less. (ResNet-14 on fashion_mnist, last layer: 0.16
 # with 32 images, 0.27 with 16, 0.37 with 8, 0.65 with 2.)
 NOISE_LIMIT = 1 / 3
-
-_TRY = {
-    "bn": "brn, mabn, cbn, bkn or gn, or a larger batch (syncbn if there are more replicas)",
-    "syncbn": "mabn, cbn or gn, or a larger batch",
-    "brn": "mabn, which averages the gradient's statistics too, gn, or a larger batch",
-    "mabn": "a longer window, gn, or a larger batch",
-    "cbn": "a longer window, mabn, gn, or a larger batch",
-    "bkn": "mabn, cbn or gn, or a larger batch",
-}
 
 
 class StatisticsMonitor(keras.callbacks.Callback):
@@ -174,17 +160,18 @@ class StatisticsMonitor(keras.callbacks.Callback):
     def _row(self, layer: keras.layers.Layer, parts: Statistics) -> dict[str, Any]:
         large = statistics.merge(parts)
         samples = self._samples(layer, parts) | {"large": large}
-        if not subtracts_mean(layer):
+        subtracts_mean = method_of(layer).subtracts_mean
+        if not subtracts_mean:
             samples = {key: statistics.about_zero(sample) for key, sample in samples.items()}
             parts, large = map(statistics.about_zero, (parts, large))
         noise = statistics.noise(parts, large, layer.epsilon)
-        if not subtracts_mean(layer):
+        if not subtracts_mean:
             noise = noise._replace(mean=0.0, gradient=0.0)
         images = len(tf.nest.flatten(self._batches[0])[0])
         row = {
             "step": self._step,
             "layer": layer.name,
-            "norm": norms.name_of(layer),
+            "norm": norms.name_of(layer) or type(layer).__name__,
             "images": images // groups(layer),
             "large_images": images * len(self._batches),
         }
@@ -220,21 +207,22 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._writer.flush()
 
     def _warn(self, layer: keras.layers.Layer, row: dict[str, Any]) -> None:
-        steps = _averaged_steps(layer)
+        steps = method_of(layer).averaged_steps()
         forward, backward = (
-            row["noise"][name] / math.sqrt(steps[name]) for name in ("forward", "backward")
+            row["noise"][name] / math.sqrt(getattr(steps, name)) for name in steps._fields
         )
         worst = max(forward, backward)
         if worst <= NOISE_LIMIT or layer.name in self._warned:
             return
         self._warned.add(layer.name)
         images = math.ceil(row["images"] * (worst / NOISE_LIMIT) ** 2)
+        advice = (norms.entry_of(layer) or norms.Normalizer).advice
         self._notice(
             f"the batch statistics of layer {layer.name!r} are too noisy for {row['norm']}: at "
             f"step {row['step']}, with {row['images']} images in a batch, they put normalized "
             f"values off by {forward:.2f} and gradients by {backward:.2f} of their standard "
             f"deviation (limit {NOISE_LIMIT:.2f}). About {images} images would do; else try "
-            f"{_TRY[row['norm']]}"
+            f"{advice}"
         )
 
 
@@ -286,37 +274,12 @@ def _per_step(parts: Statistics, images: int) -> Statistics:
 
 
 def _averages(layer: keras.layers.Layer, turn: int) -> dict[str, dict[str, np.ndarray]]:
-    """What a normalizer keeps: moving statistics, and MABN's averages of one group, in turn."""
+    """What a normalizer keeps: moving statistics, and averages over steps of one group, in turn."""
     mean, variance = (
         {"moving": keras.ops.convert_to_numpy(v)}
         for v in (layer.moving_mean, layer.moving_variance)
     )
     found = {"mean": mean, "variance": variance}
-    if isinstance(layer, MovingAverageBatchNormalization):
-        group = turn % layer.virtual_replicas
-        step = int(keras.ops.convert_to_numpy(layer.step))
-        for name, *window in (
-            ("variance", layer.square_history, layer.square_weight),
-            ("gradient_product", layer.gradient_history, layer.gradient_weight),
-        ):
-            values, weights = (keras.ops.convert_to_numpy(v)[:, group].sum(0) for v in window)
-            if step >= window[0].shape[0] and weights > 0:
-                found.setdefault(name, {})["window"] = values / weights
+    for name, average in method_of(layer).step_averages(turn % groups(layer)).items():
+        found.setdefault(name, {})["window"] = average
     return found
-
-
-def _averaged_steps(layer: keras.layers.Layer) -> dict[str, float]:
-    """Over how many independent batches a norm averages: its noise is less by the root of it."""
-    if isinstance(layer, MovingAverageBatchNormalization):
-        return {"forward": layer.window, "backward": layer.gradient_window}
-    if isinstance(layer, CrossIterationBatchNormalization):
-        # Forward a mean of so many; backward this batch's alone, with one share of so many.
-        return {"forward": layer.window, "backward": layer.window**2}
-    if isinstance(layer, BatchRenormalization):
-        # Forward the moving statistics (theorem 1 of Yan et al.), backward this batch's.
-        return {"forward": (1 + layer.momentum) / (1 - layer.momentum), "backward": 1}
-    if isinstance(layer, BatchKalmanNormalization) and layer.gain is not None:
-        # The batch has a share of q in the estimate, and the gradient through it of the same.
-        share = float(keras.ops.sigmoid(layer.gain))
-        return {"forward": share**-2, "backward": share**-2}
-    return {"forward": 1, "backward": 1}

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnorm.layers import ChannelNormalization, CrossIterationBatchNormalization
+from tfnorm.layers import ChannelNormalization
+from tfnorm.layers.batch_method import method_of
 
 KINDS = (ChannelNormalization, keras.layers.BatchNormalization)
 
@@ -51,9 +52,7 @@ def normalized(
     layer: keras.layers.Layer, arguments: Mapping[str, Any]
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """What a normalizer normalizes in a call of these arguments, and its mask."""
-    x = next(iter(arguments.values()))
-    if isinstance(layer, CrossIterationBatchNormalization):
-        x = layer.layer(x)
+    x = method_of(layer).normalized_inputs(next(iter(arguments.values())))
     return x, arguments.get("mask", arguments.get("inputs_mask"))
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfnorm.errors import UserError
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.view import View
-from tfnorm.layers import BatchKalmanNormalization, MovingAverageBatchNormalization
+from tfnorm.layers.batch_method import method_of
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import discard_updates, normalized, tapped
 
@@ -84,11 +84,6 @@ def groups(layer: keras.layers.Layer) -> int:
     return 1 if is_whole else getattr(layer, "virtual_replicas", 1)
 
 
-def subtracts_mean(layer: keras.layers.Layer) -> bool:
-    """Whether a method is one of the mean and the variance, and not of the mean square."""
-    return not isinstance(layer, MovingAverageBatchNormalization)
-
-
 class _View:
     """What a normalizer normalizes, in its groups, and its moments."""
 
@@ -147,14 +142,9 @@ class VariancePass:
         calls: dict[keras.layers.Layer, tf.Tensor] = {}
 
         def tap(layer: keras.layers.Layer, given: Mapping[str, Any], outputs: Any) -> Any:
-            if isinstance(layer, BatchKalmanNormalization):
-                _, (_, covariance, _) = outputs
-                is_full = covariance.shape.rank == 3
-                calls[layer] = tf.linalg.diag_part(covariance) if is_full else covariance
-                return outputs
             own = _View(layer, *normalized(layer, given)).own
-            square = 0 if subtracts_mean(layer) else tf.square(own.mean)
-            calls[layer] = own.variance + square
+            variance = method_of(layer).variance_in_training(own.mean, own.variance, outputs)
+            calls[layer] = variance
             return outputs
 
         with discard_updates(self._model), tapped(self._layers, tap):
