@@ -94,3 +94,33 @@ def test_probabilities_of_large_logits_may_differ_where_they_are_not_decided():
             assert "at a scale of 1, that is 0.003" in message_of(
                 "It", [batch], answers, 1e-5, Postprocessing()
             )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "holds"),
+    [
+        ([np.nan, 1.0], [np.nan, 1.0], True),
+        ([np.inf, -np.inf], [np.inf, -np.inf], True),
+        ([np.inf, 1.0], [-np.inf, 1.0], False),
+        ([np.inf, 1.0], [3e38, 1.0], False),
+        ([np.nan, 1.0], [np.inf, 1.0], False),
+        ([0.0, 1.0], [np.nan, 1.0], False),
+        ([np.inf, 1.001], [np.inf, 1.0], False),
+        ([np.nan, np.nan], [np.nan, np.nan], True),
+    ],
+)
+def test_what_is_not_finite_is_equal_to_the_same(found, expected, holds):
+    if holds:
+        assert compared(found, expected) == 0
+    else:
+        with pytest.raises(RunError, match="differs from the model"):
+            compared(found, expected)
+
+
+def test_scores_that_are_not_a_number():
+    scores = np.array([[0.2, np.nan, 0.8], [0.1, 0.2, 0.7]])
+    batch = Batch(2, {}, {"probabilities": scores}, 1.0, scores)
+    assert compare("It", [batch], answers_of([batch]), 1e-5, Postprocessing()) == 0
+    wrong = {(2, "probabilities"): np.nan_to_num(scores)}
+    with pytest.raises(RunError):
+        compare("It", [batch], wrong, 1e-5, Postprocessing())

@@ -119,6 +119,9 @@ def test_tolerance_follows_what_the_model_makes_of_a_rounding_error():
     # Alone in its batch, the first output is -1; an input off by 2⁻²³ moves it by 1e4·2⁻²³.
     one_input = 5 * 1e4 * 2.0**-23
     assert one_input / 2 < verify.default_tolerance(model, batches) < 2.2 * one_input
+    model.set_weights([np.array([[1e6], [-1e6]], "float32")])
+    batches = recording.record(model, Signature(model), examples)
+    assert verify.default_tolerance(model, batches) == verify.LARGEST_TOLERANCE == 1e-2
     model.set_weights([np.array([[3.0], [-1.0]], "float32")])
     batches = recording.record(model, Signature(model), examples)
     assert verify.default_tolerance(model, batches) == 1e-5

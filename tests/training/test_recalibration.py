@@ -162,6 +162,24 @@ def test_only_so_many_steps(rng):
     assert_close(statistics(model), expected)
 
 
+def test_batches_of_a_generator_are_kept(rng):
+    model, x = of_keras(rng), images(rng)
+    tfnorm.recalibrate(model, batches(x, size=5), steps=2)
+    expected = statistics(model)
+    handed_out = []
+
+    def generator():
+        for i in range(0, len(x), 5):
+            handed_out.append(i)
+            yield x[i : i + 5]
+
+    for one_pass in (generator(), iter(batches(x, size=5))):
+        randomize_statistics(model, rng)
+        tfnorm.recalibrate(model, one_pass, steps=2)
+        assert_close(statistics(model), expected)
+    assert handed_out == [0, 5]
+
+
 def test_spoiled_statistics_are_repaired(rng):
     """A trained classifier whose statistics were lost answers as well as before."""
     labels = rng.integers(0, 3, 120)

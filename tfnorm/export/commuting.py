@@ -1,5 +1,6 @@
 """Layers that an affine map of channels can be moved across without a change of the result."""
 
+import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -108,10 +109,11 @@ def _rearranged(call: Call, affine: Affine, source: Tensor, target: Tensor) -> A
         raise Obstacle(f"{call.part.path} lies in between and its size is not known")
     if new % old == 0:
         times = new // old
-        return Affine(np.tile(moved.scale, times), np.tile(moved.offset, times), moved.axis)
+        scale, offset = (np.tile(values, times) for values in (moved.scale, moved.offset))
+        return dataclasses.replace(moved, scale=scale, offset=offset)
     rows = moved.scale.reshape(-1, new), moved.offset.reshape(-1, new)
     if old % new == 0 and all(np.all(values == values[0]) for values in rows):
-        return Affine(rows[0][0], rows[1][0], moved.axis)
+        return dataclasses.replace(moved, scale=rows[0][0], offset=rows[1][0])
     raise Obstacle(f"{call.part.path} lies in between and mixes channels with positions")
 
 
@@ -119,7 +121,7 @@ def _permuted(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Aff
     order = (0, *call.part.operation.dims)  # the output's axis i is the input's axis order[i]
     backward = source is call.outputs[0]
     axis = order[affine.axis] if backward else order.index(affine.axis)
-    return Affine(affine.scale, affine.offset, axis)
+    return dataclasses.replace(affine, axis=axis)
 
 
 def _repeated(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
@@ -140,7 +142,7 @@ def _check_increasing(call: Call, affine: Affine) -> None:
 def _with_axis(call: Call, affine: Affine, expected: int, axis: int) -> Affine:
     if affine.axis != expected:
         raise Obstacle(f"{call.part.path} lies in between and moves the channels")
-    return Affine(affine.scale, affine.offset, axis)
+    return dataclasses.replace(affine, axis=axis)
 
 
 _NOTHING_AT_INFERENCE = (

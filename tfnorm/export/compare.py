@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfnorm.errors import RunError
+from tfnorm.export.distance import distance, largest
 from tfnorm.export.postprocessing import CLASSES, SCORES, Postprocessing
 from tfnorm.export.record import Batch
 
@@ -23,7 +24,7 @@ def compare(
     tolerance: float,
     ranking: Postprocessing | None = None,
 ) -> float:
-    """Compares answers with those of a model.
+    """Compares answers with those of a model; what is not finite has to be the same.
 
     Args:
         what: gave the answers, for the error.
@@ -57,8 +58,12 @@ def compare(
                 continue
             difference = _differences(name, batch, found, ranking)
             scale = np.broadcast_to(_scale(name, batch, batches, ranking), difference.shape)
-            place = np.unravel_index(np.argmax(difference / scale), difference.shape)
-            relative = float(difference[place] / scale[place])
+            # The same is the same at every scale, also where a score that is NaN has none.
+            ratio = np.divide(
+                difference, scale, out=np.zeros_like(difference), where=difference != 0
+            )
+            place = np.unravel_index(np.argmax(ratio), ratio.shape)
+            relative = float(ratio[place])
             if not relative <= tolerance:
                 raise RunError(
                     f"{what} differs from the model: output {name!r}, batch of {batch.size}: "
@@ -75,7 +80,7 @@ def _differences(
     if ranking is not None and name == CLASSES:
         # Two classes change places where the score of each moves by half of their distance.
         return ranking.misplaced(found, batch.scores) / 2
-    return np.abs(found - batch.outputs[name])
+    return distance(found, batch.outputs[name])
 
 
 def _scale(
@@ -85,4 +90,4 @@ def _scale(
         scores = batch.outputs[SCORES if name == CLASSES else name]
         return ranking.scale(scores, max(b.largest for b in batches))
     # Where all of an output is zero, the export has to say so, to the same tolerance.
-    return max(float(np.max(np.abs(b.outputs[name]), initial=0.0)) for b in batches) or 1.0
+    return max(largest(b.outputs[name]) for b in batches) or 1.0

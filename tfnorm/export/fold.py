@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 
 import keras
@@ -11,8 +12,6 @@ from tfnorm.export.lowering import Norm, lower
 from tfnorm.export.report import Report, Row
 from tfnorm.export.sites import Site, sites_after, sites_before
 from tfnorm.graph import Call, Graph, Part, build, inline, read
-
-_REST = "; one multiply and one add are left"
 
 Moves = dict[Call, list[Site]]  # for the call of a normalizer, what takes in its map
 Into = dict[Call, list[Call]]  # for the call of a folded normalizer, whose parts took it in
@@ -26,8 +25,11 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
     result is exact. Before an addition or a concatenation it goes into every branch, and after
     a fork into every user, or else stays. A layer that is shared between places with different
     normalizers becomes a layer for each. What remains of a normalizer that is affine but cannot
-    move is a multiplication and an addition; normalizers that use the statistics of their input
-    stay as they are.
+    move is a multiplication and an addition, after a subtraction where the mean is so far from zero
+    for the spread that they would lose digits. Normalizers that use the statistics of their input
+    stay as they are, and so do those whose map is not finite in some channel. A channel that is
+    constant or NaN at inference, because a statistic is infinite or absurdly large, is told in a
+    note of the report and in a warning.
 
     Args:
         model: a functional or Sequential Keras model, nested ones included. It stays as it is.
@@ -46,7 +48,11 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
     after = _fold_until_nothing_moves(graph, norms, sites_after, into)
     # A row of the report names what stood in the way of the usual place, the layer before.
     reasons = {call: reasons.get(call, reason) for call, reason in after.items()}
-    return build(graph), Report(tuple(_row(norm, into, reasons) for norm in norms))
+    rows = tuple(_row(norm, into, reasons) for norm in norms)
+    notes = tuple(dict.fromkeys(norm.note for norm in norms if norm.note is not None))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return build(graph), Report(rows, notes)
 
 
 def _fold_until_nothing_moves(
@@ -144,7 +150,8 @@ def _row(norm: Norm, into: Into, reasons: dict[Call, str]) -> Row:
     if norm.call is None:
         return Row(norm.path, norm.name, False, None, norm.reason)
     if norm.call not in into:
-        return Row(norm.path, norm.name, False, None, reasons[norm.call] + _REST)
+        reason = f"{reasons[norm.call]}; {norm.call.part.what_is_left}"
+        return Row(norm.path, norm.name, False, None, reason)
     targets = dict.fromkeys(call.part.path for call in _final(norm.call, into))
     return Row(norm.path, norm.name, True, ", ".join(targets), None)
 

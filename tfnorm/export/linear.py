@@ -141,7 +141,10 @@ class LinearPart(Part):
             raise Obstacle(f"{self.path} before it ends in the activation {name}")
 
     def absorb_after(self, affine: Affine) -> None:
-        """Takes in a map of the outputs: s·(K x + b) + o = (s K) x + (s b + o)."""
+        """Takes in a map of the outputs: s·(K x + b) + o = (s K) x + (s b + o).
+
+        Where these cancel the layer itself has rounded K x + b as coarsely: no digit is lost.
+        """
         self._load()
         self._kernels = self._kind.scale_outputs(self._kernels, affine.scale)
         self._bias = affine.scale * (0.0 if self._bias is None else self._bias) + affine.offset
@@ -149,6 +152,8 @@ class LinearPart(Part):
     def check_affine_before(self, affine: Affine, call: Call) -> None:
         """Raises Obstacle unless `absorb_before` can take in a map of what the call is given."""
         self._check_place(affine, call)
+        if affine.loses_digits(self.operation.compute_dtype):
+            raise Obstacle(f"{self.path} after it would lose digits")
         shape = call.tensors[0].shape
         if np.any(affine.offset != 0) and self._kind.uneven(self.operation, shape):
             raise Obstacle(f"{self.path} after it pads its input with zeros")

@@ -3,11 +3,13 @@
 import dataclasses
 
 import keras
+import numpy as np
 
 from tfnorm.export import normalizers
 from tfnorm.export.affine import Affine, AffinePart
 from tfnorm.export.linear import linear_part
 from tfnorm.graph import Call, Graph, Part, Tensor
+from tfnorm.layers.extremes import extreme_statistics
 
 
 @dataclasses.dataclass(eq=False)
@@ -19,12 +21,14 @@ class Norm:
         name: short name of the normalizer.
         call: the call of its `AffinePart`, None if it is not lowered.
         reason: why it is not lowered.
+        note: what is wrong with its statistics, if anything is.
     """
 
     path: str
     name: str
     call: Call | None = None
     reason: str | None = None
+    note: str | None = None
 
 
 def lower(graph: Graph) -> list[Norm]:
@@ -70,9 +74,11 @@ class _Parts:
 
 
 def _affine_part(part: Part, shape: tuple[int | None, ...]) -> AffinePart:
-    scale, offset = normalizers.inference_scale_and_offset(part.operation)
+    layer = part.operation
+    scale, offset = normalizers.inference_scale_and_offset(layer)
     rank = len(shape)
-    affine = Affine(scale, offset, part.operation.axis % rank)
+    cancellation = normalizers.cancellation(layer, scale, offset)
+    affine = Affine(scale, offset, layer.axis % rank, cancellation)
     return AffinePart(part.path, part.operation, affine, rank)
 
 
@@ -91,6 +97,9 @@ def _lower_call(graph: Graph, call: Call, parts: _Parts) -> list[Norm]:
         call.part = parts.linear(call.part)
         return _hidden_norms(call) if type(call.part) is Part else []
     norm = Norm(call.part.path, name)
+    extreme = extreme_statistics(layer)
+    if extreme is not None:
+        norm.note = f"{norm.path}: {extreme}, which is constant or NaN at inference"
     norm.reason = _why_not_lowered(graph, call)
     if norm.reason is None:
         norm.call = _lower_norm(graph, call, parts)
@@ -103,6 +112,8 @@ def _why_not_lowered(graph: Graph, call: Call) -> str | None:
         if normalizers.may_do_more(layer):
             return f"{type(layer).__name__} may do more than its base class; left as it is"
         return "its statistics are those of its input, at inference too; left as it is"
+    if not all(np.all(np.isfinite(v)) for v in normalizers.inference_scale_and_offset(layer)):
+        return "its scale or offset is not finite; left as it is"
     if call.kwargs.get("training"):
         return "called with training=True; left as it is"
     if any(graph.users(x) or graph.is_output(x) for x in call.outputs[1:]):

@@ -1,5 +1,7 @@
 """Layers that make one tensor of several, and how an affine map of channels crosses them."""
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras.src.ops import numpy as operations  # what x + y is in a graph has no public name
@@ -26,7 +28,7 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
     if isinstance(call.part.operation, _CONCATENATIONS):
         bounds = _bounds(call, affine.axis)
         return [
-            (x, Affine(scale[start:end], offset[start:end], affine.axis))
+            (x, dataclasses.replace(affine, scale=scale[start:end], offset=offset[start:end]))
             for x, (start, end) in zip(inputs, bounds)
         ]
     _check_shapes(call, affine.axis)
@@ -36,7 +38,7 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
         offsets = [offset, 0 * offset]
     else:  # The same for each, so that branches of shared layers stay shared.
         offsets = [offset / len(inputs)] * len(inputs)
-    return [(x, Affine(scale, share, affine.axis)) for x, share in zip(inputs, offsets)]
+    return [(x, dataclasses.replace(affine, offset=share)) for x, share in zip(inputs, offsets)]
 
 
 def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
@@ -57,7 +59,7 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
     for x, (start, end) in zip(call.tensors, bounds):
         if x is tensor:
             scale[start:end], offset[start:end] = affine.scale, affine.offset
-    return Affine(scale, offset, affine.axis)
+    return dataclasses.replace(affine, scale=scale, offset=offset)
 
 
 def _check_no_constant(call: Call) -> None:

@@ -41,6 +41,11 @@ def inference_scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarr
     """
     if not norms.is_plain(layer):
         return None
+    with np.errstate(all="ignore"):  # statistics may be anything
+        return _scale_and_offset(layer)
+
+
+def _scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray] | None:
     if hasattr(layer, "inference_scale_and_offset"):
         affine = layer.inference_scale_and_offset()
         if affine is None:
@@ -57,6 +62,20 @@ def inference_scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarr
     if layer.beta is not None:
         offset = offset + _float64(layer.beta)
     return scale, offset
+
+
+def cancellation(layer: keras.Layer, scale: np.ndarray, offset: np.ndarray) -> float:
+    """How many times larger the terms scale·x and offset are than their sum, the outputs.
+
+    Where x is about its mean μ both are about |scale·μ|, and the sum about β + γ·z with z normal:
+    so many times a rounding error of the terms is one of the outputs. It is the largest over the
+    channels, against the largest output; 1 or less where nothing is lost.
+    """
+    if getattr(layer, "moving_mean", None) is None:
+        return 0.0
+    mean, variance = _float64(layer.moving_mean), _float64(layer.moving_variance)
+    outputs = np.abs(offset + scale * mean) + np.abs(scale) * np.sqrt(variance + layer.epsilon)
+    return float(np.max(np.abs(scale * mean)) / (np.max(outputs) or 1.0))
 
 
 def wrapped_layer(layer: keras.Operation) -> keras.Layer | None:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
+from tfnorm.export.distance import distance
 
 PROBABILITIES, SCORES, CLASSES = "probabilities", "scores", "classes"
 
@@ -120,7 +121,7 @@ class Postprocessing:
         found = found.reshape(classes.shape)
         right = -np.sort(-scores, axis=-1)[..., : classes.shape[-1]]
         given = np.take_along_axis(scores, np.maximum(found, 0), axis=-1)
-        return np.where(found < 0, np.inf, np.abs(given - right))
+        return np.where(found < 0, np.inf, distance(given, right))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
+from tfnorm.export.distance import distance, largest
 from tfnorm.export.signature import Signature
 
 BATCH_SIZES = (1, 3, 32)
@@ -23,7 +24,7 @@ class Batch:
         size: how many examples it has.
         inputs: arrays by the names of the inputs.
         outputs: arrays by the names of the outputs, numbers in float64.
-        largest: absolute value in what the model itself returned.
+        largest: finite absolute value in what the model itself returned.
         scores: of all classes, where postprocessing made them of that.
         response: the largest change of what the model itself returned, relative to `largest`, when
             each of its inputs moves by one unit in the last place of float32.
@@ -105,11 +106,11 @@ def _run(
         ) from error
     outputs = {name: _plain(y) for name, y in signature.outputs(results).items()}
     numbers = [(_plain(y), _plain(z)) for y, z in zip(results, moved)]
-    largest = max(float(np.max(np.abs(y), initial=0.0)) for y, _ in numbers)
-    change = max(float(np.max(np.abs(z - y), initial=0.0)) for y, z in numbers)
+    scale = max(largest(y) for y, _ in numbers)
+    change = max(largest(distance(z, y)) for y, z in numbers)
     ranking = signature.postprocessing
     scores = None if ranking is None else _plain(ranking.scores(results[0]))
-    return Batch(size, inputs, outputs, largest, scores, change / (largest or 1.0))
+    return Batch(size, inputs, outputs, scale, scores, change / (scale or 1.0))
 
 
 def _moved(x: tf.Tensor) -> tf.Tensor:

@@ -27,10 +27,15 @@ class Row:
 class Report:
     """The rows of all normalizers, in the order in which the model calls them.
 
-    `str(report)` is a table.
+    `str(report)` is a table, and the notes below it.
+
+    Attributes:
+        rows: one for each call of a normalizer.
+        notes: sentences on what a user should look at.
     """
 
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def folded(self) -> int:
@@ -38,14 +43,15 @@ class Report:
         return sum(row.folded for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as data that JSON can hold."""
-        return {
-            "normalizers": len(self.rows),
-            "folded": self.folded,
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-        }
+        """The report as data that JSON can hold; "notes" only where there are any."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        data = {"normalizers": len(self.rows), "folded": self.folded, "rows": rows}
+        return {**data, "notes": list(self.notes)} if self.notes else data
 
     def __str__(self) -> str:
+        return "\n".join([self._table(), *(f"note: {note}" for note in self.notes)])
+
+    def _table(self) -> str:
         if not self.rows:
             return "The model has no normalizer."
         cells = [("normalizer", "norm", "folded into", "why not")]

@@ -101,6 +101,7 @@ def export_saved_model(
     warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
     batches = record(model, signature, examples) if verify else None
     folded, report = fold(model)
+    report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
     rounding = None
     if weights_dtype is not None:
         round_weights(folded, weights_dtype)
@@ -145,3 +146,10 @@ def export_saved_model(
         write_model_card(extra, card, report)
         path = place()
     return ExportResult(path, int(path.name), report, verification)
+
+
+def _notes(signature: Signature) -> list[str]:
+    return [
+        f"the input {old!r} is called {new!r} in the export, a name that TensorFlow takes"
+        for old, new in signature.renamed.items()
+    ]

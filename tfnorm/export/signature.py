@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
+from tfnorm.export.naming import input_names, output_names, renamed_inputs
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.graph import function_of
@@ -13,30 +14,12 @@ from tfnorm.graph import function_of
 NAME = "serving_default"
 
 
-def input_names(model: keras.Model) -> list[str]:
-    """Names of the inputs, in flat order."""
-    return [x._keras_history.operation.name for x in model.inputs]
-
-
-def output_names(model: keras.Model) -> list[str]:
-    """Names of the outputs, in flat order: keys of a dict, else names of the layers they are of."""
-    names = []
-    function = function_of(model)
-    paths = keras.tree.flatten_with_path(function.output)
-    for (path, _), layer_name in zip(paths, function.output_names, strict=True):
-        keyed = any(isinstance(key, str) for key in path)
-        names.append("_".join(map(str, path)) if keyed else layer_name)
-    return [
-        name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}"
-        for i, name in enumerate(names)
-    ]
-
-
 class Signature:
     """What stands around a model in its export.
 
     Attributes:
         inputs: a spec with its name for each tensor that the export takes.
+        renamed: the names of inputs of the export that are not those of the model's.
 
     Raises:
         UserError: if the model has no graph, or does not suit what is to be around it.
@@ -50,6 +33,7 @@ class Signature:
     ) -> None:
         self.preprocessing, self.postprocessing = preprocessing, postprocessing
         self.structure = function_of(model).input
+        self.renamed = renamed_inputs(model)
         self._output_names = output_names(model)
         self._fed = [
             tf.TensorSpec(x.shape, x.dtype, name)
@@ -77,4 +61,7 @@ class Signature:
         """The outputs of the export for those of the model."""
         if self.postprocessing is not None:
             return self.postprocessing(results[0])
-        return dict(zip(self._output_names, results, strict=True))
+        named = dict(zip(self._output_names, results, strict=True))
+        if len(named) < len(results):  # else the verification would lose what the export loses
+            raise RunError(f"Two of the {len(results)} outputs have one name: {self._output_names}")
+        return named

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Sequence
 
 import keras
-import ml_dtypes
 import numpy as np
 
 from tfnorm.errors import RunError
+from tfnorm.export import precision
 from tfnorm.export.compare import Answers, compare
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.record import Batch
@@ -28,6 +28,9 @@ RUNTIMES = {
 }
 _SCRIPT = pathlib.Path(__file__).parent / "runtimes" / "process.py"
 _SECONDS = 600
+
+LARGEST_TOLERANCE = 1e-2
+"""What `default_tolerance` allows at most because of a model that multiplies rounding errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +68,15 @@ class Verification:
 def default_tolerance(model: keras.Model, batches: Sequence[Batch], *weights_dtypes: str) -> float:
     """How far apart two right ways to compute a model may be.
 
-    The largest of: 1e-5; ten times the resolution of the coarsest dtype of a layer or of the
-    weights; five times the model's own response to inputs that move by one unit in the last
-    place. A deep network with random weights multiplies such differences by thousands, and every
-    folded kernel is rounded anew.
+    What `precision.tolerance` says of the coarsest dtype of a layer or of the weights; or, where
+    that is more, five times the model's own response to inputs that move by one unit in the last
+    place: a deep network with random weights multiplies such differences by thousands, and every
+    folded kernel is rounded anew. But the response never lets it exceed `LARGEST_TOLERANCE`.
     """
-    dtypes = {layer.compute_dtype for layer in model._flatten_layers()} | set(weights_dtypes)
-    coarse = [ml_dtypes.finfo(x).eps for x in dtypes if x in ("float16", "bfloat16")]
-    responses = [5 * batch.response for batch in batches]
-    return max([1e-5, *(10 * float(eps) for eps in coarse), *responses])
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()} | {*weights_dtypes}
+    of_dtypes = max(map(precision.tolerance, {"float32", *dtypes}))
+    of_inputs = max((5 * batch.response for batch in batches), default=0.0)
+    return max(of_dtypes, min(of_inputs, LARGEST_TOLERANCE))
 
 
 def verify_export(

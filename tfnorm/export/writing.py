@@ -72,16 +72,20 @@ def round_weights(model: keras.Model, dtype: str) -> None:
     """Rounds the kernels of a model to a dtype, in place. Vectors stay as they are.
 
     Raises:
-        UserError: if a weight is too large for the dtype.
+        UserError: if a weight is too large for the dtype. What is not finite stays so.
     """
     for variable in model.variables:
         value = tf.cast(_rounded(variable, dtype), variable.dtype)
-        if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+        if value.dtype.is_floating and _is_lost(value, tf.convert_to_tensor(variable)):
             raise UserError(
                 f"The weight {variable.path!r} has values that {dtype} cannot hold. Choose "
                 "weights_dtype='bfloat16', which has the range of float32, or none."
             )
         variable.assign(value)
+
+
+def _is_lost(rounded: tf.Tensor, value: tf.Tensor) -> bool:
+    return bool(tf.reduce_any(tf.math.is_finite(value) & ~tf.math.is_finite(rounded)))
 
 
 def _rounded(variable: keras.Variable, dtype: str | None) -> tf.Tensor:

@@ -53,7 +53,8 @@ def recalibrate(
         model: any Keras model with normalizers of tfnorm or Keras' BatchNormalization, subclassed
             ones too. Under a tf.distribute strategy all replicas measure, and get the result.
         dataset: inputs, or tuples of inputs and anything else, in batches (global batches under a
-            strategy). It is iterated once for each normalizer.
+            strategy). It is iterated once for each normalizer; of an iterator, which cannot be, the
+            first `steps` batches are kept in memory.
         steps: number of batches; a shorter data set is used whole.
         on_progress: is told (normalizers done, normalizers in all) after each.
 
@@ -66,6 +67,8 @@ def recalibrate(
     layers = _measurable(model)
     strategy = getattr(layers[0].moving_mean.value, "distribute_strategy", None)
     strategy = strategy or tf.distribute.get_strategy()
+    if isinstance(dataset, Iterator):
+        dataset = list(itertools.islice(dataset, steps))
     if isinstance(dataset, tf.data.Dataset):
         options = tf.data.Options()
         # The destructor of an iterator waits for its autotuner to wake up, up to a minute, a sweep.
