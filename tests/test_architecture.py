@@ -128,7 +128,10 @@ def test_every_normalizer_is_in_the_one_registry():
 # Parts that are about certain normalizers: the papers' experiments, and what their page says.
 NAMES_NORMALIZERS = ("layers", "functional", "study/experiments", "study/grids.py")
 # Classes that say nothing of a kind of normalizer.
-GENERAL = {"ChannelNormalization", "norms", "replicas", "linear", "batch_method", "kernel_wrapper"}
+GENERAL = {
+    "ChannelNormalization", "norms", "replicas", "linear", "batch_method", "kernel_wrapper",
+    "extremes",
+}  # fmt: skip
 
 
 def dispatches(source: pathlib.Path) -> list[str]:
