@@ -1,16 +1,23 @@
 """Checkpoints on disk: whole or not there, nobody else's touched, whatever a directory's name."""
 
 import dataclasses
+import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training.running import weights
-from tfnorm import training
+from tests.training.running import two_layers, weights
+from tfnorm import models, training
+from tfnorm.errors import RunError
 from tfnorm.training.checkpoints import Checkpoints, newest_first, steps
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -111,3 +118,121 @@ def test_workers_that_do_not_keep_theirs_write_nothing(tmp_path, variable):
     Checkpoints(tmp_path / "run", keep=False, variable=variable).save(1)
     assert newest_first(tmp_path / "run") == [] and not list(tmp_path.iterdir())
     assert not tf.io.gfile.glob("ram://tfnorm*/*")
+
+
+@pytest.fixture
+def run(small, tmp_path, notices):
+    """A finished run of two epochs with three checkpoints."""
+    config = small(model_dir=str(tmp_path), checkpoint_every=4)
+    return config, training.train(config, notice=notices.append)
+
+
+def assert_whole(config, result):
+    model, loaded = training.load_model(config.model_dir, lambda text: None)
+    assert loaded == config
+    for a, b in zip(weights(result), model.variables):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_the_first_checkpoint_was_cut_short(run, tmp_path, notices):
+    """Of a run that was killed in it, there is nothing else to go on from: it begins anew."""
+    config, result = run
+    for path in (tmp_path / "checkpoints").iterdir():
+        if not path.name.startswith("ckpt-8."):
+            path.unlink()
+    index = tmp_path / "checkpoints" / "ckpt-8.index"
+    whole = index.read_bytes()
+    for cut in (whole[: len(whole) // 2], b""):
+        index.write_bytes(cut)
+        with pytest.raises(RunError, match="none of the 1 checkpoints"):
+            training.evaluate(config, notices.append)
+        assert index.exists()  # Only who begins anew removes it.
+    notices.clear()
+    again = training.train(config, notice=notices.append)
+    assert notices[0] == (
+        f"the first checkpoint of a run, {tmp_path}/checkpoints/ckpt-8, was never whole: beginning "
+        "anew"
+    )
+    assert again.steps == 12 and len(again.history) == 2
+    assert_whole(config, result)
+    assert steps(tmp_path / "checkpoints") == [12, 8, 4]
+
+
+KILLED = """
+import json, os, signal, sys
+from tests.training.running import two_layers
+from tfnorm import models, training
+
+def replace_and_die(*paths, replace=os.replace):
+    replace(*paths)
+    if "ckpt-" in str(paths[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+models.build, os.replace = two_layers, replace_and_die
+training.train(training.Config(**json.loads(sys.argv[1])))
+"""
+
+
+def test_killed_while_the_first_checkpoint_is_put_in_its_place(
+    small, tmp_path, notices, monkeypatch
+):
+    """Its weights are there and its index is not: the run begins anew, and removes them."""
+    monkeypatch.setattr(models, "build", two_layers)
+    config = small(model_dir=str(tmp_path), epochs=1, checkpoint_every=4)
+    command = [sys.executable, "-c", KILLED, json.dumps(config.to_dict())]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "ckpt-4.data-00000-of-00001" in left and len(left) == 2
+    assert training.train(config, notice=notices.append).steps == 6
+    assert names(tmp_path / "checkpoints") == {"checkpoint", "ckpt-4", "ckpt-6"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00 garbage", None])
+def test_the_state_file_is_not_needed(run, tmp_path, notices, content):
+    config, result = run
+    state = tmp_path / "checkpoints" / "checkpoint"
+    state.unlink()
+    state.mkdir() if content is None else state.write_bytes(content)
+    longer = dataclasses.replace(config, epochs=3)
+    assert_whole(config, result)
+    if content is None:  # It cannot be written either: one line, and nothing is lost.
+        with pytest.raises(RunError, match="cannot write /"):
+            training.train(longer, notice=notices.append)
+        state.rmdir()
+    assert training.train(longer, notice=notices.append).steps == 18
+
+
+BROKEN = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: b"",
+    "null": lambda text: b"null",
+    "a list": lambda text: b"[1, 2]",
+    "no UTF-8": lambda text: b"\xff\xfe\x00",
+    "wrong types": lambda text: text.replace(b'"width": 4', b'"width": "four"'),
+    "null for a number": lambda text: text.replace(b'"momentum": 0.9', b'"momentum": null'),
+    "an unknown field": lambda text: text.replace(b'"width"', b'"breadth"'),
+}
+
+
+def test_a_broken_config_json_ends_nothing(run, tmp_path, notices):
+    config, result = run
+    path = tmp_path / "config.json"
+    text = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + text)  # Whole, with a byte order mark.
+    notices.clear()
+    assert_whole(config, result)
+    for name, breaks in BROKEN.items():
+        broken = breaks(text)
+        assert broken != text, name
+        path.write_bytes(broken)
+        assert_whole(config, result)
+    notices.clear()
+    evaluation = training.evaluate(config, notices.append)
+    assert evaluation.accuracy == result.test_accuracy
+    assert len(notices) == 1
+    assert notices[0].startswith(f"{path} cannot be read (unknown config field breadth; known: ")
+    notices.clear()
+    training.train(dataclasses.replace(config, epochs=3), notice=notices.append)
+    assert notices[0].startswith(f"{path} cannot be read (")
+    assert notices[1] == f"going on from {tmp_path}/checkpoints/ckpt-12"
+    assert training.load_model(str(tmp_path))[1].epochs == 3

@@ -123,3 +123,25 @@ def test_unknown_field():
     with pytest.raises(UserError) as error:
         training.Config.from_dict({"norms": "bn", "seed": 1})
     assert str(error.value).startswith("unknown config field norms; known: augment, checkpoint_ev")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("width", "four", "width must be a whole number, received 'four'"),
+        ("epochs", 1.5, "epochs must be a whole number, received 1.5"),
+        ("steps", True, "steps must be a whole number, received True"),
+        ("model_dir", 5, "model_dir must be a text, received 5"),
+        ("resume", "yes", "resume must be true or false, received 'yes'"),
+        ("norm_options", 5, "norm_options must be a mapping from names to values, received 5"),
+        ("learning_rate", None, "learning_rate must be a number, received None"),
+        ("learning_rate", float("inf"), "learning_rate must be finite, received inf"),
+        ("warmup_epochs", float("inf"), "warmup_epochs must be finite, received inf"),
+        ("seed", 2**32, "seed must be at most 4294967295, received 4294967296"),
+        ("epochs", 10**30, f"epochs must be at most 2147483647, received {10**30}"),
+    ],
+)
+def test_values_of_another_kind(field, value, message):
+    with pytest.raises(UserError) as error:
+        training.Config(**{field: value})
+    assert str(error.value) == message

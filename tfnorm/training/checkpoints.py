@@ -20,6 +20,7 @@ from tfnorm.errors import RunError, UserError
 from tfnorm.training import workers
 
 _KEEP = 3
+_PROGRESS = "progress/.ATTRIBUTES/py_state"  # As TensorFlow names it in a checkpoint.
 _DRAFT = ".draft-"
 _END_OF_INDEX = bytes.fromhex("57fb808b247547db")  # The magic number of LevelDB's tables.
 
@@ -35,6 +36,7 @@ class Progress(tf.train.experimental.PythonState):
         accuracy_sum: Sum of their accuracies.
         history: One row an epoch that has ended.
         replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
+        config: The run's configuration, should its own file be lost.
     """
 
     step: int = 0
@@ -43,6 +45,7 @@ class Progress(tf.train.experimental.PythonState):
     accuracy_sum: float = 0.0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     replicas: str = ""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def keep_replicas(self, state: np.ndarray | None) -> None:
         """Keeps the state of each replica, [replicas, values] float64, beside their mean."""
@@ -205,6 +208,18 @@ def steps(directory: pathlib.Path) -> list[int]:
 def newest_first(directory: pathlib.Path) -> list[str]:
     """Paths of all checkpoints, as found on disk."""
     return [str(directory / f"ckpt-{step}") for step in steps(directory)]
+
+
+def newest_progress(directory: pathlib.Path) -> Progress | None:
+    """Where the newest checkpoint stands that can be read; None without one."""
+    with _without_pattern(directory) as readable:
+        for step in steps(directory):
+            path = f"{readable}/ckpt-{step}"
+            if not _unreadable(path):
+                progress = Progress()
+                progress.deserialize(tf.train.load_checkpoint(path).get_tensor(_PROGRESS))
+                return progress
+    return None
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:

@@ -1,6 +1,10 @@
 """Everything that decides the outcome of a training run, as one value."""
 
 import dataclasses
+import math
+import numbers
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +33,16 @@ _NOT_NEGATIVE = (
     "num_replicas", "train_examples", "steps", "reference_batch_size", "warmup_epochs",
     "weight_decay", "momentum", "seed", "checkpoint_every",
 )  # fmt: skip
+
+_LARGEST = 2**31 - 1  # TensorFlow counts in int32.
+_LARGEST_OF = {"seed": 2**32 - 1}
+_KINDS = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+    Mapping: (Mapping, "a mapping from names to values"),
+}
 
 
 def _field(default: Any, help: str) -> Any:
@@ -108,6 +122,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
@@ -118,6 +133,7 @@ class Config:
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must be 0 or above, received {getattr(self, name)}")
+        _check_limits(self)
         if self.momentum >= 1:
             raise UserError(f"momentum must be below 1, received {self.momentum}")
         if self.replica_batch_size % self.virtual_replicas:
@@ -167,8 +183,10 @@ class Config:
         """The inverse of `to_dict`; fields that are left out have their defaults.
 
         Raises:
-            UserError: A field is unknown.
+            UserError: It is no mapping of fields, a field is unknown or its value wrong.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"a config must be a mapping of fields, received {values!r:.50}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -176,3 +194,28 @@ class Config:
                 f"unknown config field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
         return cls(**values)
+
+
+def _kind(hint: Any) -> type:
+    """`str` of `str | None`, and `Mapping` of `Mapping[str, Any]`."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_origin(kinds[0]) or kinds[0]
+
+
+def _check_types(config: Config) -> None:
+    for name, hint in typing.get_type_hints(Config).items():
+        value, kind = getattr(config, name), _kind(hint)
+        if value is None and isinstance(hint, types.UnionType):
+            continue
+        accepted, words = _KINDS[kind]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{name} must be {words}, received {value!r:.50}")
+
+
+def _check_limits(config: Config) -> None:
+    for name, hint in typing.get_type_hints(Config).items():
+        value, largest = getattr(config, name), _LARGEST_OF.get(name, _LARGEST)
+        if _kind(hint) is float and not math.isfinite(value):
+            raise UserError(f"{name} must be finite, received {value}")
+        if _kind(hint) is int and value > largest:
+            raise UserError(f"{name} must be at most {largest}, received {value}")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import keras
 
 from tfnorm import data
-from tfnorm.errors import UserError
 from tfnorm.training import replica_state, run_directory, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
@@ -94,7 +93,7 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         UserError: There is no checkpoint, or it is of another network.
     """
     directory = run_directory.existing(config.model_dir)
-    run_directory.check_architecture(config, directory)
+    run_directory.check_architecture(config, directory, notice)
     with _policy(config.mixed_precision):
         strategy = strategies.create(config)
         dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
@@ -120,9 +119,7 @@ def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model,
         UserError: There is no run in the directory.
     """
     directory = run_directory.existing(model_dir)
-    config = run_directory.saved_config(directory)
-    if config is None:
-        raise UserError(f"{directory / 'config.json'} is missing; is {directory} a model_dir?")
+    config = run_directory.trained_config(directory, notice)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
     with _policy(config.mixed_precision):
         model = build_model(config, dataset)
@@ -146,6 +143,7 @@ def _restore(
     with trainer.strategy.scope():
         path = checkpoints.restore(notice)
     workers.check_step(trainer.strategy, progress.step)
+    progress.config = trainer.config.to_dict()
     if path is None:
         return
     notice(f"going on from {path}")

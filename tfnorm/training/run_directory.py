@@ -9,7 +9,7 @@ from typing import Any
 
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
-from tfnorm.training.checkpoints import newest_first
+from tfnorm.training.checkpoints import newest_first, newest_progress
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
 
@@ -41,8 +41,9 @@ def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
             "choose another --model_dir, remove it, or resume"
         )
     if found:
-        check_architecture(config, directory)
-        _tell_changes(config, directory, notice)
+        saved = saved_config(directory, notice) or config
+        _check_architecture(config, saved, directory)
+        _tell_changes(config, saved, notice)
     results = [name for name in ("history.csv", "result.json") if (directory / name).exists()]
     if results and not found:
         notice(
@@ -66,15 +67,46 @@ def existing(model_dir: str | None) -> pathlib.Path:
     return directory
 
 
-def saved_config(directory: pathlib.Path) -> Config | None:
-    """The configuration of the newest part of a run; None if none was written."""
+def saved_config(directory: pathlib.Path, notice: Notice) -> Config | None:
+    """The configuration of the newest part of a run; None if it was not written or is broken."""
     path = directory / "config.json"
-    return Config.from_dict(json.loads(path.read_text())) if path.exists() else None
+    try:
+        return Config.from_dict(json.loads(path.read_text(encoding="utf-8-sig")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        notice(f"{path} cannot be read ({error}); it is not needed to go on, or to evaluate")
+        return None
 
 
-def check_architecture(config: Config, directory: pathlib.Path) -> None:
+def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
+    """The configuration of a run: of config.json or, if that is broken, of the last checkpoint.
+
+    Raises:
+        UserError: There is no config.json, or neither can be read.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing; is {directory} a model_dir?")
+    config = saved_config(directory, notice)
+    if config is None:
+        progress = newest_progress(directory / "checkpoints")
+        if progress is None or not progress.config:
+            raise UserError(
+                f"{path} is broken, and no checkpoint says how the run was configured; start the "
+                "run again as before, with --mode=train: it writes the file anew"
+            )
+        config = Config.from_dict(progress.config)
+    return config
+
+
+def check_architecture(config: Config, directory: pathlib.Path, notice: Notice) -> None:
     """Raises UserError if the checkpoints of a directory are of another network."""
-    changes = _changes(config, directory, _ARCHITECTURE)
+    _check_architecture(config, saved_config(directory, notice) or config, directory)
+
+
+def _check_architecture(config: Config, saved: Config, directory: pathlib.Path) -> None:
+    changes = _changes(config, saved, _ARCHITECTURE)
     if changes:
         raise UserError(
             f"model_dir {directory} holds a run of another architecture: {changes}; give the flags "
@@ -82,15 +114,14 @@ def check_architecture(config: Config, directory: pathlib.Path) -> None:
         )
 
 
-def _tell_changes(config: Config, directory: pathlib.Path, notice: Notice) -> None:
+def _tell_changes(config: Config, saved: Config, notice: Notice) -> None:
     names = {field.name for field in dataclasses.fields(Config)} - {*_NOT_WORTH_A_WORD}
-    changes = _changes(config, directory, sorted(names))
+    changes = _changes(config, saved, sorted(names))
     if changes:
         notice(f"this part of the run differs from the one before: {changes}")
 
 
-def _changes(config: Config, directory: pathlib.Path, names: Sequence[str]) -> str:
-    saved = saved_config(directory) or config
+def _changes(config: Config, saved: Config, names: Sequence[str]) -> str:
     return ", ".join(
         f"{name} was {getattr(saved, name)} and is {getattr(config, name)}"
         for name in names
