@@ -7,7 +7,9 @@ import tensorflow_datasets as tfds
 
 _TEST_FRACTION = 0.2
 
-_CITATION = """\
+HOMEPAGE = "https://doi.org/10.24432/C50P49"
+
+CITATION = """\
 @misc{optical_recognition_of_handwritten_digits_80,
   author = {Alpaydin, E. and Kaynak, C.},
   title = {{Optical Recognition of Handwritten Digits}},
@@ -35,24 +37,15 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.24432/C50P49",
-            citation=_CITATION,
+            homepage=HOMEPAGE,
+            citation=CITATION,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # Nothing to download: the images are part of scikit-learn.
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        images, labels = load_digits(return_X_y=True)
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=_TEST_FRACTION, stratify=labels, random_state=0
-        )
-        # scikit-learn's grey levels go from 0 to 16.
-        pixels = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+        pixels, labels, splits = split_digits()
         return {
-            "train": self._generate_examples(pixels, labels, train),
-            "test": self._generate_examples(pixels, labels, test),
+            split: self._generate_examples(pixels, labels, own) for split, own in splits.items()
         }
 
     def _generate_examples(
@@ -60,3 +53,17 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator:
         for index in indices:
             yield int(index), {"image": pixels[index], "label": int(labels[index])}
+
+
+def split_digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """All digits: pixels [n, 8, 8, 1] uint8, labels [n], and the numbers of each split's."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=_TEST_FRACTION, stratify=labels, random_state=0
+    )
+    # scikit-learn's grey levels go from 0 to 16.
+    pixels = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    return pixels, labels, {"train": train, "test": test}

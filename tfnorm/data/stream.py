@@ -1,0 +1,205 @@
+"""Records that are read from their files when they are asked for, by number.
+
+So memory holds 28 bytes a record and the batches under way, whatever the size of the data set; an
+epoch may go through it in any order; and what is left out, by a run that is resumed or by the
+workers that it is not for, is not read.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfnorm.data import decoding
+from tfnorm.data.array_records import ArrayRecords
+from tfnorm.data.example import Example
+from tfnorm.data.parsing import Parser
+from tfnorm.data.tfrecords import TFRecords
+from tfnorm.errors import RunError, UserError
+
+_CHUNK = 64
+_NAMED = 3
+
+
+class StreamRecords:
+    """The examples of one split of a TFDS data set, images encoded.
+
+    A `tfnorm.data.records.Records`.
+
+    Args:
+        builder: A prepared tfds.core.DatasetBuilder.
+        expression: A split, as of `tfnorm.data.splits`.
+        paths: From the entries of an example to the features that they are, as of
+            `tfnorm.data.roles`.
+        max_objects: Rows for objects in every example.
+        limit: Only so many examples, the first ones; None is all.
+        left_out: Numbers of examples to leave out, as `faults` returns them.
+
+    Raises:
+        RunError: A file is missing, cut short or corrupt.
+        UserError: The files are in a format without random access.
+    """
+
+    def __init__(
+        self,
+        builder: Any,
+        expression: str,
+        paths: Mapping[str, str],
+        max_objects: int = 100,
+        limit: int | None = None,
+        left_out: Iterable[int] = (),
+    ) -> None:
+        split = builder.info.splits[expression]
+        self._name = f"split '{expression}' of data set '{builder.name}'"
+        self._files = _open(builder, split, expression)
+        parse = Parser(builder.info.features, paths, max_objects)
+        self._parse = tf.function(parse, autograph=False)
+        self._channels = builder.info.features[paths["image"]].shape[-1]
+        numbers = np.setdiff1d(np.arange(split.num_examples), np.array([*left_out], np.int64))
+        self._numbers = numbers[:limit]
+
+    @functools.cached_property
+    def spec(self) -> Mapping[str, tf.TensorSpec]:
+        """What `fetch` returns of one example."""
+        traced = self._parse.get_concrete_function(tf.TensorSpec([], tf.string))
+        return tf.nest.map_structure(tf.TensorSpec.from_tensor, dict(traced.structured_outputs))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._numbers)
+
+    def fetch(self, indices: tf.Tensor) -> Example:
+        """The examples of these numbers, [b, ...] of each entry."""
+        records = self._files.read(tf.gather(self._number_table, indices))
+        return tf.map_fn(self._parse, records, fn_output_signature=self.spec)
+
+    @functools.cached_property
+    def _number_table(self) -> tf.Tensor:
+        with tf.init_scope(), tf.device("CPU:0"):  # Captured by graphs, and no part of any.
+            return tf.constant(self._numbers)
+
+    def column(self, name: str) -> np.ndarray:
+        """[n, ...], an entry of all examples, for which all of the files are read."""
+        from tqdm import tqdm
+
+        batches = (
+            tf.data.Dataset.range(len(self))
+            .batch(_CHUNK)
+            .map(lambda indices: self.fetch(indices)[name], num_parallel_calls=_threads())
+        )
+        bar = tqdm(batches.with_options(_options()), f"Reading {name}", delay=2, leave=False)
+        return np.concatenate([batch.numpy() for batch in bar])
+
+    def where(self, index: int) -> str:
+        """Number, split and file of an example, for messages."""
+        number = int(self._numbers[index])
+        return f"example {number} of {self._name} ({self._files.where(number)})"
+
+    def faults(self) -> dict[int, str]:
+        """Reads and decodes every example.
+
+        Returns:
+            For those that cannot be read or decoded, or hold what the data set cannot hold: their
+            numbers in the split, and what is wrong.
+        """
+        from tqdm import tqdm
+
+        total = len(self)
+        found = tf.data.Dataset.range(total).map(
+            lambda index: (index, self._check(index)), num_parallel_calls=_threads()
+        )
+        # What raises is left out, and so the numbers missing are those of the faults.
+        found = found.ignore_errors().batch(_CHUNK).with_options(_options())
+        sound = np.zeros(total, bool)
+        with tqdm(total=total, desc=f"Checking {self._name}", delay=2, leave=False) as bar:
+            for indices, _ in found:
+                sound[indices.numpy()] = True
+                bar.update(len(indices))
+        return {
+            int(self._numbers[index]): f"{self.where(index)}: {self._reason(index)}"
+            for index in np.flatnonzero(~sound)
+        }
+
+    def explain(self, error: Exception) -> RunError | None:
+        """What is wrong with the files, after a pipeline of these records has failed.
+
+        TensorFlow's errors do not say which example they are about. So all are looked through.
+
+        Args:
+            error: A tf.errors.OpError.
+
+        Returns:
+            An error that names the first of the faulty examples and counts them; None if they all
+            are sound, so that the error's cause is another.
+        """
+        faults = self.faults()
+        if not faults:
+            return None
+        return RunError(
+            f"{describe(faults)}; mend or replace the files, or leave such examples out with "
+            "--skip_undecodable"
+        )
+
+    def _check(self, index: tf.Tensor) -> tf.Tensor:
+        """Raises what there is to raise about one example."""
+        example = tf.nest.map_structure(lambda value: value[0], self.fetch(index[None]))
+        shape = tf.shape(decoding.pixels(example["image"], None, self._channels))[:2]
+        for entry in ("mask", "instances"):
+            if entry in example:
+                size = tf.shape(decoding.labels(example[entry], None))
+                text = f"image and {entry} are of different sizes:"
+                tf.debugging.Assert(tf.reduce_all(size == shape), [text, shape, size])
+        return shape
+
+    def _reason(self, index: int) -> str:
+        one = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64)).map(self._check)
+        try:
+            next(iter(one.with_options(_options())))
+        except tf.errors.OpError as error:
+            return _plain(error.message)
+        return "it failed once, and not again"
+
+
+def describe(faults: Mapping[int, str]) -> str:
+    """Faults in words: their number, and the first of them."""
+    reasons = list(faults.values())
+    number = f"{len(reasons)} examples" if len(reasons) > 1 else "1 example"
+    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    return f"cannot use {number}: {'; '.join(reasons[:_NAMED])}{more}"
+
+
+def _open(builder: Any, split: Any, expression: str) -> TFRecords | ArrayRecords:
+    file_format = builder.info.file_format.value
+    if file_format == "tfrecord":
+        return TFRecords(builder, split)
+    if file_format == "array_record":
+        return ArrayRecords(builder, split, expression)
+    raise UserError(
+        f"data set '{builder.name}' lies in {builder.data_dir} as {file_format}, of which records "
+        "cannot be read by number; prepare it as tfrecord or array_record, TFDS' file_format"
+    )
+
+
+def _plain(message: str) -> str:
+    """TensorFlow's message without what it says about graphs."""
+    asserted = re.search(r"assertion failed: (.*)", message)
+    if asserted:
+        return " ".join(re.findall(r"\[([^\[\]]*)\]", asserted.group(1)))
+    message = re.sub(r"\{\{.*?\}\}|Error in user-defined function .*? Iterator::\S*:", "", message)
+    line = message.strip().splitlines()[0]
+    return " ".join(line.split())
+
+
+def _threads() -> int:
+    return max(2, os.cpu_count() or 1)
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    # The destructor of an iterator waits for its autotuner to wake up, up to a minute.
+    options.autotune.enabled = False
+    return options
