@@ -6,6 +6,7 @@ import sys
 
 import keras
 import pytest
+import tensorflow as tf
 
 import tfnorm
 from tfnorm.errors import RunError, UserError
@@ -71,6 +72,29 @@ def test_many_inputs_and_outputs(name, file, randomized, tmp_path):
     assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
 
 
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_grouped_convolutions_and_tensors_returned_twice(name, file, randomized, tmp_path):
+    x = keras.Input((8, 8, 6), name="x")
+    y = L.BatchNormalization()(L.Conv2D(4, 3, groups=2)(x))
+    z = L.DepthwiseConv2D(3, depth_multiplier=2)(y)
+    sequence = L.Conv1D(6, 3, groups=3)(L.Reshape((64, 6))(x))
+    model = randomized(keras.Model(x, [y, z, sequence, y, L.Identity()(x)]))
+    result = export_saved_model(model, tmp_path, formats=[name])
+    assert result.verification.difference < 1e-5
+    assert not tf.config.functions_run_eagerly()
+
+
+@pytest.mark.parametrize(("name", "file"), EXTRAS[1:])
+def test_one_name_for_an_input_and_an_output(name, file, tmp_path):
+    x = keras.Input((4,), name="x")
+    with pytest.raises(RunError) as error:
+        export_saved_model(keras.Model(x, {"x": L.Dense(3)(x)}), tmp_path, formats=[name])
+    assert str(error.value) == (
+        "The model cannot be converted to onnx: an input and an output are called 'x', and ONNX "
+        "has one namespace for both. Give the output's layer, or its key, another name."
+    )
+
+
 @pytest.mark.parametrize(("name", "file"), EXTRAS[1:])
 def test_loops_stay_loops(name, file, randomized, tmp_path):
     x = keras.Input((None, 6), name="x")
@@ -99,7 +123,7 @@ def test_a_wrong_conversion_is_found(name, file, randomized, tmp_path, monkeypat
     model, other = randomized(classifier()), randomized(classifier())
     wrong = export_saved_model(other, tmp_path / "other", formats=[name], verify=False).path / file
 
-    def swapped(path, serve):
+    def swapped(path, answering):
         (path / file).write_bytes(wrong.read_bytes())
 
     format = formats.FORMATS[name]
@@ -136,7 +160,7 @@ def test_unknown_format(tmp_path):
 
 
 def test_converter_that_refuses(tmp_path, monkeypatch, capsys):
-    def refuse(path, serve):
+    def refuse(path, answering):
         print("a lot")
         logging.getLogger("tf2onnx").error("of talk")
         raise NotImplementedError("no such operation\npages of notes")

@@ -85,6 +85,33 @@ def test_c_api_answers_as_tensorflow_does(c_api, exported, rng):
         np.testing.assert_allclose(answer["scores"], expected["scores"], rtol=1e-5)
 
 
+def test_no_request_kills_the_server(c_api, randomized, rng, tmp_path):
+    """Keras' own convolution ends the process at a tensor of another rank."""
+    x, index = keras.Input((8, 8, 6), name="x"), keras.Input((3,), name="index", dtype="int32")
+    y = L.BatchNormalization()(L.Conv2D(4, 3)(x))
+    y = L.Conv2D(6, 3, groups=2, activation="relu")(y)
+    pooled = L.GlobalAveragePooling2D()(y) + L.Flatten()(L.Embedding(5, 2)(index))
+    total = keras.ops.sum(y)
+    model = keras.Model([x, index], {"y": y, "dense": L.Dense(3)(pooled), "total": total})
+    path = export_saved_model(randomized(model), tmp_path, verify=False).path
+    run = c_api.load(str(path))
+    images, numbers = rng.normal(size=(2, 8, 8, 6)), rng.integers(5, size=(2, 3))
+    for wrong in (images[0], images[..., :4], images[:, :, :7], images[:, None], images[0, 0, 0]):
+        with pytest.raises(RuntimeError, match="is not compatible with expected shape"):
+            run({"x": wrong, "index": numbers})
+    with pytest.raises(RuntimeError, match="is not compatible with expected shape"):
+        run({"x": images, "index": numbers[0]})
+    answer = run({"x": images[:0], "index": numbers[:0]})
+    assert {name: value.shape for name, value in answer.items()} == {
+        "y": (0, 4, 4, 6),
+        "dense": (0, 3),
+        "total": (),
+    }
+    expected = model([images.astype("float32"), numbers])
+    for name, value in run({"x": images, "index": numbers}).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
 def test_tables_and_texts_go_with_the_export(c_api, randomized, tmp_path):
     x = keras.Input((1,), dtype="string", name="word")
     numbers = L.StringLookup(vocabulary=["Kätzchen", "dog"])(x)
@@ -106,8 +133,13 @@ def test_c_api_says_what_is_wrong(c_api, exported, tmp_path):
     run = c_api.load(str(exported))
     with pytest.raises(ValueError, match=r"^inputs \['x'\], expected \['my-image'\]$"):
         run({"x": np.ones(3)})
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="is not compatible with expected shape"):
         run({"my-image": np.ones((1, 8, 8, 2))})
+    empty = run({"my-image": np.zeros((0, 9, 7, 3))})
+    assert {name: value.shape for name, value in empty.items()} == {
+        "classes": (0, 2),
+        "scores": (0, 2),
+    }
 
 
 def test_process_imports_no_tensorflow(exported, tmp_path):

@@ -6,18 +6,22 @@ import importlib.util
 import io
 import itertools
 import logging
-import os
 import pathlib
 import re
-import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfnorm.errors import RunError, UserError
 from tfnorm.export.signature import NAME
+from tfnorm.export.writing import Answering, write
 
+# Converters are silenced by what is the whole process's, so they take turns.
+_CONVERTERS = threading.Lock()
 _ONNX_OPSET = 18  # the newest that tf2onnx writes
 
 
@@ -28,36 +32,59 @@ class Format:
     Attributes:
         runtimes: what it is verified with, keys of verify.RUNTIMES.
         modules: what it needs beside TensorFlow, which the extra of its name installs.
-        convert: writes it from the SavedModel in a directory and its function to the directory.
+        convert: writes it to a directory; None is the SavedModel itself.
     """
 
     runtimes: tuple[str, ...]
     modules: tuple[str, ...] = ()
-    convert: Callable[[pathlib.Path, Callable], None] | None = None
+    convert: Callable[[pathlib.Path, Answering], None] | None = None
 
 
-def _to_litert(path: pathlib.Path, serve: Callable) -> None:
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(path), signature_keys=[NAME])
-    try:
-        content = converter.convert()
-    except Exception as error:  # pages of a compiler's notes, of which this is the one that counts
-        refused = re.search(r"'tf\.\w+' op .*", str(error))
-        raise NotImplementedError(refused[0] if refused else str(error)) from error
+def _to_litert(path: pathlib.Path, answering: Answering) -> None:
+    with tempfile.TemporaryDirectory(dir=path) as folder:
+        write(answering.function, answering.module, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[NAME])
+        try:
+            content = converter.convert()
+        except Exception as error:  # pages of a compiler's notes, of which this is what counts
+            refused = re.search(r"'tf\.\w+' op .*", str(error))
+            raise NotImplementedError(refused[0] if refused else str(error)) from error
     (path / "model.tflite").write_bytes(content)
 
 
-def _to_onnx(path: pathlib.Path, serve: Callable) -> None:
+def _without_calls(answering: Answering) -> Any:
+    """The concrete function without calls of others, which ONNX has not.
+
+    Keras leaves grouped convolutions to XLA, as a function that TensorFlow never inlines.
+    """
+    function = answering.function
+    again = tf.function(function.python_function, input_signature=function.input_signature)
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)  # what is called while it is traced becomes part of it
+    try:
+        return again.get_concrete_function()
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _to_onnx(path: pathlib.Path, answering: Answering) -> None:
     import onnx
     import tf2onnx
 
     # Not tf2onnx.convert.from_function, which takes constants of the graph for inputs.
-    function = serve.get_concrete_function()
+    function = _without_calls(answering)
     frozen = convert_variables_to_constants_v2(
         function, lower_control_flow=False, aggressive_inlining=True
     )
     inputs = [x.name for x in frozen.inputs if x.dtype != tf.resource]
     outputs = [y.name for y in frozen.outputs]
-    names = [spec.name for spec in serve.input_signature], sorted(function.structured_outputs)
+    specs = answering.function.input_signature
+    names = [spec.name for spec in specs], sorted(function.structured_outputs)
+    if both := sorted(set(names[0]) & set(names[1])):
+        raise ValueError(
+            f"an input and an output are called {both[0]!r}, and ONNX has one namespace for both. "
+            "Give the output's layer, or its key, another name."
+        )
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(add_shapes=True),
         input_names=inputs,
@@ -89,13 +116,13 @@ def check_formats(names: Sequence[str]) -> None:
             )
 
 
-def convert(names: Sequence[str], path: pathlib.Path, serve: Callable) -> None:
-    """Writes the other formats beside a SavedModel, and removes that if it is not among them.
+def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> None:
+    """Writes the formats that are made of a function.
 
     Args:
         names: of the formats.
-        path: of the SavedModel.
-        serve: its function.
+        path: a directory.
+        answering: the model.
 
     Raises:
         RunError: if a converter refuses the model.
@@ -104,16 +131,11 @@ def convert(names: Sequence[str], path: pathlib.Path, serve: Callable) -> None:
         if FORMATS[name].convert is None:
             continue
         try:
-            with _silent("tensorflow", "tf2onnx"):
-                FORMATS[name].convert(path, serve)
+            with _CONVERTERS, _silent("tensorflow", "tf2onnx"):
+                FORMATS[name].convert(path, answering)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(f"The model cannot be converted to {name}: {reason}") from error
-    if "saved_model" not in names:
-        for file in ("saved_model.pb", "fingerprint.pb"):
-            os.remove(path / file)
-        for folder in ("variables", "assets"):
-            shutil.rmtree(path / folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

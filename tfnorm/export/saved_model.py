@@ -23,7 +23,12 @@ from tfnorm.export.verify import Verification, default_tolerance, verify_export
 from tfnorm.export.versions import new_version
 from tfnorm.export.warmup import FILE as WARMUP_FILE
 from tfnorm.export.warmup import write_warmup
-from tfnorm.export.writing import check_weights_dtype, round_weights, write_saved_model
+from tfnorm.export.writing import (
+    answering_of,
+    check_weights_dtype,
+    round_weights,
+    write_saved_model,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +120,11 @@ def export_saved_model(
                 postprocessing,
             )
     with new_version(Path(directory)) as (draft, place):
-        serve = write_saved_model(folded, signature, draft, weights_dtype)
-        convert(formats, draft, serve)
+        if "saved_model" in formats:
+            answering = write_saved_model(folded, signature, draft, weights_dtype)
+        else:
+            answering = answering_of(folded, signature, weights_dtype)
+        convert(formats, draft, answering)
         extra = draft / "assets.extra"
         extra.mkdir()
         if warmup and "saved_model" in formats:
@@ -135,7 +143,7 @@ def export_saved_model(
         card = model_card(
             model.name,
             signature,
-            serve,
+            answering.function,
             report,
             verification,
             formats=formats,

@@ -1,12 +1,14 @@
 """A model as a bare SavedModel: a graph, the variables and tables that it reads, no Keras."""
 
 import os
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from tensorflow.python.trackable.resource import CapturableResource
 
 from tfnorm.errors import UserError
+from tfnorm.export.serving import guarded
 from tfnorm.export.signature import NAME, Signature
 
 WEIGHTS_DTYPES = ("float16", "bfloat16")
@@ -21,13 +23,25 @@ def check_weights_dtype(name: str | None) -> None:
         )
 
 
+class Answering(NamedTuple):
+    """A model as a function of TensorFlow.
+
+    Attributes:
+        function: takes and returns what the signature says, in batches of one or more.
+        module: holds the variables and tables that it reads.
+    """
+
+    function: tf.types.experimental.GenericFunction
+    module: tf.Module
+
+
 def write_saved_model(
     folded: keras.Model,
     signature: Signature,
     path: str | os.PathLike,
     weights_dtype: str | None = None,
-) -> tf.types.experimental.GenericFunction:
-    """Saves a model under its signature.
+) -> Answering:
+    """Saves a model under its signature, as `serving.guarded` makes it fit for a server.
 
     Args:
         folded: the model.
@@ -37,15 +51,24 @@ def write_saved_model(
             back in the graph, where they are read: what the model computes in stays the same.
 
     Returns:
-        The function of the signature.
+        The function itself, for other formats to be made of.
     """
+    answering = answering_of(folded, signature, weights_dtype)
+    write(guarded(answering.function, signature), answering.module, path)
+    return answering
+
+
+def answering_of(
+    folded: keras.Model, signature: Signature, weights_dtype: str | None = None
+) -> Answering:
+    """The model as a function, with variables that are none of Keras'."""
     stored = {
         id(v): tf.Variable(_rounded(v, weights_dtype), trainable=False, name=v.name)
         for v in folded.variables
     }
 
     @tf.function(input_signature=signature.inputs)
-    def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+    def answer(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         trainable, fixed = (
             [tf.cast(stored[id(v)], v.dtype) for v in variables]
             for variables in (folded.trainable_variables, folded.non_trainable_variables)
@@ -56,16 +79,22 @@ def write_saved_model(
         return signature.outputs(results)
 
     module = tf.Module()
-    module.variables_ = list(serve.get_concrete_function().graph.variables)
+    module.variables_ = list(answer.get_concrete_function().graph.variables)
     module.tables_ = [
         value
         for layer in folded._flatten_layers()
         for value in vars(layer).values()
         if isinstance(value, CapturableResource)
     ]
+    return Answering(answer, module)
+
+
+def write(
+    function: tf.types.experimental.GenericFunction, module: tf.Module, path: str | os.PathLike
+) -> None:
+    """Saves a function as the signature of a SavedModel."""
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, os.fspath(path), signatures={NAME: serve}, options=options)
-    return serve
+    tf.saved_model.save(module, os.fspath(path), signatures={NAME: function}, options=options)
 
 
 def round_weights(model: keras.Model, dtype: str) -> None:
