@@ -54,6 +54,7 @@ setup(
         # What TensorFlow's resolver needs to find a Cloud TPU by its name. On a TPU VM itself,
         # tensorflow-tpu takes the place of tensorflow.
         "tpu": ["google-api-python-client", "oauth2client"],
+        "hub": ["keras-hub>=0.25"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "tf2onnx>=1.17"],
     },

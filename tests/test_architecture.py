@@ -16,9 +16,11 @@ FLOORS = (
     ("errors", "quiet", "version"),
     ("functional", "schedules", "data", "commands", "files"),
     ("layers",),
-    ("models", "graph"),
+    ("graph",),
+    ("conversion",),
+    ("models",),
     ("training",),
-    ("conversion", "export"),
+    ("export",),
     ("study",),
     ("__init__", "train", "compare"),
 )

@@ -251,7 +251,9 @@ def test_chain_of_full_covariances_in_virtual_replicas(rng):
 
 def test_state_that_stays_in_use_keeps_its_maker():
     model = models.build("resnet8", norms.get("bkn"), (8, 8, 3), 5, width=4)
-    first, second = [x.name for x in model.layers if "kalman" in x.name][:2]
+    first, second = [
+        x.name for x in model.layers if isinstance(x, layers.BatchKalmanNormalization)
+    ][:2]
     converted = tfnorm.convert(model, "bn", where=f"^{first}$")
     row = converted.conversion_report.rows[0]
     assert (row.name, row.target, row.placed) == (first, "bkn", False)

@@ -9,6 +9,8 @@ from tfnorm import models
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.layers.base import ChannelNormalization
+from tfnorm.models import registry
+from tfnorm.models.classifier import classifier
 
 CIFAR = (32, 32, 3)
 # He et al. (2015), table 6, in millions; ours has projections in two shortcuts.
@@ -21,12 +23,16 @@ VIRTUAL = tuple(
 )
 
 
+SMALL = (*(f"resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)), "inception_small")
+
+
 def test_names():
-    depths = (8, 14, 20, 32, 56, 110)
-    assert (*(f"resnet{depth}" for depth in depths), "inception_small") == models.NAMES
+    large = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101))
+    assert tuple(models.NAMES)[:11] == (*SMALL, *large)
+    assert {"ResNet50", "MobileNetV2", "EfficientNetV2B0"} < set(models.NAMES)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_it_builds_with_logits_in_float32(name):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = models.build(name, norms.get("bn"), CIFAR, 10)
@@ -133,9 +139,61 @@ def test_concatenated_states():
     assert norms.concatenate_states([None, None]) is None
 
 
-def test_unknown_name():
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "resnet9",
+            {},
+            f"unknown model 'resnet9'; the known ones are {', '.join(models.NAMES)}. Did you mean "
+            "'resnet8'?",
+        ),
+        (
+            "inception_small",
+            {"output_stride": 8, "width": None},
+            "model 'inception_small' does not take output_stride; it takes width, stem_stride.",
+        ),
+        ("MobileNet", {"width": 8}, "model 'MobileNet' does not take width; it takes no options."),
+        (
+            "resnet8",
+            {"backbone": "resnet14"},
+            "model 'resnet8' is a backbone itself and stands on no other ('resnet14')",
+        ),
+        (
+            "VGG16",
+            {},
+            "VGG16 has no normalizer that could become 'bn'; choose norm 'none'",
+        ),
+        (
+            "resnet8",
+            {"weights": "imagenet"},
+            "weights 'imagenet' is not a file .keras with a model on resnet8; give the PATH of "
+            "one, or choose a network of keras.applications with --weights=imagenet",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_told(name, options, message):
     with pytest.raises(UserError) as error:
-        models.build("resnet9", norms.get("bn"), CIFAR, 10)
-    assert str(error.value) == (
-        f"unknown model 'resnet9'; the known ones are {', '.join(models.NAMES)}."
-    )
+        models.build(name, norms.get("bn"), CIFAR, 10, **options)
+    assert str(error.value) == message
+
+
+def test_options_are_the_networks_own_where_none_is_given():
+    assert models.options_of("inception_small") == {"width": 32, "stem_stride": 2}
+    assert models.options_of("resnet20") == {"width": 16, "stem_stride": 1, "output_stride": 0}
+    model = models.build("inception_small", norms.get("bn"), CIFAR, 3, width=None, stem_stride=None)
+    stem = model.get_layer("stem")
+    assert (stem.filters, stem.strides) == (32, (2, 2))
+
+
+def test_a_network_is_one_line_of_the_registry(monkeypatch):
+    def tiny(images, normalizer, *, filters=3):
+        x, state = normalizer(keras.layers.Conv2D(filters, 3, use_bias=False), images)
+        return models.Pyramid({0: x}, {0: state})
+
+    monkeypatch.setitem(registry.BACKBONES, "tiny", models.Backbone(tiny))
+    network = models.Network("classification", classifier, "tiny", is_fixed=True)
+    monkeypatch.setitem(registry.NETWORKS, "tiny", network)
+    model = models.build("tiny", norms.get("mabn"), CIFAR, 7, filters=5)
+    assert model.output_shape == (None, 7) and model.get_layer("logits").kernel.shape == (5, 7)
+    assert "tiny" in models.NAMES and models.options_of("tiny") == {"filters": 3}

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tfnorm import training
+from tfnorm import models, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import flags
@@ -45,6 +45,13 @@ def test_flags_default_to_the_defaults():
     assert flags.config(values) == training.Config()
 
 
+def test_options_of_the_network_are_its_own_where_none_are_given():
+    inception = training.Config(model="inception_small", stem_stride=1)
+    assert (inception.width, inception.stem_stride) == (32, 1)
+    assert (training.Config().width, training.Config().stem_stride) == (16, 1)
+    assert training.Config(model="ResNet50").width is None
+
+
 def test_norm_options():
     text = "window=4,compensate=false,covariance=full,initial_gain=0.5"
     assert flags.parse_options(text) == {
@@ -70,9 +77,13 @@ def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
     [
         (
             {"model": "vgg"},
-            "unknown model 'vgg'; known: resnet8, resnet14, resnet20, resnet32, resnet56, "
-            "resnet110, inception_small",
+            f"unknown model 'vgg'; known: {', '.join(models.NAMES)}",
         ),
+        (
+            {"model": "MobileNet", "width": 8},
+            "model 'MobileNet' does not take width; it takes no options",
+        ),
+        ({"width": 0}, "width must be above 0, received 0"),
         ({"norm": "xx"}, f"unknown norm 'xx'; known: {', '.join(norms.NAMES)}"),
         (
             {"distribution_strategy": "ps"},

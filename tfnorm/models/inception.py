@@ -1,11 +1,14 @@
 """The small Inception network of the Batch Kalman Normalization paper."""
 
+import math
 from typing import Any
 
 import keras
 
 from tfnorm.layers import norms
 from tfnorm.layers.norms import Normalizer
+from tfnorm.models.convolving import convolution, convolve
+from tfnorm.models.pyramid import Pyramid
 
 # Per module: 1×1; 3×3 after its 1×1; 5×5 after its 1×1; 1×1 after pooling (paper, section 4.4).
 _MODULES = (
@@ -17,53 +20,47 @@ _STEM = 32
 
 
 def inception(
-    normalizer: Normalizer,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    width: int = _STEM,
-    stem_stride: int = 2,
-) -> keras.Model:
-    """A convolution and three Inception modules, average-pooled (Wang et al. 2018, section 4.4).
+    images: Any, normalizer: Normalizer, *, width: int = _STEM, stem_stride: int = 2
+) -> Pyramid:
+    """A convolution and three Inception modules (Wang et al. 2018, section 4.4).
 
     Args:
+        images: [batch, height, width, channels].
         normalizer: follows every convolution.
-        input_shape: (height, width, channels) of an image.
-        num_classes: number of logits.
         width: channels of the first convolution, 32 in the paper; all others scale with it.
         stem_stride: of the first convolution; 2 makes the paper's 16×16 of a 32×32 image.
 
     Returns:
-        A functional model from images to float32 logits.
+        The output of the last module, the only level.
     """
 
-    def convolve(x: Any, state: Any, filters: int, size: int, stride: int = 1) -> tuple[Any, Any]:
-        layer = keras.layers.Conv2D(
-            max(filters * width // _STEM, 1),
-            size,
-            stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-        )
-        y, state = normalizer(layer, x, state)
-        return keras.layers.Activation("relu")(y), state
+    def block(
+        x: Any, state: Any, filters: int, size: int, name: str, stride: int = 1
+    ) -> tuple[Any, Any]:
+        channels = max(filters * width // _STEM, 1)
+        return convolve(normalizer, convolution(channels, size, stride, name=name), x, state)
 
-    def module(x: Any, state: Any, one: int, three: tuple, five: tuple, pool: int) -> tuple:
-        pooled = keras.layers.MaxPooling2D(3, 1, padding="same")(x)
+    def module(
+        x: Any, state: Any, one: int, three: tuple, five: tuple, pool: int, name: str
+    ) -> tuple:
+        pooled = keras.layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
         branches = [
-            convolve(x, state, one, 1),
-            convolve(*convolve(x, state, three[0], 1), three[1], 3),
-            convolve(*convolve(x, state, five[0], 1), five[1], 5),
-            convolve(pooled, state, pool, 1),
+            block(x, state, one, 1, f"{name}_one"),
+            block(
+                *block(x, state, three[0], 1, f"{name}_three_reduce"),
+                three[1],
+                3,
+                f"{name}_three",
+            ),
+            block(*block(x, state, five[0], 1, f"{name}_five_reduce"), five[1], 5, f"{name}_five"),
+            block(pooled, state, pool, 1, f"{name}_pool_project"),
         ]
         outputs, states = zip(*branches)
-        return keras.layers.Concatenate()(outputs), norms.concatenate_states(states)
+        x = keras.layers.Concatenate(name=f"{name}_out")(outputs)
+        return x, norms.concatenate_states(states)
 
-    images = keras.Input(input_shape, name="image")
-    x, state = convolve(images, None, _STEM, 3, stem_stride)
-    for one, three, five, pool in _MODULES:
-        x, state = module(x, state, one, three, five, pool)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
-    return keras.Model(images, logits, name="inception_small")
+    x, state = block(images, None, _STEM, 3, "stem", stem_stride)
+    for number, (one, three, five, pool) in enumerate(_MODULES, 1):
+        x, state = module(x, state, one, three, five, pool, f"module{number}")
+    level = round(math.log2(stem_stride))
+    return Pyramid({level: x}, {level: state})

@@ -48,6 +48,7 @@ _OF_BATCHES = ("bn", "brn", "mabn", "cbn", "bkn")
 _SMALL = {
     "dataset": "fashion_mnist",
     "model": "resnet14",
+    "width": 16,
     "stem_stride": 2,
     "replica_batch_size": 32,
     "train_examples": 9600,

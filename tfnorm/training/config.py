@@ -17,7 +17,6 @@ SCHEDULES = ("cosine", "step")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _CHOICES = {
-    "model": models.NAMES,
     "norm": norms.NAMES,
     "augment": tuple(data.AUGMENTATIONS),
     "sampling": tuple(data.SAMPLINGS),
@@ -25,8 +24,9 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "mixed_precision": POLICIES,
 }
+_OF_THE_NETWORK = ("width", "stem_stride")
 _POSITIVE = (
-    "width", "stem_stride", "virtual_replicas", "replica_batch_size", "epochs", "learning_rate",
+    "virtual_replicas", "replica_batch_size", "epochs", "learning_rate",
     "steps_per_loop", "evaluation_batch_size",
 )  # fmt: skip
 _NOT_NEGATIVE = (
@@ -58,8 +58,12 @@ class Config:
     """
 
     model: str = _field("resnet8", f"Network: {', '.join(models.NAMES)}.")
-    width: int = _field(16, "Channels of the network's first stage.")
-    stem_stride: int = _field(1, "Stride of the first convolution.")
+    width: int | None = _field(
+        None, "Channels of the network's first stage; by default the network's own."
+    )
+    stem_stride: int | None = _field(
+        None, "Stride of the first convolution; by default the network's own."
+    )
     norm: str = _field("bn", f"Normalizer: {', '.join(norms.NAMES)}.")
     norm_options: Mapping[str, Any] = dataclasses.field(
         default_factory=dict,
@@ -123,6 +127,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        self._take_options_of_the_network()
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
@@ -157,6 +162,23 @@ class Config:
                 f"{self.statistics_batch_size} (replica_batch_size / virtual_replicas)"
             )
         self.normalizer()
+
+    def _take_options_of_the_network(self) -> None:
+        """Checks the model and the options meant for it; those that are open become its own."""
+        if self.model not in models.NAMES and not self.model.startswith("hub:"):
+            raise UserError(f"unknown model '{self.model}'; known: {', '.join(models.NAMES)}")
+        own = models.options_of(self.model)
+        for name in _OF_THE_NETWORK:
+            value = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, own.get(name))
+            elif name not in own:
+                raise UserError(
+                    f"model '{self.model}' does not take {name}; it takes "
+                    f"{', '.join(own) or 'no options'}"
+                )
+            elif not value > 0:
+                raise UserError(f"{name} must be above 0, received {value}")
 
     @property
     def statistics_batch_size(self) -> int:
