@@ -93,7 +93,14 @@ def build(
     )
     features = _with_weights(features, weights, backbone)
     own = {key: given[key] for key in of_network if key in given}
-    return found.build(features, normalizer, tuple(input_shape), num_classes, name=name, **own)
+    return found.build(
+        features, normalizer, tuple(input_shape), num_classes, name=_layer_name(name), **own
+    )
+
+
+def _layer_name(name: str) -> str:
+    """What Keras takes as a name: of "hub:kaggle://user/preset", the preset."""
+    return name.rstrip("/").rsplit("/", 1)[-1].replace(":", "_")
 
 
 def _with_weights(features: functools.partial, weights: Weights | None, name: str) -> Features:
