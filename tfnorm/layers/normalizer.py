@@ -95,13 +95,28 @@ class Normalizer:
 
     def __call__(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
         """Applies `layer` to x and normalizes its output; returns (y, state)."""
+        return self.normalize(self.prepare(layer), x, state)
+
+    def prepare(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """The layer as `normalize` takes it: its kernel wrapped, or with a bias.
+
+        Where several places share the layer, as the levels of a pyramid share a detector's head, it
+        is prepared once, and each place normalizes by itself.
+        """
         if self.layer_class is None:
-            return type(layer).from_config({**layer.get_config(), "use_bias": True})(x), None
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+            return type(layer).from_config({**layer.get_config(), "use_bias": True})
+        return layer if self.place == "around" else self.wrap_kernel(layer, name=layer.name)
+
+    def normalize(self, layer: keras.layers.Layer, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """Applies a layer from `prepare` to x and normalizes its output; returns (y, state)."""
+        if self.layer_class is None:
+            return layer(x), None
+        inner = getattr(layer, "layer", layer)
+        axis = 1 if getattr(inner, "data_format", None) == "channels_first" else -1
         if self.place == "around":
             options = {**self.defaults, **self.options}
             return self.layer_class(layer, axis=axis, **options)(x), None
-        y = self.wrap_kernel(layer)(x)
+        y = layer(x)
         norm = self.layer_class(axis=axis, **self.arguments(y.shape[axis]))
         return norm(y, previous=state) if self.place == "chain" else (norm(y), None)
 

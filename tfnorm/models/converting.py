@@ -29,8 +29,8 @@ def converted(model: keras.Model, normalizer: Normalizer) -> keras.Model:
         )
     options = dict(normalizer.options)
     is_trainable = options.pop("trainable", True)
-    if normalizer.centralize is not None:
-        options["centralize"] = normalizer.centralize
+    if normalizer.takes_kernel:
+        options["kernel"] = normalizer.kernel
     model = convert(model, normalizer.name, **options)
     for layer in model._flatten_layers():
         if not is_trainable and norms.name_of(layer) is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tfnorm.layers.norms import Normalizer
+from tfnorm.models.pyramid import Pyramid
 
 
 def convolution(
@@ -30,11 +31,10 @@ def convolution(
 
 
 def normalize(
-    normalizer: Normalizer, layer: keras.layers.Layer, x: Any, state: Any, *, name: str = ""
+    normalizer: Normalizer, layer: keras.layers.Layer, x: Any, state: Any
 ) -> tuple[Any, Any]:
-    """Applies an unbuilt layer and its normalizer, which is called `name` or after the layer."""
-    options = {**normalizer.options, "name": name or f"{layer.name}_norm"}
-    return dataclasses.replace(normalizer, options=options)(layer, x, state)
+    """Applies an unbuilt layer and its normalizer, which is called after the layer: (y, state)."""
+    return _named(normalizer, f"{layer.name}_norm")(layer, x, state)
 
 
 def convolve(
@@ -43,6 +43,18 @@ def convolve(
     """The layer, its normalizer and a ReLU: (y, state)."""
     y, state = normalize(normalizer, layer, x, state)
     return relu(y, f"{layer.name}_relu"), state
+
+
+def convolve_shared(normalizer: Normalizer, layer: keras.layers.Layer, maps: Pyramid) -> Pyramid:
+    """The layer, shared by all levels, a normalizer for each of them, and a ReLU."""
+    levels, states = {}, {}
+    shared = normalizer.prepare(layer)
+    for level, x in maps.levels.items():
+        name = f"{layer.name}_level{level}"
+        own = _named(normalizer, f"{name}_norm")
+        y, states[level] = own.normalize(shared, x, maps.states[level])
+        levels[level] = relu(y, f"{name}_relu")
+    return Pyramid(levels, states)
 
 
 def relu(x: Any, name: str) -> Any:
@@ -58,3 +70,7 @@ def frozen(normalizer: Normalizer) -> Normalizer:
     holds it, would freeze the kernel as well.
     """
     return dataclasses.replace(normalizer, options={**normalizer.options, "trainable": False})
+
+
+def _named(normalizer: Normalizer, name: str) -> Normalizer:
+    return dataclasses.replace(normalizer, options={**normalizer.options, "name": name})
