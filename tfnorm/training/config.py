@@ -239,5 +239,5 @@ def _check_limits(config: Config) -> None:
         value, largest = getattr(config, name), _LARGEST_OF.get(name, _LARGEST)
         if _kind(hint) is float and not math.isfinite(value):
             raise UserError(f"{name} must be finite, received {value}")
-        if _kind(hint) is int and value > largest:
+        if _kind(hint) is int and value is not None and value > largest:
             raise UserError(f"{name} must be at most {largest}, received {value}")
