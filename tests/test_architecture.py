@@ -13,8 +13,8 @@ PACKAGE = ROOT / "tfnorm"
 
 # From the ground up; what stands on one line may import the lines above it and nothing else.
 FLOORS = (
-    ("errors", "quiet", "version"),
-    ("functional", "schedules", "data", "commands", "files"),
+    ("errors", "output", "quiet", "version"),
+    ("functional", "schedules", "data", "commands", "files", "locks"),
     ("layers",),
     ("graph",),
     ("conversion",),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from tfnorm import output
 from tfnorm.errors import RunError, UserError
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -27,8 +28,18 @@ def run(
 
     Returns:
         0; 2 for a user's mistake (a UserError or a wrong flag), 1 for a RunError, both with
-        one line on stderr; 130 after an interruption.
+        one line on stderr; 130 after an interruption. A stdout or stderr that is closed or full
+        ends nothing.
     """
+    with output.tolerated():
+        return _run(define, main, argv)
+
+
+def _run(
+    define: Callable[[], flags.FlagValues],
+    main: Callable[[flags.FlagValues], None],
+    argv: Sequence[str] | None,
+) -> int:
     argv = sys.argv if argv is None else argv
     try:
         values = define()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfnorm import commands, training
+from tfnorm import commands, locks, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study import extras, placing, running
@@ -101,16 +101,18 @@ def _compare(values: flags.FlagValues) -> None:
     quick = "-quick" if values.quick else ""
     output = pathlib.Path(values.output_dir or f"runs/{values.study}{quick}")
     _check_output(output)
-    results = Results(output / "results.jsonl")
     if not chief:
+        results = Results(output / "results.jsonl")
         running.take_part(grid, results, output / "models")
         return
-    _tell(grid.title)
-    records = running.run(grid, results, output / "models", _tell)
-    if study.chapter:
-        report.chapter(grid, study.chapter, results, output, _tell)
-    else:
-        report.comparison(grid, records, output, _tell)
+    with locks.hold(output, "output_dir", _tell):
+        results = Results(output / "results.jsonl")
+        _tell(grid.title)
+        records = running.run(grid, results, output / "models", _tell)
+        if study.chapter:
+            report.chapter(grid, study.chapter, results, output, _tell)
+        else:
+            report.comparison(grid, records, output, _tell)
 
 
 def _start(values: flags.FlagValues) -> bool:

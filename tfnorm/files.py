@@ -2,9 +2,14 @@
 
 import os
 import pathlib
+import shutil
+import uuid
 from collections.abc import Callable
 
 from tfnorm.errors import RunError
+
+DRAFT = ".draft-"
+"""What the names of all files and folders begin with that are not in their place yet."""
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]) -> None:
@@ -18,7 +23,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], ob
         RunError: The file cannot be written, as on a full disk; what was there before remains.
     """
     path = pathlib.Path(path)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    aside = path.with_name(f"{DRAFT}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -48,3 +53,9 @@ def flush(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_drafts(directory: pathlib.Path) -> None:
+    """Removes what killed processes left unfinished; for the only writer of the directory."""
+    for path in directory.glob(f"{DRAFT}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

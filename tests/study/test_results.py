@@ -54,6 +54,31 @@ def test_another_writer_loses_nothing(path):
     assert len(Results(path)) == 3
 
 
+def test_a_directory_in_its_place_is_named(path):
+    path.mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        Results(path)
+    assert str(error.value) == (
+        f"cannot read the results in {path} (Is a directory); move it away, or choose another "
+        "--output_dir"
+    )
+
+
+def test_a_record_without_what_tables_read_is_named(path):
+    results = Results(path)
+    results.append(record("a", error=None, result={"test_accuracy": 0.5}, history=[]))
+    results.append(record("b", error=None, history=[]))
+    results.append(record("c", error="diverged", result=None))
+    results.check(["a", "unknown"], ["result", "history"])
+    for identity, lacks in (("b", "result"), ("c", "history")):
+        with pytest.raises(UserError) as error:
+            results.check([identity], ["result", "history"])
+        assert str(error.value) == (
+            f"the record of run {identity} in {path} lacks {lacks}; delete its line: the run is "
+            "then done again"
+        )
+
+
 @pytest.mark.parametrize("line", ["not json", '["a list"]', '{"no": "hash"}', ""])
 def test_a_broken_line_is_named(path, line):
     results = Results(path)

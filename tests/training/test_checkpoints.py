@@ -7,15 +7,18 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.training.running import two_layers, weights
 from tfnorm import models, training
-from tfnorm.errors import RunError
+from tfnorm.errors import RunError, UserError
 from tfnorm.training.checkpoints import Checkpoints, newest_first, steps
+from tfnorm.training.optimizer import loss_scale
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -236,3 +239,92 @@ def test_a_broken_config_json_ends_nothing(run, tmp_path, notices):
     assert notices[0].startswith(f"{path} cannot be read (")
     assert notices[1] == f"going on from {tmp_path}/checkpoints/ckpt-12"
     assert training.load_model(str(tmp_path))[1].epochs == 3
+
+
+def command(config, **changes):
+    """The command line that trains so."""
+    fields = {**config.to_dict(), **changes}
+    del fields["norm_options"]
+    flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
+    return [sys.executable, "-m", "tfnorm.train", *flags]
+
+
+def test_two_runs_in_one_directory_and_kill_9(small, tmp_path, notices, monkeypatch):
+    """The second is refused while the first lives, and takes over once it is killed."""
+    monkeypatch.undo()  # The networks of the command.
+    config = dataclasses.replace(
+        training.Config(), width=2, train_examples=32, replica_batch_size=16, checkpoint_every=1,
+        model_dir=str(tmp_path), steps=100_000, data_dir=small().data_dir,
+    )  # fmt: skip
+    first = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while len(steps(tmp_path / "checkpoints")) < 2:
+            assert first.poll() is None
+            time.sleep(0.1)
+        before = time.time()
+        with pytest.raises(UserError) as error:
+            training.train(dataclasses.replace(config, seed=1), notice=notices.append)
+        assert f"{tmp_path} is in use by process {first.pid} on " in str(error.value)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    assert time.time() - before < 60
+    (found, *_) = steps(tmp_path / "checkpoints")
+    (tmp_path / ".draft-of-a-killed-run").write_text("half")
+    result = training.train(dataclasses.replace(config, steps=found + 1), notice=notices.append)
+    assert result.steps == found + 1
+    assert f"going on from {tmp_path}/checkpoints/ckpt-{found}" in notices
+    assert not [path for path in tmp_path.rglob(".*")]
+
+
+def test_nobody_reads_what_it_says(small, tmp_path, monkeypatch):
+    """stdout is a pipe that was closed, as by `| head -1`; the disk of stderr's file is full."""
+    config = small(model_dir=str(tmp_path / "run"), width=2, steps=8, norm="gn")
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full", "w") as full, open(write, "w") as closed:
+        done = subprocess.run(command(config), stdout=closed, stderr=full, timeout=300)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 8
+
+
+def test_checkpoints_of_one_precision_go_on_in_another(small, tmp_path, notices):
+    def run(precision, steps):
+        config = small(
+            model_dir=str(tmp_path), mixed_precision=precision, steps=steps, checkpoint_every=2
+        )
+        return training.train(config, notice=notices.append)
+
+    before = weights(run("mixed_float16", 2))
+    for steps_, precision in enumerate(("float32", "mixed_float16", "mixed_bfloat16"), start=2):
+        model, _ = training.load_model(str(tmp_path), notices.append)
+        for a, b in zip(before, model.variables):
+            np.testing.assert_array_equal(a, b.numpy())
+        result = run(precision, 2 * steps_)
+        assert result.steps == 2 * steps_ and np.isfinite(result.train_loss)
+        before = weights(result)
+
+
+def test_a_resumed_run_in_float16_keeps_its_loss_scale(small, tmp_path, notices):
+    """Each part starts from the scale, and the count of steps, that the one before ended with."""
+    scales = []
+
+    class Scale(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            strategy_optimizer = optimizers[-1]
+            scales.append(loss_scale(strategy_optimizer))
+
+    optimizers = []
+    build = training.run.Trainer._build_optimizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training.run.Trainer,
+            "_build_optimizer",
+            lambda self: optimizers.append(build(self)) or optimizers[-1],
+        )
+        config = small(model_dir=str(tmp_path), mixed_precision="mixed_float16", steps=3)
+        training.train(config, [Scale()], notices.append)
+        ended = loss_scale(optimizers[-1])
+        training.train(dataclasses.replace(config, steps=6), [Scale()], notices.append)
+    assert scales[1] == ended != scales[0]

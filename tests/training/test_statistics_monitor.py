@@ -258,6 +258,42 @@ def test_it_warns_of_small_batches_once_a_layer(examples, randomized, notices):
     assert 8 < images < 40
 
 
+def test_it_ends_no_run_that_diverges(examples, randomized, notices):
+    """It says so once a layer, and goes on measuring."""
+    model = randomized(dense(layers.BatchNormalization(name="first")))
+    monitor = begin(model, examples(64), 8, every=5, notice=notices.append)
+    for step, value in ((5, np.inf), (10, np.nan), (15, 1.0)):
+        model.layers[1].kernel.assign(np.full((5, 4), value, "float32"))
+        (row,) = at_step(monitor, step)
+        assert np.isfinite(row["noise"]["forward"]) == (value == 1.0)
+    assert notices == [
+        "the statistics of layer 'first' are not finite at step 5: the run has diverged; a lower "
+        "learning rate may help"
+    ]
+
+
+def test_it_says_which_layer_inference_would_make_constant(examples, randomized, notices):
+    model = randomized(dense(layers.BatchNormalization(name="a"), layers.BatchNormalization()))
+    monitor = begin(model, examples(256), 32, every=5, notice=notices.append)
+    model.get_layer("a").moving_variance.assign([1.0, 1e30, 2.0, np.inf])
+    for step in (5, 10):
+        at_step(monitor, step)
+    assert notices[0] == (
+        "the moving variance of layer 'a' is not finite, or more than 1e+08 times that of the "
+        "data, in 2 of 4 channels at step 5: inference makes them constant; train on, or "
+        "tfnorm.recalibrate the model"
+    )
+    assert not any("inference" in notice for notice in notices[1:])
+
+
+def test_its_history_does_not_grow_without_bound(examples, randomized):
+    model = randomized(dense(layers.BatchNormalization(), layers.BatchNormalization()))
+    monitor = begin(model, examples(64), 16, every=1, keep_rows=5)
+    for step in range(1, 8):
+        at_step(monitor, step)
+    assert [row["step"] for row in monitor.history] == [5, 6, 6, 7, 7]
+
+
 def test_it_does_not_warn_of_32_images(examples, randomized, notices):
     model = randomized(dense(layers.BatchNormalization(), keras.layers.BatchNormalization()))
     monitor = begin(model, examples(256), 32, every=5, notice=notices.append)

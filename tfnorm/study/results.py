@@ -19,15 +19,22 @@ class Results:
         path: The file; it need not exist yet.
 
     Raises:
-        UserError: A line before the last is not a JSON object with a `hash`.
+        UserError: It cannot be read, or a line before the last is not a JSON object with a `hash`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         self._records: dict[str, dict] = {}
         self._whole: int | None = None  # where the whole lines end, if half a line follows
-        if self.path.exists():
+        try:
             self._read(self.path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(
+                f"cannot read the results in {self.path} ({error.strerror}); move it away, or "
+                "choose another --output_dir"
+            ) from error
 
     def _read(self, content: bytes) -> None:
         whole = content.rfind(b"\n") + 1
@@ -52,6 +59,22 @@ class Results:
     def select(self, identities: Sequence[str]) -> list[dict]:
         """The records of these runs that are there, in the order asked for."""
         return [self._records[i] for i in identities if i in self._records]
+
+    def check(self, identities: Sequence[str], fields: Sequence[str]) -> None:
+        """Sees to it that what is there of these runs has all that tables and plots read.
+
+        Raises:
+            UserError: A field is missing.
+        """
+        for record in self.select(identities):
+            missing = [name for name in fields if name not in record]
+            if record.get("error") is None and not isinstance(record.get("result"), dict):
+                missing = missing or ["result"]
+            if missing:
+                raise UserError(
+                    f"the record of run {record['hash']} in {self.path} lacks "
+                    f"{', '.join(missing)}; delete its line: the run is then done again"
+                )
 
     def append(self, record: Mapping) -> None:
         """Adds a run at the end of the file, on the disk when this returns.

@@ -22,6 +22,8 @@ from tfnorm.version import versions
 
 Tell = Callable[[str], None]
 
+_FIELDS = ("labels", "seed", "error", "result", "history", "config", "seconds")
+
 _METRICS = (
     "test_accuracy", "test_loss", "train_loss", "steps", "step_time_median", "params",
     "normalization_collectives", "normalization_bytes",
@@ -43,6 +45,7 @@ def run(grid: Grid, results: Results, directory: str | os.PathLike[str], tell: T
     Returns:
         The records of all cells of the grid, in its order.
     """
+    results.check([cell.hash for cell in grid.cells], _FIELDS)
     missing = _missing(grid, results)
     total, done = len(grid.cells), len(grid.cells) - len(missing)
     tell(count(total, "run") + (f", {done} of {total} are done already" if done else ""))

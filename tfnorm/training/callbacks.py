@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfnorm.files import write_text
 from tfnorm.layers.replicas import synchronize_statistics
+from tfnorm.output import Tolerant
 
 
 class SynchronizeStatistics(keras.callbacks.Callback):
@@ -47,7 +48,7 @@ class ProgressLines(keras.callbacks.Callback):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
-        self._stream = stream or sys.stdout
+        self._stream = Tolerant(stream or sys.stdout)
         self._rewritten = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:

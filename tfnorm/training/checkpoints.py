@@ -21,7 +21,6 @@ from tfnorm.training import workers
 
 _KEEP = 3
 _PROGRESS = "progress/.ATTRIBUTES/py_state"  # As TensorFlow names it in a checkpoint.
-_DRAFT = ".draft-"
 _END_OF_INDEX = bytes.fromhex("57fb808b247547db")  # The magic number of LevelDB's tables.
 
 
@@ -36,6 +35,8 @@ class Progress(tf.train.experimental.PythonState):
         accuracy_sum: Sum of their accuracies.
         history: One row an epoch that has ended.
         replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
+        loss_scale: What `optimizer.loss_scale` returned: float32 runs go on from a mixed_float16
+            run's checkpoints, and the other way round.
         config: The run's configuration, should its own file be lost.
     """
 
@@ -45,6 +46,7 @@ class Progress(tf.train.experimental.PythonState):
     accuracy_sum: float = 0.0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     replicas: str = ""
+    loss_scale: list[float] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def keep_replicas(self, state: np.ndarray | None) -> None:
@@ -121,7 +123,7 @@ class Checkpoints:
 
     def _write(self, step: int) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self._directory) as draft:
+        with tempfile.TemporaryDirectory(prefix=files.DRAFT, dir=self._directory) as draft:
             with _without_pattern(pathlib.Path(draft)) as path:
                 self._checkpoint.write(f"{path}/ckpt")
             written = sorted(pathlib.Path(draft).glob("ckpt.*"), key=lambda f: f.suffix == ".index")
@@ -188,7 +190,7 @@ class Checkpoints:
     def _restore(self, path: str, readable: str, partial: bool) -> None:
         try:
             status = self._checkpoint.read(readable)
-        except ValueError as error:  # A shape.
+        except (ValueError, tf.errors.OpError) as error:  # A shape, a dtype.
             raise _misfit(path, _first_line(error)) from error
         status.expect_partial()
         try:
@@ -226,9 +228,10 @@ def remove_leftovers(directory: pathlib.Path) -> None:
     """Removes what was written of checkpoints that were never finished: those without an index."""
     if not directory.is_dir():
         return
+    files.remove_drafts(directory)
     for path in directory.iterdir():
         name = re.match(r"ckpt-\d+", path.name)
-        if path.name.startswith(_DRAFT) or (name and not (directory / f"{name[0]}.index").exists()):
+        if name and not (directory / f"{name[0]}.index").exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -14,6 +14,7 @@ from tfnorm.layers.replicas import synchronize_statistics
 from tfnorm.training import replica_state
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.notices import Notice
+from tfnorm.training.optimizer import loss_scale
 from tfnorm.training.preemption import Preempted, SigtermWatch
 from tfnorm.training.result import Result
 from tfnorm.training.trainer import Trainer
@@ -129,8 +130,12 @@ class Loop:
     def _save(self) -> None:
         if self._checkpoints and self._saved_step != self._progress.step:
             synchronize_statistics(self._trainer.model)
-            self._checkpoints.save(self._progress.step)
+            self._write()
             self._saved_step = self._progress.step
+
+    def _write(self) -> None:
+        self._progress.loss_scale = loss_scale(self._trainer.optimizer)
+        self._checkpoints.save(self._progress.step)
 
     def _stop_if_asked(self) -> None:
         """Ends the process after SIGTERM, unless nothing is left to do."""
@@ -141,7 +146,7 @@ class Loop:
             return
         if self._saved_step != progress.step:
             progress.keep_replicas(replica_state.read(trainer.strategy, trainer.model))
-            self._checkpoints.save(progress.step)
+            self._write()
         self._notice(
             f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
             "the same command goes on from its checkpoint"

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable
 
+from tfnorm.output import Tolerant
+
 Notice = Callable[[str], None]
 
 
 def to_stderr(text: str) -> None:
     """The default for notices: a line on stderr."""
-    print(f"tfnorm: {text}", file=sys.stderr)
+    print(f"tfnorm: {text}", file=Tolerant(sys.stderr))

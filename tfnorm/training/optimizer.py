@@ -67,6 +67,25 @@ class MomentumSGD(keras.optimizers.SGD):
         return {**super().get_config(), "l2": self.l2}
 
 
+def without_loss_scale(optimizer: keras.Optimizer) -> keras.Optimizer:
+    """The optimizer inside a LossScaleOptimizer: what checkpoints of all precisions share."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def loss_scale(optimizer: keras.Optimizer) -> list[float]:
+    """A LossScaleOptimizer's scale, and its steps since that last changed; [] of any other."""
+    if not isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        return []
+    return [float(optimizer.dynamic_scale.numpy()), float(optimizer.step_counter.numpy())]
+
+
+def set_loss_scale(optimizer: keras.Optimizer, state: list[float]) -> None:
+    """Gives it what `loss_scale` returned; of a run that had none, or needs none, nothing."""
+    if state and isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        optimizer.dynamic_scale.assign(state[0])
+        optimizer.step_counter.assign(int(state[1]))
+
+
 def poison_overflow(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     """Makes gradients that overflowed on one replica overflow on all, so that all skip the step.
 

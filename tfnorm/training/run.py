@@ -13,6 +13,7 @@ from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.config import Config
 from tfnorm.training.loop import Loop
 from tfnorm.training.notices import Notice, to_stderr
+from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
 from tfnorm.training.preemption import SigtermWatch
 from tfnorm.training.result import Evaluation, Result
 from tfnorm.training.trainer import Trainer, build_model
@@ -59,7 +60,9 @@ def train(
         dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
         directory = None
         if config.model_dir:
-            directory = run_directory.open_to_train(config, workers.is_chief(strategy), notice)
+            directory = stack.enter_context(
+                run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
+            )
         trainer = Trainer(config, dataset, strategy)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
@@ -132,7 +135,7 @@ def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) 
         directory / "checkpoints",
         keep=workers.is_chief(trainer.strategy),
         model=trainer.model,
-        optimizer=trainer.optimizer,
+        optimizer=without_loss_scale(trainer.optimizer),
         progress=progress,
     )
 
@@ -147,6 +150,8 @@ def _restore(
     if path is None:
         return
     notice(f"going on from {path}")
+    with trainer.strategy.scope():
+        set_loss_scale(trainer.optimizer, progress.loss_scale)
     state = progress.take_replicas()
     if state is not None and len(state) == trainer.replicas:
         replica_state.assign(trainer.strategy, trainer.model, state)

@@ -1,15 +1,17 @@
 """The directory of a run: what of an earlier part of it lies there, and whether it may go on."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tfnorm import locks
 from tfnorm.errors import UserError
-from tfnorm.files import write_text
-from tfnorm.training.checkpoints import newest_first, newest_progress
+from tfnorm.files import remove_drafts, write_text
+from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
 
@@ -20,10 +22,14 @@ _ARCHITECTURE = (
 _NOT_WORTH_A_WORD = ("model_dir", "data_dir", "resume", "steps_per_loop", "evaluation_batch_size")
 
 
-def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
+@contextlib.contextmanager
+def opened_to_train(config: Config, write: bool, notice: Notice) -> Iterator[pathlib.Path]:
     """The directory of a run; checks that what is there may be gone on with, and makes it to write.
 
-    It is one directory that all workers see, of whom one writes.
+    It is one directory that all workers see, of whom one writes, and holds its lock.
+
+    Raises:
+        UserError: It cannot be written, another run writes to it, or what is there does not fit.
     """
     directory = pathlib.Path(config.model_dir).expanduser()
     try:
@@ -34,6 +40,17 @@ def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
         raise UserError(
             f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
         ) from error
+    with contextlib.ExitStack() as stack:
+        if write:
+            stack.enter_context(locks.hold(directory, "model_dir", notice))
+            remove_drafts(directory)
+            remove_leftovers(directory / "checkpoints")
+        _look_into(directory, config, notice)
+        yield directory
+
+
+def _look_into(directory: pathlib.Path, config: Config, notice: Notice) -> None:
+    """Checks that what is in the directory of a run may be gone on with."""
     found = newest_first(directory / "checkpoints")
     if found and not config.resume:
         raise UserError(
@@ -50,7 +67,6 @@ def open_to_train(config: Config, write: bool, notice: Notice) -> pathlib.Path:
             f"model_dir {directory} holds the results of a run ({', '.join(results)}) but no "
             "checkpoint: beginning anew at step 0, which replaces them"
         )
-    return directory
 
 
 def existing(model_dir: str | None) -> pathlib.Path:

@@ -25,6 +25,9 @@ from tfnorm.training.training_pass import Loss, TrainingPass, groups
 # with 32 images, 0.27 with 16, 0.37 with 8, 0.65 with 2.)
 NOISE_LIMIT = 1 / 3
 
+_MEASURED = (*statistics.NAMES, "noise")
+_CONSTANT = 1e8  # A channel's variance in units of the data's from which on it counts as constant.
+
 
 class StatisticsMonitor(keras.callbacks.Callback):
     """Measures batch statistics, forward and backward, and warns where they are mostly noise.
@@ -55,7 +58,9 @@ class StatisticsMonitor(keras.callbacks.Callback):
         directory: Of scalars for TensorBoard, in its subdirectory statistics; None for none.
         notice: Is told once a layer, in a line, where its statistics are too noisy for the norm in
             use, which averages them or not: where the error of the normalized values or of their
-            gradients exceeds a third of their standard deviation (`NOISE_LIMIT`).
+            gradients exceeds a third of their standard deviation (`NOISE_LIMIT`); and where
+            statistics are not finite, or so large that inference makes a channel constant.
+        keep_rows: Most rows of the history; the oldest go first.
 
     Attributes:
         history: One row a measurement and layer: step, layer, norm, images (of a micro-batch),
@@ -80,9 +85,11 @@ class StatisticsMonitor(keras.callbacks.Callback):
         loss: Loss | None = None,
         directory: str | os.PathLike[str] | None = None,
         notice: Notice = to_stderr,
+        keep_rows: int = 10_000,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("every", every)):
+        limits = {"batch_size": batch_size, "every": every, "keep_rows": keep_rows}
+        for name, value in limits.items():
             if value < 1:
                 raise UserError(f"{name} must be at least 1, received {value}")
         self._data, self._batch_size, self._every = data, batch_size, every
@@ -91,7 +98,9 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._step = self._first = self._measured = 0
         self._layers: list[keras.layers.Layer] = []
         self._writer = None
+        self._keep_rows = keep_rows
         self._warned: set[str] = set()
+        self._told_constant: set[str] = set()
         self.history: list[dict[str, Any]] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -154,7 +163,9 @@ class StatisticsMonitor(keras.callbacks.Callback):
             row = self._row(layer, _per_step(parts, self._batch_size))
             self.history.append(row)
             self._write(row)
+            self._tell_constant(layer, row["step"], statistics.merge(parts))
             self._warn(layer, row)
+        del self.history[: -self._keep_rows]
         self._measured += 1
 
     def _row(self, layer: keras.layers.Layer, parts: Statistics) -> dict[str, Any]:
@@ -201,18 +212,41 @@ class StatisticsMonitor(keras.callbacks.Callback):
     def _write(self, row: dict[str, Any]) -> None:
         if self._writer is None:
             return
-        for name in (*statistics.NAMES, "noise"):
+        for name in _MEASURED:
             for key, value in row[name].items():
                 write_scalar(self._writer, f"{row['layer']}/{name}/{key}", value, row["step"])
         self._writer.flush()
 
+    def _tell_constant(self, layer: keras.layers.Layer, step: int, large: Statistics) -> None:
+        """Says once a layer if inference would make channels of it constant."""
+        variance = keras.ops.convert_to_numpy(layer.moving_variance).astype(np.float64)
+        limit = _CONSTANT * np.maximum(large.variance[0], 1.0)
+        channels = int(np.sum(~(variance <= limit) & np.isfinite(limit)))
+        if channels and layer.name not in self._told_constant:
+            self._told_constant.add(layer.name)
+            self._notice(
+                f"the moving variance of layer {layer.name!r} is not finite, or more than "
+                f"{_CONSTANT:.0e} times that of the data, in {channels} of {len(variance)} "
+                f"channels at step {step}: inference makes them constant; train on, or "
+                "tfnorm.recalibrate the model"
+            )
+
     def _warn(self, layer: keras.layers.Layer, row: dict[str, Any]) -> None:
+        if layer.name in self._warned:
+            return
+        if not all(math.isfinite(value) for name in _MEASURED for value in row[name].values()):
+            self._warned.add(layer.name)
+            self._notice(
+                f"the statistics of layer {layer.name!r} are not finite at step {row['step']}: the "
+                "run has diverged; a lower learning rate may help"
+            )
+            return
         steps = method_of(layer).averaged_steps()
         forward, backward = (
             row["noise"][name] / math.sqrt(getattr(steps, name)) for name in steps._fields
         )
         worst = max(forward, backward)
-        if worst <= NOISE_LIMIT or layer.name in self._warned:
+        if worst <= NOISE_LIMIT:
             return
         self._warned.add(layer.name)
         images = math.ceil(row["images"] * (worst / NOISE_LIMIT) ** 2)
