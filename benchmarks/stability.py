@@ -68,7 +68,7 @@ def train(
     model: keras.Model, dataset: data.Dataset, batch: int, learning_rate: float, steps: int
 ) -> dict[str, float]:
     """Trains in one graph, and looks for what is not finite in every loss and every variable."""
-    images, labels = dataset.train
+    images, labels = (dataset.train.column(name) for name in ("image", "label"))
     images = tf.constant(dataset.standardize(images))
     labels = tf.constant(labels, tf.int32)
     optimizer = keras.optimizers.SGD(learning_rate, momentum=0.9)
@@ -105,7 +105,7 @@ def train(
 
 def accuracy(model: keras.Model, dataset: data.Dataset) -> float:
     """The share of the first 2,000 test images that the model names rightly."""
-    images, labels = (values[:2000] for values in dataset.test)
+    images, labels = (dataset.test.column(name)[:2000] for name in ("image", "label"))
     logits = model.predict(dataset.standardize(images), batch_size=500, verbose=0)
     return float(np.mean(np.argmax(logits, -1) == labels))
 

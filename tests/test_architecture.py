@@ -19,6 +19,7 @@ FLOORS = (
     ("graph",),
     ("conversion",),
     ("models",),
+    ("tasks",),
     ("training",),
     ("export",),
     ("study",),

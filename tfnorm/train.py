@@ -1,7 +1,7 @@
 """Trains a network under a normalizer: python -m tfnorm.train --norm=brn --model_dir=runs/brn."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -29,10 +29,8 @@ def _train(values: flags.FlagValues) -> None:
         raise UserError("no model_dir; choose where to write with --model_dir")
     if values.mode == "eval":
         evaluation = training.evaluate(config)
-        print(
-            f"test loss {evaluation.loss:.4f}  test accuracy {evaluation.accuracy:.4f}  "
-            f"({evaluation.examples} images, {evaluation.checkpoint})"
-        )
+        measured = {"loss": evaluation.loss, **evaluation.metrics}
+        print(f"{_in_words(measured)}  ({evaluation.examples} images, {evaluation.checkpoint})")
     else:
         validate = values.mode == "train_and_eval"
         print(_summary(training.train(config, [training.ProgressLines()], validate=validate)))
@@ -42,9 +40,13 @@ def _summary(result: training.Result) -> str:
     parts = [f"{result.params} parameters", f"files in {result.model_dir}"]
     if result.step_time_median is not None:
         parts.insert(1, f"{1000 * result.step_time_median:.1f} ms a step")
-    if result.test_accuracy is not None:
-        parts.insert(0, f"test accuracy {result.test_accuracy:.4f}")
+    if result.metrics:
+        parts.insert(0, _in_words(result.metrics))
     return "  ".join(parts)
+
+
+def _in_words(measured: Mapping[str, float]) -> str:
+    return "  ".join(f"test {name} {value:.4f}" for name, value in measured.items())
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def test_holds_every_digit_of_scikit_learn_once(tmp_path):
     digits = data.load("sklearn_digits", str(tmp_path))
-    images = np.concatenate([digits.train[0], digits.test[0]])
-    labels = np.concatenate([digits.train[1], digits.test[1]])
+    images = np.concatenate([digits.train.column("image"), digits.test.column("image")])
+    labels = np.concatenate([digits.train.column("label"), digits.test.column("label")])
     original = load_digits()
     pixels = np.round(original.images * 255 / 16).astype(np.uint8)
     np.testing.assert_array_equal(rows(images, labels), rows(pixels, original.target))
@@ -39,16 +39,17 @@ def test_split_is_fixed_and_stratified(tmp_path):
     assert (first.num_train, first.num_test, first.num_classes) == (1437, 360, 10)
     assert (first.image_shape, first.label_names) == ((8, 8, 1), tuple("0123456789"))
     for split in ("train", "test"):
-        for one, other in zip(getattr(first, split), getattr(second, split)):
-            np.testing.assert_array_equal(one, other)
-    assert np.ptp(np.bincount(first.test[1])) <= 2
+        one, other = (getattr(dataset, split).arrays for dataset in (first, second))
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(one[name], other[name])
+    assert np.ptp(np.bincount(first.test.column("label"))) <= 2
 
 
 def test_second_use_reads_what_the_first_prepared(tmp_path, monkeypatch):
     data.load("sklearn_digits", str(tmp_path))
     data.load.cache_clear()
     monkeypatch.setattr(SklearnDigits, "_generate_examples", None)
-    assert data.load("sklearn_digits", str(tmp_path)).test[1].shape == (360,)
+    assert data.load("sklearn_digits", str(tmp_path)).test.column("label").shape == (360,)
 
 
 def test_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path, monkeypatch):
@@ -65,7 +66,7 @@ def test_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path, mo
     assert str(error.value).startswith(f"cannot prepare data set 'sklearn_digits' in {tmp_path} (")
     assert str(error.value).endswith("No space left on device); choose a writable --data_dir")
     assert not list(tmp_path.glob("sklearn_digits/1.0.0*"))
-    assert data.load("sklearn_digits", str(tmp_path)).train[1].shape == (1437,)
+    assert data.load("sklearn_digits", str(tmp_path)).train.column("label").shape == (1437,)
 
 
 def test_directory_that_cannot_be_made(tmp_path):

@@ -86,9 +86,9 @@ def test_exports_what_takes_pixels_and_names_classes(run, tmp_path, capsys):
     assert re.search(ending, capsys.readouterr().out)
     serve = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
     dataset = data.load("sklearn_digits")
-    answer = serve(tf.constant(np.repeat(dataset.test[0][:5], 2, axis=1)))
+    answer = serve(tf.constant(np.repeat(dataset.test.column("image")[:5], 2, axis=1)))
     model, _ = training.load_model(run)
-    expected = tf.nn.softmax(model(dataset.standardize(dataset.test[0][:5])))
+    expected = tf.nn.softmax(model(dataset.standardize(dataset.test.column("image")[:5])))
     np.testing.assert_allclose(answer["scores"], tf.math.top_k(expected, 3)[0], atol=0.03)
     assert set(answer["classes"].numpy().ravel()) <= {b"%d" % i for i in range(10)}
     assert (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").is_file()

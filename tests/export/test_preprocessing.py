@@ -48,8 +48,8 @@ def test_one_number_for_all_channels(rng):
 def test_as_the_data_set_does():
     dataset = data.load("sklearn_digits")
     signature = Signature(model_of(8, 8, 1), Preprocessing(dataset.mean, dataset.std))
-    (found,) = signature.run(lambda image: image, [tf.constant(dataset.test[0])])
-    np.testing.assert_array_equal(found, dataset.standardize(dataset.test[0]))
+    (found,) = signature.run(lambda image: image, [tf.constant(dataset.test.column("image"))])
+    np.testing.assert_array_equal(found, dataset.standardize(dataset.test.column("image")))
 
 
 def bilinear(image, height, width):

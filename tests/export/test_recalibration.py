@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfnorm
-from tfnorm import data, training
+from tfnorm import data, tasks, training
+from tfnorm.data.pipeline import training_batches
 from tfnorm.export.__main__ import main
 
 
@@ -18,9 +19,11 @@ def test_statistics_are_measured_on_the_training_images(run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(said)
     model, config = training.load_model(run)
     dataset = data.load(config.dataset)
-    images = dataset.standardize(dataset.test[0][:9]).numpy()
+    images = dataset.standardize(dataset.test.column("image")[:9]).numpy()
     before = keras.ops.convert_to_numpy(model(images, training=False))
-    tfnorm.recalibrate(model, dataset.train_batches(128, config.seed, 0), 2)
+    transform = tasks.load(config).transform(training=False)
+    batches = training_batches(dataset.train, transform, 128, config.seed, 0)
+    tfnorm.recalibrate(model, batches.map(lambda batch: batch["image"]), 2)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
     served = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
     (logits,) = served(image=tf.constant(images)).values()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.training.running import two_layers
-from tfnorm import data, layers, models, training
+from tfnorm import layers, models, tasks, training
 from tfnorm.data import sampling
 from tfnorm.errors import UserError
 from tfnorm.study import probes, running
 from tfnorm.study.grid import Cell
+from tfnorm.training import batches
 
 CONFIG = training.Config(
     width=4,
@@ -57,8 +58,8 @@ def test_accuracy_with_batch_statistics(tmp_path, norm):
     assert json.loads(json.dumps(record)) == record
     (found,) = record["probes"]["batch_statistics"].items()
     model, _ = training.load_model(str(tmp_path / "model"), notice=lambda text: None)
-    dataset = data.load(config.dataset, None, config.train_examples)
-    images, labels = dataset.test
+    dataset = tasks.load(config).dataset
+    images, labels = (dataset.test.column(name) for name in ("image", "label"))
     whole = len(labels) // 8 * 8
     state = [v.numpy() for v in model.variables]
     hits = []
@@ -74,9 +75,9 @@ def test_accuracy_with_test_images_that_come_as_the_training_images_did(tmp_path
     config = dataclasses.replace(CONFIG, sampling="sorted")
     found = run(tmp_path, config, "batch_statistics")["probes"]["batch_statistics"]
     model, _ = training.load_model(str(tmp_path / "model"), notice=lambda text: None)
-    dataset = data.load(config.dataset, None, config.train_examples)
-    images, labels = dataset.test
-    order = sampling.order("sorted", np.random.default_rng(config.seed), labels, 2)
+    dataset = tasks.load(config).dataset
+    images, labels = (dataset.test.column(name) for name in ("image", "label"))
+    order = sampling.order("sorted", np.random.default_rng(config.seed), dataset.test, 2)
     whole = order[: len(order) // 8 * 8].reshape(-1, 8)
     assert (labels[whole[:, ::2]] == labels[whole[:, 1::2]]).mean() > 0.9
     state = [v.numpy() for v in model.variables]
@@ -124,9 +125,8 @@ def test_a_resumed_run_has_the_statistics_of_all_its_parts(tmp_path):
     config = dataclasses.replace(CONFIG, steps_per_loop=2)
     whole = run(tmp_path / "whole", config, "statistics")["probes"]["statistics"]
     # As many points over the steps to be, of which the first part makes half.
-    dataset = data.load(config.dataset, None, config.train_examples)
     first = dataclasses.replace(config, model_dir=str(tmp_path / "parts" / "model"))
-    probe = probes.StatisticsSeries(first, dataset)
+    probe = probes.StatisticsSeries(first, tasks.load(config))
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -148,14 +148,15 @@ def test_variance_gap_of_bn_is_that_of_its_batches(tmp_path):
     config = dataclasses.replace(CONFIG, augment="pad_crop")
     found = run(tmp_path, config, "variance_gap")["probes"]["variance_gap"]
     model, _ = training.load_model(str(tmp_path / "model"), notice=lambda text: None)
-    dataset = data.load(config.dataset, None, config.train_examples)
     first, last = [x for x in model.layers if isinstance(x, layers.BatchNormalization)]
     assert [layer["layer"] for layer in found["layers"]] == [first.name, last.name]
     # The first normalizer sees the convolution of the images, whatever state there is.
     stem = keras.Model(model.inputs, first.input)
-    batches = dataset.train_batches(8, config.seed, 0, "pad_crop")
     variances = np.concatenate(
-        [stem(images).numpy().reshape(4, -1, 4).var(1) for images, _ in batches]
+        [
+            stem(batch["image"]).numpy().reshape(4, -1, 4).var(1)
+            for batch in batches.of_epoch(config, tasks.load(config), 0, 8)
+        ]
     )
     moving = first.moving_variance.numpy()
     gap, shown = np.abs(variances - moving), found["layers"][0]
@@ -171,12 +172,11 @@ def test_variance_gap_of_bkn_is_that_of_its_estimate(tmp_path, covariance):
     config = dataclasses.replace(CONFIG, norm="bkn", norm_options={"covariance": covariance})
     found = run(tmp_path, config, "variance_gap")["probes"]["variance_gap"]
     model, _ = training.load_model(str(tmp_path / "model"), notice=lambda text: None)
-    dataset = data.load(config.dataset, None, config.train_examples)
     chain = [x for x in model.layers if isinstance(x, layers.BatchKalmanNormalization)]
     middle = next(x for x in chain if x.name == found["layers"][1]["layer"])
     moving = middle.moving_variance.numpy()
     estimate = keras.Model(model.inputs, keras.tree.flatten(middle.output)[2])
-    images, _ = next(iter(dataset.train_batches(8, config.seed, 0)))
+    images = next(iter(batches.of_epoch(config, tasks.load(config), 0, 8)))["image"]
     variance = estimate(images, training=True).numpy()
     if covariance == "full":
         variance = np.diagonal(variance, axis1=1, axis2=2)
@@ -190,9 +190,8 @@ def test_variance_gap_of_mabn_is_that_of_the_mean_square(tmp_path):
     config = dataclasses.replace(CONFIG, norm="mabn")
     found = run(tmp_path, config, "variance_gap")["probes"]["variance_gap"]
     model, _ = training.load_model(str(tmp_path / "model"), notice=lambda text: None)
-    dataset = data.load(config.dataset, None, config.train_examples)
     first = next(x for x in model.layers if isinstance(x, layers.MovingAverageBatchNormalization))
-    images, _ = next(iter(dataset.train_batches(8, config.seed, 0)))
+    images = next(iter(batches.of_epoch(config, tasks.load(config), 0, 8)))["image"]
     x = keras.Model(model.inputs, first.input)(images).numpy().reshape(4, -1, 4)
     expected = np.abs((x**2).mean(1) - first.moving_variance.numpy()).T
     np.testing.assert_allclose(

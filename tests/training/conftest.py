@@ -13,7 +13,7 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
 
 
-def small_network(name, normalizer, input_shape, num_classes, *, width, stem_stride):
+def small_network(name, normalizer, input_shape, num_classes, *, width, stem_stride=1):
     images = keras.Input(input_shape, name="image")
     convolution = keras.layers.Conv2D(width, 3, stem_stride, use_bias=False)
     x, _ = normalizer(convolution, images)

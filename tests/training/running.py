@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 
-def two_layers(name, normalizer, input_shape, num_classes, *, width, stem_stride):
+def two_layers(name, normalizer, input_shape, num_classes, *, width, stem_stride=1):
     """In place of tfnorm.models.build: the smallest network in which a chain is one."""
     images = keras.Input(input_shape, name="image")
     x, state = normalizer(keras.layers.Conv2D(width, 3, 2, use_bias=False), images)

@@ -41,7 +41,7 @@ def test_after_the_trainer(small, tmp_path, notices, monkeypatch, norm):
     model = training.train(on_replicas(config, 2), notice=notices.append).model
     strategy = model.variables[0].value.distribute_strategy
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    images = dataset.standardize(dataset.test[0][:32])
+    images = dataset.standardize(dataset.test.column("image")[:32])
     loaded, _ = training.load_model(str(tmp_path / "run"))
     expected = model(images, training=False).numpy()
     outputs = [

@@ -144,7 +144,9 @@ def test_a_loss_that_is_not_finite(small, tmp_path, notices):
 
 
 def test_a_test_loss_that_is_not_finite(small, notices, monkeypatch):
-    monkeypatch.setattr(training.run.Trainer, "evaluate", lambda self: (float("inf"), 0.1))
+    monkeypatch.setattr(
+        training.run.Trainer, "evaluate", lambda self: (float("inf"), {"accuracy": 0.1})
+    )
     with pytest.raises(RunError) as error:
         training.train(small(), notice=notices.append)
     assert str(error.value) == (
@@ -157,7 +159,7 @@ def test_evaluation_of_a_run(small, tmp_path, notices):
     result = training.train(config, notice=notices.append)
     evaluation = training.evaluate(on_replicas(config, 2), notices.append)
     assert evaluation.loss == pytest.approx(result.test_loss, rel=1e-6)
-    assert evaluation.accuracy == result.test_accuracy
+    assert evaluation.metrics == result.metrics == {"accuracy": result.test_accuracy}
     assert evaluation.examples == 360
     assert evaluation.checkpoint == f"{tmp_path}/checkpoints/ckpt-12"
 

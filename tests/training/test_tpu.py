@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfnorm import data, train, training
+from tfnorm import tasks, train, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import flags, strategies
+from tfnorm.training.batches import of_epoch
 from tfnorm.training.trainer import Trainer
 
 STEPS = 2
@@ -28,21 +29,20 @@ def make(data_dir, norm, **fields):
         train_examples=50, replica_batch_size=4, steps_per_loop=STEPS, warmup_epochs=0, **fields,
     )  # fmt: skip
     keras.config.set_dtype_policy(config.mixed_precision)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    return Trainer(config, dataset, strategies.create(config))
+    return Trainer(config, tasks.load(config), strategies.create(config))
 
 
 def loop(trainer, jit_compile):
     """`steps_per_loop` steps in one tf.function, each as the trainer's own loop makes it."""
 
     @tf.function(jit_compile=jit_compile)
-    def steps(images, labels):
+    def steps(stacked):
         for index in tf.range(STEPS):
-            step = (index, images[index], labels[index])
-            trainer.strategy.run(trainer._train_step, step)
+            batch = {name: values[index] for name, values in stacked.items()}
+            trainer.strategy.run(trainer._train_step, (index, batch))
 
-    def run(images, labels):
-        steps(images, labels)
+    def run(stacked):
+        steps(stacked)
         return trainer._records.numpy()
 
     run.function = steps
@@ -50,10 +50,9 @@ def loop(trainer, jit_compile):
 
 
 def batches(trainer, count):
-    """Images [count, STEPS, ...] and labels, as the trainer's own input has them."""
-    source = trainer.dataset.train_batches(4, 0, 0).take(count * STEPS)
-    images, labels = (np.stack(parts) for parts in zip(*source.as_numpy_iterator()))
-    return [part.reshape(count, STEPS, *part.shape[1:]) for part in (images, labels)]
+    """So many times [STEPS, ...] of images and labels, as the trainer's own input has them."""
+    source = of_epoch(trainer.config, trainer.task, 0, 4).batch(STEPS).take(count)
+    return list(source.as_numpy_iterator())
 
 
 def operations(function, *arguments):
@@ -67,10 +66,9 @@ def operations(function, *arguments):
 def test_the_loop_of_steps_compiles_and_computes_what_it_does_without(data_dir, norm):
     """Forward, backward, optimizer and metrics; traced once for all calls."""
     compiled, plain = (make(data_dir, norm) for _ in range(2))
-    images, labels = batches(compiled, 3)
     run, wanted = loop(compiled, True), loop(plain, None)
-    for x, y in zip(images, labels):
-        found, expected = run(x, y), wanted(x, y)
+    for stacked in batches(compiled, 3):
+        found, expected = run(stacked), wanted(stacked)
         assert np.isfinite(found).all() and (found[:, 0] > 0).all()
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert run.function.experimental_get_tracing_count() == 1
@@ -78,14 +76,13 @@ def test_the_loop_of_steps_compiles_and_computes_what_it_does_without(data_dir, 
     for a, b in zip(compiled.model.variables, plain.model.variables):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-2, atol=2e-3, err_msg=a.path)
     python = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
-    assert not python & operations(run.function, x, y)
+    assert not python & operations(run.function, stacked)
 
 
 def test_bfloat16_compiles(data_dir):
     trainer = make(data_dir, "syncbn", mixed_precision="mixed_bfloat16")
-    images, labels = batches(trainer, 2)
     run = loop(trainer, True)
-    losses = [run(x, y)[:, 0] for x, y in zip(images, labels)]
+    losses = [run(stacked)[:, 0] for stacked in batches(trainer, 2)]
     assert np.isfinite(losses).all()
     assert run.function.experimental_get_tracing_count() == 1
     assert {v.dtype for v in trainer.model.variables} <= {"float32", "int32"}
@@ -95,11 +92,11 @@ def test_bfloat16_compiles(data_dir):
 def test_all_shapes_are_static(data_dir):
     trainer = make(data_dir, "bn")
     for skip in (0, 7):
-        for spec in trainer.epoch_iterator(0, skip).element_spec:
+        for spec in trainer.epoch_iterator(0, skip).element_spec.values():
             assert spec.shape.is_fully_defined()
-    images, labels = batches(trainer, 1)
+    (stacked,) = batches(trainer, 1)
     step = tf.function(trainer._train_step).get_concrete_function(
-        tf.constant(0), images[0, 0], labels[0, 0]
+        tf.constant(0), {name: tf.constant(values[0]) for name, values in stacked.items()}
     )
     kinds = (tf.resource, tf.variant)
     for operation in step.graph.get_operations():

@@ -6,16 +6,19 @@ import pytest
 import tensorflow as tf
 
 from tests.training.running import on_replicas
-from tfnorm import data, models
+from tfnorm import models, tasks
 from tfnorm.layers import norms
-from tfnorm.training import strategies
+from tfnorm.training import batches, strategies
 from tfnorm.training.optimizer import MomentumSGD
 from tfnorm.training.trainer import Trainer
 
 
 def make(config):
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
-    return Trainer(config, dataset, strategies.create(config))
+    return Trainer(config, tasks.load(config), strategies.create(config))
+
+
+def first_batch(trainer, size):
+    return next(iter(batches.of_epoch(trainer.config, trainer.task, 0, size)))
 
 
 def run(config, steps):
@@ -49,15 +52,16 @@ def test_first_step_is_the_formula(small):
     model.set_weights(trainer.model.get_weights())
     records = trainer.train_steps(trainer.epoch_iterator(0, 0), 2)
     velocity = [np.zeros(v.shape) for v in model.trainable_variables]
-    batches = trainer.dataset.train_batches(8, config.seed, 0, config.augment)
-    for step, (images, labels) in enumerate(batches.take(2)):
+    epoch = batches.of_epoch(config, trainer.task, 0, 8)
+    for step, batch in enumerate(epoch.take(2)):
+        images, labels = batch["image"], batch["label"]
         with tf.GradientTape() as tape:
             logits = model(images)
             losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             loss = tf.reduce_mean(losses)
         np.testing.assert_allclose(records[step, 0], loss, rtol=1e-6)
         hits = np.mean(np.argmax(logits, -1) == labels)
-        assert records[step, 1] == hits
+        assert records[step, 1:].tolist() == [hits * 8, 8]
         rate = 0.5 * 8 / 32 * 0.5 * (1 + np.cos(np.pi * step / 6))
         for i, gradient in enumerate(tape.gradient(loss, model.trainable_variables)):
             variable = model.trainable_variables[i]
@@ -101,13 +105,14 @@ def test_evaluation_counts_every_example_once(small, replicas):
     config = on_replicas(small(norm="bn", evaluation_batch_size=50, replica_batch_size=6), replicas)
     trainer = make(config)
     trainer.train_steps(trainer.epoch_iterator(0, 0), 3)
-    loss, accuracy = trainer.evaluate()
-    images, labels = trainer.dataset.test
-    logits = trainer.model(trainer.dataset.standardize(images), training=False).numpy()
+    loss, metrics = trainer.evaluate()
+    dataset = trainer.task.dataset
+    images, labels = (dataset.test.column(name) for name in ("image", "label"))
+    logits = trainer.model(dataset.standardize(images), training=False).numpy()
     losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
-    assert round(accuracy * 360) == np.sum(logits.argmax(-1) == labels)
-    assert trainer._totals.read_value().numpy()[2] == 360
+    assert metrics == {"accuracy": np.mean(logits.argmax(-1) == labels)}
+    assert trainer._totals.read_value().numpy()[1] == 360
 
 
 def test_evaluation_is_that_of_the_model_outside_the_strategy(small):
@@ -149,7 +154,7 @@ def test_images_that_share_statistics_come_together(small, sampling, size):
     config = on_replicas(small(replica_batch_size=16, virtual_replicas=2, sampling=sampling), 2)
     trainer = make(config)
     batch = next(trainer.epoch_iterator(0, skip=1))
-    for labels in trainer.strategy.experimental_local_results(batch[1]):
+    for labels in trainer.strategy.experimental_local_results(batch["label"]):
         runs = labels.numpy().reshape(-1, size)
         assert (runs == runs[:, :1]).all()
         assert len(set(runs[:, 0])) > 1
@@ -173,9 +178,9 @@ def test_no_retracing(small):
 def test_the_step_compiles_under_xla(small, norm):
     """What a TPU would run of a step."""
     trainer = make(small(norm=norm))
-    images, labels = next(iter(trainer.dataset.train_batches(8, 0, 0)))
+    batch = first_batch(trainer, 8)
     step = tf.function(trainer.step, jit_compile=True)
-    losses = [step(images, labels)[0].numpy() / 8 for _ in range(3)]
+    losses = [step(batch)[0].numpy() / 8 for _ in range(3)]
     assert step.experimental_get_tracing_count() == 1
     assert np.isfinite(losses).all()
     assert losses[2] < losses[0]
@@ -190,14 +195,14 @@ def test_float16_skips_a_step_that_overflows_on_one_replica(small, replicas):
     before = [v.numpy() for v in trainer.model.variables]
     scale = trainer.optimizer.dynamic_scale.numpy()
 
-    images, labels = next(iter(trainer.dataset.train_batches(config.replica_batch_size, 0, 0)))
+    batch = first_batch(trainer, config.replica_batch_size)
 
     @tf.function
     def overflow_on_the_last():
         def step():
             context = tf.distribute.get_replica_context()
             last = context.replica_id_in_sync_group == replicas - 1
-            trainer.step(images * tf.where(last, 1e38, 1.0), labels)
+            trainer.step({**batch, "image": batch["image"] * tf.where(last, 1e38, 1.0)})
 
         trainer.strategy.run(step)
 

@@ -1,16 +1,18 @@
-"""Random crops and flips, drawn for a whole epoch at once and applied to whole batches.
+"""Random crops and flips of images of one size, drawn for a whole epoch at once.
 
 The draws are NumPy arrays with one row an example, made from (seed, epoch) alone. So a run that
 resumes in mid-epoch, or on another number of replicas, sees the same crops, and the pipeline
 itself has no random op.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data.records import Example, Transform, compose
 from tfnorm.errors import UserError
 
 
@@ -22,48 +24,65 @@ class Draws(NamedTuple):
     flip: np.ndarray  # [examples] bool, mirror left and right
 
 
-def _none(rng: np.random.Generator, examples: int, padding: int) -> None:
-    return None
+class PadCrop:
+    """Pads standardized images with zeros (the mean colour), and crops each at its own place.
+
+    An `EpochTransform`; by how much it pads is what `padding_of` says.
+
+    Args:
+        image_shape: (height, width, channels).
+        flip: Whether to mirror half of the images, too.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], flip: bool) -> None:
+        self._padding = padding_of(image_shape)
+        self._flip = flip
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Draws:
+        """Draws for every example of one epoch."""
+        size = (2, examples)
+        top, left = rng.integers(0, 2 * self._padding, size, np.int32, endpoint=True)
+        flip = rng.integers(0, 2, examples) == 1 if self._flip else np.zeros(examples, bool)
+        return Draws(top, left, flip)
+
+    def for_epoch(self, rng: np.random.Generator, examples: int) -> Transform:
+        """The transform of one epoch."""
+        draws = [tf.constant(values) for values in self.draw(rng, examples)]
+
+        def transform(batch: Example, seeds: tf.Tensor) -> Example:
+            own = (tf.gather(values, seeds[:, 1]) for values in draws)
+            return {**batch, "image": crop(batch["image"], *own)}
+
+        return transform
+
+    def __call__(self, batch: Example, seeds: tf.Tensor) -> Example:
+        """Raises TypeError: there is nothing to apply before an epoch is drawn."""
+        raise TypeError("PadCrop is drawn for a whole epoch; call what for_epoch returns")
 
 
-def _pad_crop(rng: np.random.Generator, examples: int, padding: int) -> Draws:
-    top, left = rng.integers(0, 2 * padding, (2, examples), np.int32, endpoint=True)
-    return Draws(top, left, np.zeros(examples, bool))
+def _none(image_shape: tuple[int, int, int]) -> Transform:
+    return compose()
 
 
-def _pad_crop_flip(rng: np.random.Generator, examples: int, padding: int) -> Draws:
-    return _pad_crop(rng, examples, padding)._replace(flip=rng.integers(0, 2, examples) == 1)
-
-
-AUGMENTATIONS: dict[str, Callable[[np.random.Generator, int, int], Draws | None]] = {
+# From (height, width, channels) to a transform of standardized images of this size.
+AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int]], Transform]] = {
     "none": _none,
-    "pad_crop": _pad_crop,
-    "pad_crop_flip": _pad_crop_flip,
+    "pad_crop": functools.partial(PadCrop, flip=False),
+    "pad_crop_flip": functools.partial(PadCrop, flip=True),
 }
 
 
-def draw(
-    name: str, rng: np.random.Generator, examples: int, image_shape: tuple[int, int, int]
-) -> Draws | None:
-    """Draws the augmentation of every example of one epoch.
-
-    Args:
-        name: A key of `AUGMENTATIONS`.
-        rng: Source of the numbers.
-        examples: Number of examples.
-        image_shape: (height, width, channels).
-
-    Returns:
-        The draws, or None if there is nothing to do.
+def get(name: str, image_shape: tuple[int, int, int]) -> Transform:
+    """The augmentation of this name for standardized images of one size.
 
     Raises:
-        UserError: Unknown name.
+        UserError: There is none.
     """
     if name not in AUGMENTATIONS:
         raise UserError(
             f"unknown augmentation '{name}'; known augmentations: {', '.join(AUGMENTATIONS)}"
         )
-    return AUGMENTATIONS[name](rng, examples, padding_of(image_shape))
+    return AUGMENTATIONS[name](image_shape)
 
 
 def padding_of(image_shape: tuple[int, int, int]) -> int:

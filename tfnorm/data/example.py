@@ -14,6 +14,13 @@ A batch of examples has one more axis in front.
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
 
+In an evaluation, where the last batch is filled up, there are besides
+
+| entry | of one example | meaning |
+|---|---|---|
+| index | [] int64 | the number of the example |
+| weight | [] float32 | 1, or 0 for what fills up |
+
 Pixel (i, j) is the square from (i, j) to (i + 1, j + 1): the box of a whole image is
 (0, 0, h, w). n is the same for all examples, the largest number of objects: rows without an object
 have class `ABSENT` and the box (0, 0, 0, 0). A row keeps its place through all transforms, and

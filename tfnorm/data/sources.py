@@ -4,20 +4,24 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from tfnorm.data.sklearn_digits import SklearnDigits
+from tfnorm.data import features
 from tfnorm.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _READ_BATCH = 1024
+_EMBEDDED = ("sklearn_digits", "digit_scenes")
 
 
-def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """Opens a data set, preparing it first where that has not been done.
 
     A data set that lies prepared in the directory is read from its files: neither the code that
@@ -34,6 +38,10 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         UserError: Unknown name, or the directory cannot be written.
         RunError: The download failed.
     """
+    import tensorflow_datasets as tfds
+
+    from tfnorm.data import digit_scenes, sklearn_digits  # noqa: F401  # TFDS knows them then.
+
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     directory = _prepared_directory(name, root)
     if directory is not None:
@@ -59,66 +67,55 @@ def prepared_names(root: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def evaluation_split(builder: tfds.core.DatasetBuilder) -> str:
-    """The split to evaluate on: test, or validation where there is no test."""
-    for split in ("test", "validation"):
-        if split in builder.info.splits:
-            return split
-    raise UserError(
-        f"data set '{builder.name}' has neither a test nor a validation split, only "
-        f"{', '.join(builder.info.splits)}; choose another --dataset"
-    )
-
-
-def check_classification(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises UserError unless a data set has uint8 images of one size and a class label."""
-    features = builder.info.features
-    features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = features.get("image"), features.get("label")
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        found = ", ".join(sorted(features)) or "none"
-        raise UserError(
-            f"data set '{builder.name}' is not for image classification: needed are the features "
-            f"image and label, it has {found}; choose another --dataset"
-        )
+def check_images(builder: "tfds.core.DatasetBuilder", path: str) -> None:
+    """Raises UserError unless a data set has uint8 images of one size."""
+    image = features.feature(builder, path)
     if None in image.shape or image.np_dtype != np.uint8:
         raise UserError(
             f"data set '{builder.name}' has images of shape {tuple(image.shape)} and type "
             f"{np.dtype(image.np_dtype).name}; needed are uint8 images of one size; "
             "choose another --dataset"
         )
-    if "train" not in builder.info.splits:
-        raise UserError(
-            f"data set '{builder.name}' has no train split, only "
-            f"{', '.join(builder.info.splits)}; choose another --dataset"
-        )
+
+
+def spec(builder: "tfds.core.DatasetBuilder", paths: Mapping[str, str]) -> dict[str, tf.TensorSpec]:
+    """What `read` returns of one example."""
+    found = {}
+    for name, path in paths.items():
+        feature = features.feature(builder, path)
+        dtype = tf.uint8 if name == "image" else tf.int32
+        found[name] = tf.TensorSpec(feature.shape, dtype, name)
+    return found
 
 
 def read(
-    builder: tfds.core.DatasetBuilder, split: str, limit: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes one split into memory, in the order of its files.
+    builder: "tfds.core.DatasetBuilder", split: str, paths: Mapping[str, str], examples: int
+) -> dict[str, np.ndarray]:
+    """Decodes a split into memory, in the order of its files.
 
     Args:
         builder: A prepared data set.
-        split: Name of the split.
-        limit: Read only so many examples, the first ones.
+        split: Expression of the split.
+        paths: From names of an example to the features' paths, those of fixed shape.
+        examples: Read only so many, the first ones.
 
     Returns:
-        Images [n, height, width, channels] uint8, labels [n] int32.
+        [n, ...] of each name.
     """
-    total = builder.info.splits[split].num_examples
-    total = total if limit is None else min(limit, total)
-    images = np.empty((total, *builder.info.features["image"].shape), np.uint8)
-    labels = np.empty(total, np.int32)
+    found = {
+        name: np.empty((examples, *own.shape), own.dtype.as_numpy_dtype)
+        for name, own in spec(builder, paths).items()
+    }
     position = 0
-    with tf.init_scope():  # Also where a pipeline, being traced, is the first to ask.
-        examples = builder.as_dataset(split=f"{split}[:{total}]", shuffle_files=False)
-        for batch in examples.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
-            end = position + len(batch["label"])
-            images[position:end], labels[position:end] = batch["image"], batch["label"]
-            position = end
-    return images, labels
+    if split in builder.info.splits:
+        split = f"{split}[:{examples}]"
+    dataset = builder.as_dataset(split=split, shuffle_files=False).take(examples)
+    for batch in dataset.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
+        end = min(position + _READ_BATCH, examples)
+        for name, path in paths.items():
+            found[name][position:end] = batch[path]
+        position = end
+    return found
 
 
 def _prepared_directory(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -138,9 +135,11 @@ def _version_directories(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             yield info.parent
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, root: pathlib.Path) -> None:
+def _prepare(builder: "tfds.core.DatasetBuilder", root: pathlib.Path) -> None:
     """Prepares a data set: TFDS writes it aside and renames it, so none is ever half there."""
-    embedded = isinstance(builder, SklearnDigits)
+    import tensorflow_datasets as tfds
+
+    embedded = builder.name in _EMBEDDED
     try:
         os.makedirs(root, exist_ok=True)
         with _silence() if embedded else contextlib.nullcontext():
@@ -166,6 +165,8 @@ def _prepare(builder: tfds.core.DatasetBuilder, root: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """For half a second of work without a download, TFDS' talk of downloading would mislead."""
+    import tensorflow_datasets as tfds
+
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(None):

@@ -60,11 +60,20 @@ def test(builder: Any, expression: str | None = None) -> Any:
     Raises:
         UserError: As `select`, or there is neither and none was asked for.
     """
-    if expression is not None:
-        return select(builder, expression, "test_split")
+    if expression is None:
+        expression = default_test(builder)
+    return select(builder, expression, "test_split")
+
+
+def default_test(builder: Any) -> str:
+    """The split to evaluate on where none is asked for: "test", else "validation".
+
+    Raises:
+        UserError: There is neither.
+    """
     for name in TEST_SPLITS:
         if name in builder.info.splits:
-            return select(builder, name, "test_split")
+            return name
     raise UserError(
         f"data set '{builder.name}' has neither a test nor a validation split, only "
         f"{listing(builder)}; set a part of it aside, as by "

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 from absl import flags
 
-from tfnorm import commands, data, training
+from tfnorm import commands, tasks, training
+from tfnorm.data.pipeline import training_batches
 from tfnorm.errors import UserError
 from tfnorm.export.formats import FORMATS
 from tfnorm.export.postprocessing import Postprocessing
@@ -21,6 +23,7 @@ from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 from tfnorm.export.writing import WEIGHTS_DTYPES
+from tfnorm.training.batches import first_images
 
 _RECALIBRATION_BATCH_SIZE = 128
 _METRICS = ("test_accuracy", "test_loss", "train_loss", "steps")
@@ -81,13 +84,13 @@ class Source(NamedTuple):
 
     Attributes:
         model: a Keras model.
-        dataset: what it was trained on, None if that is not known.
+        task: what it was trained for, with its data; None if that is not known.
         training: its configuration, None in the same way.
         metrics: what the training came to.
     """
 
     model: keras.Model
-    dataset: data.Dataset | None = None
+    task: tasks.Task | None = None
     training: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] | None = None
 
@@ -100,15 +103,15 @@ def export(values: flags.FlagValues) -> None:
     source = load(values)
     if values.recalibrate_steps is not None:
         source = _recalibrated(source, values.recalibrate_steps)
-    preprocessing = _preprocessing(values, source.dataset)
-    postprocessing = _postprocessing(values, source.dataset)
+    preprocessing = _preprocessing(values, source.task)
+    postprocessing = _postprocessing(values, source.task)
     model = source.model
     print(f"Exporting {model.name} ({model.count_params():,} parameters) ...", flush=True)
     result = export_saved_model(
         model,
         values.directory,
         verify=values.verify,
-        examples=_examples(source.dataset, preprocessing),
+        examples=_examples(source.task, preprocessing),
         preprocessing=preprocessing,
         postprocessing=postprocessing,
         weights_dtype=values.weights_dtype,
@@ -137,11 +140,10 @@ def load(values: flags.FlagValues) -> Source:
     if values.model:
         return Source(_load_keras_file(Path(values.model)))
     model, config = training.load_model(values.model_dir)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
     result = Path(values.model_dir).expanduser() / "result.json"
     found = json.loads(result.read_text()) if result.exists() else {}
     metrics = {name: found[name] for name in _METRICS if found.get(name) is not None}
-    return Source(model, dataset, config.to_dict(), metrics)
+    return Source(model, tasks.load(config), config.to_dict(), metrics)
 
 
 def _load_keras_file(path: Path) -> keras.Model:
@@ -164,36 +166,40 @@ def _load_keras_file(path: Path) -> keras.Model:
 
 def _recalibrated(source: Source, steps: int) -> Source:
     """The model with precise statistics; what was measured of it before no longer holds."""
-    if source.dataset is None:
+    if source.task is None:
         raise UserError(
             "--recalibrate_steps needs the training images of a run. Give --model_dir, or call "
             "tfnorm.recalibrate(model, dataset, steps) before you save the model."
         )
-    batch_size = min(_RECALIBRATION_BATCH_SIZE, source.dataset.num_train)
-    batches = source.dataset.train_batches(batch_size, source.training["seed"], epoch=0)
+    task, seed = source.task, source.training["seed"]
+    batch_size = min(_RECALIBRATION_BATCH_SIZE, task.dataset.num_train)
+    transform = task.transform(training=False)
+    batches = training_batches(task.dataset.train, transform, batch_size, seed, epoch=0)
     print(f"Recalibrating on batches of {batch_size} training images ...", flush=True)
-    training.recalibrate(source.model, batches, steps)
+    training.recalibrate(source.model, batches.map(lambda batch: batch["image"]), steps)
     configuration = {**source.training, "recalibrate_steps": steps}
     return source._replace(training=configuration, metrics=None)
 
 
-def _examples(dataset: data.Dataset | None, preprocessing: Preprocessing | None) -> Any:
+def _examples(task: tasks.Task | None, preprocessing: Preprocessing | None) -> Any:
     """Test images in the form in which the export takes them; None is noise."""
-    if dataset is None:
+    if task is None:
         return None
-    images = dataset.test[0][: max(BATCH_SIZES)]
-    return images if preprocessing else dataset.standardize(images).numpy()
+    if not preprocessing:
+        return first_images(task, max(BATCH_SIZES))
+    records = task.dataset.test
+    return records.fetch(tf.range(min(max(BATCH_SIZES), len(records))))["image"].numpy()
 
 
-def _preprocessing(values: flags.FlagValues, dataset: data.Dataset | None) -> Preprocessing | None:
+def _preprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Preprocessing | None:
     given = [name for name in ("resize", "mean", "std") if getattr(values, name)]
     if not values.uint8_images:
         if given:
             raise UserError(f"--{given[0]} is for --uint8_images, which is not given.")
         return None
     mean, std = _numbers(values, "mean", float), _numbers(values, "std", float)
-    if not mean and not std and dataset is not None:
-        mean, std = dataset.mean, dataset.std
+    if not mean and not std and task is not None:
+        mean, std = task.serving().mean, task.serving().std
     if not len(mean) or not len(std):
         raise UserError(
             "--uint8_images needs --mean and --std, which standardized pixel / 255 in the "
@@ -202,9 +208,7 @@ def _preprocessing(values: flags.FlagValues, dataset: data.Dataset | None) -> Pr
     return Preprocessing(mean, std, values.resize)
 
 
-def _postprocessing(
-    values: flags.FlagValues, dataset: data.Dataset | None
-) -> Postprocessing | None:
+def _postprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Postprocessing | None:
     if values.labels and values.top_k is None:
         raise UserError("--labels is for --top_k, which is not given.")
     if values.top_k is None and not values.softmax:
@@ -212,8 +216,8 @@ def _postprocessing(
     names = None
     if values.labels:
         names = _lines(Path(values.labels))
-    elif values.top_k is not None and dataset is not None:
-        names = dataset.label_names
+    elif values.top_k is not None and task is not None:
+        names = task.serving().label_names
     return Postprocessing(values.softmax is not False, values.top_k, names)
 
 

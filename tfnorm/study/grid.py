@@ -12,7 +12,9 @@ Labels = Mapping[str, str | int | float]
 # Fields of a configuration that say where a run is kept and where its data are, not what it does.
 _PLACES = ("model_dir", "data_dir", "resume")
 # Fields that came after results were recorded: so they were, although the records do not say it.
-_LATER = {"sampling": "shuffled"}
+_LATER = {
+    "sampling": "shuffled", "task": "classification", "train_split": None, "test_split": None,
+}  # fmt: skip
 
 
 def in_words(labels: Labels) -> str:

@@ -12,9 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import training
-from tfnorm.data import Dataset, sampling
+from tfnorm.data import Example, pipeline, sampling
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
+from tfnorm.tasks import Task
+from tfnorm.training import batches
 from tfnorm.training.statistics_monitor import spread
 from tfnorm.training.tapping import discard_updates, normalizers
 from tfnorm.training.training_pass import VariancePass
@@ -26,49 +28,50 @@ _BATCHES, _CHANNELS, _LAYERS = 40, 32, 3
 
 
 class BatchStatistics(keras.callbacks.Callback):
-    """At the end: the test accuracy where normalizers go on as in training, with batches' own.
+    """At the end: the test metrics where normalizers go on as in training, with batches' own.
 
-    No state changes. The micro-batches are as large as in training; images that make no whole
+    No state changes. The micro-batches are as large as in training; examples that make no whole
     batch are left out.
 
     Args:
         config: The run.
-        dataset: Its data.
+        task: Its task, with its data.
     """
 
-    def __init__(self, config: training.Config, dataset: Dataset) -> None:
+    def __init__(self, config: training.Config, task: Task) -> None:
         super().__init__()
-        self._config, self._dataset = config, dataset
+        self._config, self._task = config, task
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Measures."""
-        images, labels = self._dataset.test
-        config, batch = self._config, images_of_call(self._config)
+        config, task, records = self._config, self._task, self._task.dataset.test
+        batch = images_of_call(config)
 
         @tf.function(reduce_retracing=True, autograph=False)
-        def answers(images: tf.Tensor) -> tf.Tensor:
+        def sums(examples: Example) -> tf.Tensor:
             with discard_updates(self.model):
-                return tf.argmax(self.model(images, training=True), -1)
+                outputs = self.model(examples["image"], training=True)
+                losses = task.losses(outputs, examples)
+                return task.sums(outputs, {**examples, "weight": tf.ones_like(losses)}, losses)
 
-        def accuracy(order: np.ndarray) -> float:
-            order = order[: len(order) // batch * batch]
-            found = [
-                answers(self._dataset.standardize(images[part]))
-                for part in order.reshape(-1, batch)
-            ]
-            return float(np.mean(np.concatenate(found) == labels[order]))
+        def headline(order: np.ndarray) -> float:
+            rows = order[: len(order) // batch * batch].reshape(-1, batch)
+            found = pipeline.batches(records, task.transform(training=False), rows, (0, 0))
+            total = np.sum([sums(examples).numpy() for examples in found], 0, np.float64)
+            return task.results(total)[task.headline]
 
-        self._result = {"test_accuracy_batch_statistics": accuracy(np.arange(len(labels)))}
+        name = f"test_{task.headline}_batch_statistics"
+        self._result = {name: headline(np.arange(len(records)))}
         if config.sampling != "shuffled":
             rng = np.random.default_rng(config.seed)
-            order = sampling.order(config.sampling, rng, labels, config.statistics_batch_size)
-            self._result["test_accuracy_batch_statistics_sampled"] = accuracy(order)
+            order = sampling.order(config.sampling, rng, records, config.statistics_batch_size)
+            self._result[f"{name}_sampled"] = headline(order)
 
     def result(self) -> dict[str, float]:
-        """test_accuracy_batch_statistics: of the test images in their order.
+        """test_HEADLINE_batch_statistics: of the test examples in their order.
 
-        test_accuracy_batch_statistics_sampled: of test images that come together as the training
-        images did, where these were not drawn one by one.
+        test_HEADLINE_batch_statistics_sampled: of test examples that come together as the training
+        examples did, where these were not drawn one by one.
         """
         return self._result
 
@@ -81,23 +84,22 @@ class StatisticsSeries(training.StatisticsMonitor):
 
     Args:
         config: The run.
-        dataset: Its data.
+        task: Its task, with its data.
     """
 
-    def __init__(self, config: training.Config, dataset: Dataset) -> None:
+    def __init__(self, config: training.Config, task: Task) -> None:
         batch = max(config.num_replicas, 1) * config.replica_batch_size
-        steps = config.steps or config.epochs * dataset.steps_per_epoch(batch)
-        examples = dataset.train_batches(
-            min(_IMAGES, dataset.num_train), config.seed, 0, config.augment,
-            sampled=config.sampling, images=config.statistics_batch_size,
-        )  # fmt: skip
+        train = task.dataset.train
+        steps = config.steps or config.epochs * pipeline.steps_per_epoch(train, batch)
+        examples = batches.of_epoch(config, task, 0, min(_IMAGES, len(train)))
         super().__init__(
-            examples,
+            examples.map(lambda example: (example["image"], example)),
             batch,
             # Within a call of the training loop there is nothing new to see.
             every=max(math.ceil(steps / _POINTS), min(config.steps_per_loop, steps)),
             layers=1,
             large_batch=_IMAGES,
+            loss=lambda example, outputs: task.losses(outputs, example),
             notice=lambda text: None,
         )
         self._file = pathlib.Path(config.model_dir, "statistics.json") if config.model_dir else None
@@ -144,24 +146,21 @@ class VarianceGap(keras.callbacks.Callback):
 
     Args:
         config: The run.
-        dataset: Its data.
+        task: Its task, with its data.
     """
 
-    def __init__(self, config: training.Config, dataset: Dataset) -> None:
+    def __init__(self, config: training.Config, task: Task) -> None:
         super().__init__()
-        self._config, self._dataset = config, dataset
+        self._config, self._task = config, task
         self._layers: list[dict[str, Any]] = []
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Measures."""
         config = self._config
         layers = spread(normalizers(self.model), _LAYERS) if normalizers(self.model) else []
-        batches = self._dataset.train_batches(
-            images_of_call(config), config.seed, 0, config.augment,
-            sampled=config.sampling, images=config.statistics_batch_size,
-        )  # fmt: skip
+        examples = batches.of_epoch(config, self._task, 0, images_of_call(config))
         measure = VariancePass(self.model, layers).variances
-        found = [measure(images) for images, _ in batches.take(_BATCHES)]
+        found = [measure(batch["image"]) for batch in examples.take(_BATCHES)]
         self._layers = [_gap(layer, np.concatenate(parts)) for layer, *parts in zip(layers, *found)]
 
     def result(self) -> dict[str, Any]:
@@ -197,7 +196,7 @@ def images_of_call(config: training.Config) -> int:
     return config.replica_batch_size
 
 
-Factory = Callable[[training.Config, Dataset], keras.callbacks.Callback]
+Factory = Callable[[training.Config, Task], keras.callbacks.Callback]
 
 # Each makes a callback with a method `result`, whose dictionary a record keeps.
 PROBES: Mapping[str, Factory] = types.MappingProxyType(
@@ -210,7 +209,7 @@ PROBES: Mapping[str, Factory] = types.MappingProxyType(
 
 
 def build(
-    names: Sequence[str], config: training.Config, dataset: Dataset
+    names: Sequence[str], config: training.Config, task: Task
 ) -> dict[str, keras.callbacks.Callback]:
     """The probes of these names for a run.
 
@@ -220,7 +219,7 @@ def build(
     unknown = [name for name in names if name not in PROBES]
     if unknown:
         raise UserError(f"unknown probe '{unknown[0]}'; known: {', '.join(PROBES)}")
-    return {name: PROBES[name](config, dataset) for name in names}
+    return {name: PROBES[name](config, task) for name in names}
 
 
 def results(probes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tfnorm import data, training
-from tfnorm.data import Dataset
+from tfnorm import tasks, training
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model
 from tfnorm.files import write_text
@@ -18,6 +17,8 @@ from tfnorm.study.results import Results
 from tfnorm.study.running import Tell, model_dir
 from tfnorm.study.summary import Row, rows, rows_of, text_table
 from tfnorm.study.tables import Comparison, name
+from tfnorm.tasks import Task
+from tfnorm.training.batches import first_images
 
 _TIMED_IMAGES = 100
 
@@ -76,13 +77,13 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
     """
     found = rows(records)
     config = grid.cells[0].config
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+    task = tasks.load(config)
     tell("Folding the models and timing them ...")
     models = [_best_model(row, output, tell) if row.records else None for row in found]
     trained = [model for model in models if model]
     if not trained:
         raise RunError(f"no run ended well; the first error: {found[0].failures[0]}")
-    images = next(iter(dataset.evaluation_batches(_TIMED_IMAGES)))[0]
+    images = first_images(task, _TIMED_IMAGES)
     costs = iter(measure(trained, images))
     compared = Comparison(grid, found, [next(costs) if model else None for model in models])
 
@@ -99,7 +100,7 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
     if winner is None:
         tell("No norm folds, nothing is exported.")
     else:
-        _export(winner, models[found.index(winner)], dataset, output / "exported", tell)
+        _export(winner, models[found.index(winner)], task, output / "exported", tell)
 
 
 def _best_model(row: Row, output: pathlib.Path, tell: Tell) -> keras.Model:
@@ -114,11 +115,9 @@ def _best_model(row: Row, output: pathlib.Path, tell: Tell) -> keras.Model:
     return model
 
 
-def _export(
-    row: Row, model: keras.Model, dataset: Dataset, directory: pathlib.Path, tell: Tell
-) -> None:
+def _export(row: Row, model: keras.Model, task: Task, directory: pathlib.Path, tell: Tell) -> None:
     tell(f"\nExporting the best model whose normalizers all fold: {name(row)} ...")
-    result = export_saved_model(model, directory, examples=dataset.standardize(dataset.test[0][:8]))
+    result = export_saved_model(model, directory, examples=first_images(task, 8))
     tell(
         f"{result.report.folded} normalizers folded. A new process that cannot import tfnorm "
         f"answers as the trained model does, to {result.verification.difference:.1e} "
@@ -127,11 +126,12 @@ def _export(
         "    import tensorflow as tf\n"
         f'    serve = tf.saved_model.load("{result.path}").signatures["serving_default"]\n'
         f'    logits = serve({model.inputs[0].name}=images)["{model.output_names[0]}"]'
-        f"  # {_images(dataset)}"
+        f"  # {_images(task)}"
     )
 
 
-def _images(dataset: Dataset) -> str:
-    shape = ", ".join(map(str, dataset.image_shape))
-    mean, std = ("/".join(f"{x:.3f}" for x in values) for values in (dataset.mean, dataset.std))
+def _images(task: Task) -> str:
+    serving = task.serving()
+    shape = ", ".join(map(str, task.dataset.image_shape))
+    mean, std = ("/".join(f"{x:.3f}" for x in values) for values in (serving.mean, serving.std))
     return f"float32 [n, {shape}]: (pixel / 255 - {mean}) / {std}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tfnorm import data, training
+from tfnorm import tasks, training
 from tfnorm.errors import RunError
 from tfnorm.study import probes
 from tfnorm.study.grid import Cell, Grid, in_words
@@ -124,8 +124,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
 def _probes(cell: Cell, config: training.Config) -> dict[str, keras.callbacks.Callback]:
     if not cell.probes:
         return {}
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
-    return probes.build(cell.probes, config, dataset)
+    return probes.build(cell.probes, config, tasks.load(config))
 
 
 def describe(cell: Cell) -> str:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfnorm import data, training
+from tfnorm import tasks, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study.grid import Cell, Grid, Labels
@@ -111,6 +111,5 @@ def steps(config: training.Config) -> int:
     """The training steps of a run on all of its replicas."""
     if config.steps:
         return config.steps
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
     batch = max(config.num_replicas, 1) * config.replica_batch_size
-    return config.epochs * (dataset.num_train // batch)
+    return config.epochs * (tasks.load(config).dataset.num_train // batch)

@@ -56,7 +56,7 @@ class ProgressLines(keras.callbacks.Callback):
         if self._stream.isatty() and time.monotonic() - self._rewritten > 0.1:
             self._rewritten = time.monotonic()
             done = f"step {batch + 1}/{self.params['steps']}"
-            self._stream.write(f"\r\x1b[K{self._epoch}  {done}  {_format(logs)}")
+            self._stream.write(f"\r\x1b[K{self._epoch}  {done}  {self._format(logs)}")
             self._stream.flush()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -66,16 +66,19 @@ class ProgressLines(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Leaves the epoch's line."""
         start = "\r\x1b[K" if self._stream.isatty() else ""
-        self._stream.write(f"{start}{self._epoch}  {_format(logs)}\n")
+        self._stream.write(f"{start}{self._epoch}  {self._format(logs)}\n")
         self._stream.flush()
 
-
-def _format(logs: dict[str, Any] | None) -> str:
-    shown = ("loss", "accuracy", "val_loss", "val_accuracy")
-    parts = [f"{name} {logs[name]:.4f}" for name in shown if name in logs]
-    if "seconds" in logs:
-        parts.append(f"{logs['seconds']:.1f} s")
-    return "  ".join(parts)
+    def _format(self, logs: dict[str, Any] | None) -> str:
+        """The losses and the task's headline; whatever there is where nobody says what that is."""
+        logs = dict(logs or {})
+        seconds = logs.pop("seconds", None)
+        headline = self.params.get("headline")
+        shown = logs if headline is None else ("loss", headline, "val_loss", f"val_{headline}")
+        parts = [f"{name} {logs[name]:.4f}" for name in shown if name in logs]
+        if seconds is not None:
+            parts.append(f"{seconds:.1f} s")
+        return "  ".join(parts)
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
@@ -102,9 +105,11 @@ class TensorBoardScalars(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the epoch's scalars."""
         step = int(logs["step"])  # Keras hands all logs on as floats.
-        for name in ("loss", "accuracy", "learning_rate"):
-            self._write("train", name, logs.get(name), step)
-            self._write("validation", name, logs.get(f"val_{name}"), step)
+        for name, value in logs.items():
+            if name.startswith("val_"):
+                write_scalar(self._writers["validation"], name.removeprefix("val_"), value, step)
+            elif name not in ("epoch", "step", "seconds"):
+                write_scalar(self._writers["train"], name, value, step)
         for writer in self._writers.values():
             writer.flush()
 
@@ -112,10 +117,6 @@ class TensorBoardScalars(keras.callbacks.Callback):
         """Closes the files."""
         for writer in self._writers.values():
             writer.close()
-
-    def _write(self, writer: str, tag: str, value: float | None, step: int) -> None:
-        if value is not None:
-            write_scalar(self._writers[writer], tag, value, step)
 
 
 def write_scalar(writer: tf.summary.SummaryWriter, tag: str, value: float, step: int) -> None:
@@ -148,7 +149,9 @@ class HistoryFile(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Rewrites the file."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
+        # A part of the run may have been without validation.
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        writer = csv.DictWriter(text, list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())

@@ -32,7 +32,7 @@ class Progress(tf.train.experimental.PythonState):
         step: Training steps made.
         global_batch_size: Images of a step.
         loss_sum: Sum of the losses of this epoch's steps.
-        accuracy_sum: Sum of their accuracies.
+        sums: Sums of this epoch's examples, of which the task makes its metrics.
         history: One row an epoch that has ended.
         replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
         loss_scale: What `optimizer.loss_scale` returned: float32 runs go on from a mixed_float16
@@ -43,7 +43,7 @@ class Progress(tf.train.experimental.PythonState):
     step: int = 0
     global_batch_size: int = 0
     loss_sum: float = 0.0
-    accuracy_sum: float = 0.0
+    sums: list[float] = dataclasses.field(default_factory=list)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     replicas: str = ""
     loss_scale: list[float] = dataclasses.field(default_factory=list)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tfnorm import data, models
+from tfnorm import data, models, tasks
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 
@@ -17,6 +17,7 @@ SCHEDULES = ("cosine", "step")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _CHOICES = {
+    "task": tasks.TASKS,
     "norm": norms.NAMES,
     "augment": tuple(data.AUGMENTATIONS),
     "sampling": tuple(data.SAMPLINGS),
@@ -57,6 +58,7 @@ class Config:
         UserError: A name is unknown or a number impossible.
     """
 
+    task: str = _field("classification", f"What is trained for: {', '.join(tasks.TASKS)}.")
     model: str = _field("resnet8", f"Network: {', '.join(models.NAMES)}.")
     width: int | None = _field(
         None, "Channels of the network's first stage; by default the network's own."
@@ -73,9 +75,16 @@ class Config:
         1, "Groups of a replica's batch that are normalized as if each were a replica."
     )
     dataset: str = _field(
-        "sklearn_digits", "TFDS name of an image-classification data set; the default is embedded."
+        "sklearn_digits", "TFDS name of an image data set; the default is embedded."
     )
     data_dir: str | None = _field(None, "Directory of prepared TFDS data sets (TFDS' default).")
+    train_split: str | None = _field(
+        None, "What to train on, a TFDS split expression such as 'train[:80%]'; default: train."
+    )
+    test_split: str | None = _field(
+        None,
+        "What to evaluate on, such as 'train[80%:]'; default: test, else validation.",
+    )
     train_examples: int = _field(0, "Use only so many training images; 0 is all.")
     augment: str = _field("none", f"Augmentation: {', '.join(data.AUGMENTATIONS)}.")
     sampling: str = _field(

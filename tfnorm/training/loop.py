@@ -55,6 +55,7 @@ class Loop:
             model=trainer.model,
             epochs=math.ceil(trainer.total_steps / trainer.steps_per_epoch),
             steps=trainer.steps_per_epoch,
+            headline=trainer.task.headline,
         )
         listeners.on_train_begin()
         while progress.step < trainer.total_steps and not trainer.model.stop_training:
@@ -74,14 +75,14 @@ class Loop:
         started = time.perf_counter()
         first = epoch * trainer.steps_per_epoch
         last = min(first + trainer.steps_per_epoch, trainer.total_steps)
-        if progress.step == first:
-            progress.loss_sum = progress.accuracy_sum = 0.0
+        if progress.step == first or len(progress.sums) != trainer.task.num_sums:
+            progress.loss_sum, progress.sums = 0.0, [0.0] * trainer.task.num_sums
         iterator = trainer.epoch_iterator(epoch, skip=progress.step - first)
         while progress.step < last:
-            for loss, accuracy in self._steps(iterator, self._loop_length(last)):
+            for loss, *sums in self._steps(iterator, self._loop_length(last)):
                 progress.step += 1
                 progress.loss_sum += loss
-                progress.accuracy_sum += accuracy
+                progress.sums = [float(a + b) for a, b in zip(progress.sums, sums)]
                 listeners.on_train_batch_end(progress.step - first - 1, self._means(first))
             if progress.step < last:  # The last waits for its epoch's row.
                 if self._due():
@@ -89,10 +90,9 @@ class Loop:
                 self._stop_if_asked()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
         if self._validate:
-            row["val_loss"], row["val_accuracy"] = trainer.evaluate()
-            _check_finite(
-                row["val_loss"], f"the test loss after step {progress.step}", self._saved_step
-            )
+            loss, metrics = trainer.evaluate()
+            _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)
+            row |= {"val_loss": loss, **{f"val_{name}": x for name, x in metrics.items()}}
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         row["seconds"] = time.perf_counter() - started
         # A run that ended within this epoch and goes on with more steps has a row of it already.
@@ -111,17 +111,15 @@ class Loop:
         started = time.perf_counter()
         records = self._trainer.train_steps(iterator, count)
         self._step_times.append((time.perf_counter() - started) / count)
-        for index, (loss, _) in enumerate(records):
+        for index, loss in enumerate(records[:, 0]):
             step = self._progress.step + index + 1
             _check_finite(loss, f"the loss of step {step}", self._saved_step)
         return records
 
     def _means(self, first: int) -> dict[str, float]:
         steps = self._progress.step - first
-        return {
-            "loss": self._progress.loss_sum / steps,
-            "accuracy": self._progress.accuracy_sum / steps,
-        }
+        metrics = self._trainer.task.results(np.array(self._progress.sums))
+        return {"loss": self._progress.loss_sum / steps, **metrics}
 
     def _due(self) -> bool:
         every = self._trainer.config.checkpoint_every
@@ -164,7 +162,11 @@ class Loop:
             steps=self._progress.step,
             train_loss=last["loss"],
             test_loss=last.get("val_loss"),
-            test_accuracy=last.get("val_accuracy"),
+            metrics={
+                name.removeprefix("val_"): value
+                for name, value in last.items()
+                if name.startswith("val_") and name != "val_loss"
+            },
             step_time_median=statistics.median(self._step_times[1:] or [0.0]) or None,
             params=sum(math.prod(v.shape) for v in trainer.model.trainable_variables),
             normalization_collectives=None if payloads is None else len(payloads),

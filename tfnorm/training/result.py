@@ -15,13 +15,13 @@ class Result:
     Attributes:
         config: Its configuration.
         model: The trained network, its statistics synchronized.
-        history: One row an epoch: epoch, step, loss, accuracy (means over the epoch's steps, while
-            the weights move), val_loss, val_accuracy (of the test images; absent without
+        history: One row an epoch: epoch, step, loss, the task's metrics (over the epoch's steps,
+            while the weights move), val_loss, val_METRIC (of the test examples; absent without
             validation), learning_rate, seconds.
         steps: Training steps made, those before a resumption included.
         train_loss: Loss of the last epoch.
-        test_loss: Cross-entropy of the test images at the end; None without validation.
-        test_accuracy: Fraction of the test images that are classified rightly.
+        test_loss: Mean loss of the test examples at the end; None without validation.
+        metrics: The task's metrics of the test examples by name; empty without validation.
         step_time_median: Seconds; the median over the calls of the training loop, without the
             first, which traces; None if there was one only.
         params: Number of trainable parameters.
@@ -37,32 +37,37 @@ class Result:
     steps: int
     train_loss: float
     test_loss: float | None
-    test_accuracy: float | None
+    metrics: dict[str, float]
     step_time_median: float | None
     params: int
     normalization_collectives: int | None
     normalization_bytes: int | None
     model_dir: str | None
 
+    @property
+    def test_accuracy(self) -> float | None:
+        """`metrics["accuracy"]`; None without validation, and for tasks without that metric."""
+        return self.metrics.get("accuracy")
+
     def to_dict(self) -> dict[str, Any]:
         """All but the model, as JSON takes it."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["model"]
-        return {**fields, "config": self.config.to_dict()}
+        return {**fields, "test_accuracy": self.test_accuracy, "config": self.config.to_dict()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy over the test images.
+    """Loss and metrics over the test examples.
 
     Attributes:
-        loss: Mean cross-entropy.
-        accuracy: Fraction that is classified rightly.
-        examples: Number of images.
+        loss: Mean loss.
+        metrics: The task's metrics by name, the headline first.
+        examples: Number of examples.
         checkpoint: What was evaluated.
     """
 
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
     examples: int
     checkpoint: str

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
-from tfnorm import data
+from tfnorm import tasks
 from tfnorm.training import replica_state, run_directory, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
@@ -16,7 +16,7 @@ from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
 from tfnorm.training.preemption import SigtermWatch
 from tfnorm.training.result import Evaluation, Result
-from tfnorm.training.trainer import Trainer, build_model
+from tfnorm.training.trainer import Trainer
 
 
 def train(
@@ -57,13 +57,13 @@ def train(
         stack.enter_context(workers.report_lost_workers(strategy))
         if config.model_dir:
             stack.enter_context(watch)
-        dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+        task = tasks.load(config)
         directory = None
         if config.model_dir:
             directory = stack.enter_context(
                 run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
             )
-        trainer = Trainer(config, dataset, strategy)
+        trainer = Trainer(config, task, strategy)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
         if directory:
@@ -99,13 +99,12 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
     run_directory.check_architecture(config, directory, notice)
     with _policy(config.mixed_precision):
         strategy = strategies.create(config)
-        dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
-        trainer = Trainer(config, dataset, strategy)
+        trainer = Trainer(config, tasks.load(config), strategy)
         with strategy.scope():
             checkpoints = Checkpoints(directory / "checkpoints", model=trainer.model)
             path = checkpoints.restore(notice, partial=True)
-        loss, accuracy = trainer.evaluate()
-    return Evaluation(loss, accuracy, dataset.num_test, path)
+        loss, metrics = trainer.evaluate()
+    return Evaluation(loss, metrics, trainer.task.dataset.num_test, path)
 
 
 def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model, Config]:
@@ -123,9 +122,9 @@ def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model,
     """
     directory = run_directory.existing(model_dir)
     config = run_directory.trained_config(directory, notice)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples or None)
+    task = tasks.load(config)
     with _policy(config.mixed_precision):
-        model = build_model(config, dataset)
+        model = task.build_model(config.normalizer())
     Checkpoints(directory / "checkpoints", model=model).restore(notice, partial=True)
     return model, config
 
@@ -158,16 +157,15 @@ def _restore(
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
     if before != trainer.global_batch_size:
         # The same place in the same epoch, counted in steps of another size.
-        epoch, old = divmod(progress.step, trainer.dataset.num_train // before)
+        epoch, old = divmod(progress.step, trainer.task.dataset.num_train // before)
         new = min(round(old * before / trainer.global_batch_size), trainer.steps_per_epoch - 1)
         progress.loss_sum *= new / max(old, 1)
-        progress.accuracy_sum *= new / max(old, 1)
         progress.step = epoch * trainer.steps_per_epoch + new
         trainer.set_step(progress.step)
 
 
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
-    config, dataset = trainer.config, trainer.dataset
+    config, dataset = trainer.config, trainer.task.dataset
     left = dataset.num_train % trainer.global_batch_size
     notice(
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "

@@ -17,7 +17,7 @@ from tfnorm.training.notices import Notice
 
 # What a checkpoint's weights depend on; all else may change from one part of a run to the next.
 _ARCHITECTURE = (
-    "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
+    "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
 )  # fmt: skip
 _NOT_WORTH_A_WORD = ("model_dir", "data_dir", "resume", "steps_per_loop", "evaluation_batch_size")
 

@@ -1,33 +1,49 @@
 """One run's model, optimizer and compiled loops, under a strategy."""
 
 import math
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm import models
-from tfnorm.data import Dataset
+from tfnorm.data import Example, Records, pipeline
 from tfnorm.layers.replicas import recorded, synchronize_statistics
+from tfnorm.tasks import Task
+from tfnorm.training import batches
 from tfnorm.training.config import Config
+from tfnorm.training.evaluation import Rows
 from tfnorm.training.inputs import iterate
 from tfnorm.training.learning_rate import WarmedUp
 from tfnorm.training.optimizer import MomentumSGD, poison_overflow
 
 
+class Measured(NamedTuple):
+    """What an evaluation came to.
+
+    Attributes:
+        loss: Mean over the examples.
+        metrics: The task's, by name.
+    """
+
+    loss: float
+    metrics: dict[str, float]
+
+
 class Trainer:
     """Trains and evaluates one model.
 
-    Every replica's loss is its sum of cross-entropies over the global batch; the optimizer sums
-    gradients over replicas. So a step is that of one device on the global batch, but for what a
-    normalizer does per replica.
+    Every replica's loss is its sum of the examples' losses over the global batch; the optimizer
+    sums gradients over replicas. So a step is that of one device on the global batch, but for what
+    a normalizer does per replica.
 
     Attributes:
-        model: The network, with logits for output.
+        model: The network.
         optimizer: SGD with momentum (in a LossScaleOptimizer for mixed_float16).
+        task: What it is trained for, with its data.
         strategy: The tf.distribute strategy.
-        global_batch_size: Images of a step.
-        steps_per_epoch: Whole global batches in the training images.
+        global_batch_size: Examples of a step.
+        steps_per_epoch: Whole global batches in the training examples.
         total_steps: Steps of the run.
         payloads: Bytes that a replica hands to each collective of its normalizers in a step;
             None before the first step.
@@ -35,23 +51,23 @@ class Trainer:
 
     payloads: list[int] | None = None
 
-    def __init__(self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+    def __init__(self, config: Config, task: Task, strategy: tf.distribute.Strategy) -> None:
         self.config = config
-        self.dataset = dataset
+        self.task = task
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         self.global_batch_size = self.replicas * config.replica_batch_size
-        self.steps_per_epoch = dataset.steps_per_epoch(self.global_batch_size)
+        self.steps_per_epoch = pipeline.steps_per_epoch(task.dataset.train, self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
         # Right here: whatever else draws from the global generators must not move the weights.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            self.model = build_model(config, dataset)
+            self.model = task.build_model(config.normalizer())
             self.optimizer = self._build_optimizer()
             # What replicas add up on their own, read from outside as the sum of all: a step
             # communicates the gradients and nothing else.
-            self._records = _sum_over_replicas((config.steps_per_loop, 2))
-            self._totals = _sum_over_replicas((3,))
+            self._records = _sum_over_replicas((config.steps_per_loop, 1 + task.num_sums))
+            self._totals = _sum_over_replicas((2 + task.num_sums,))
 
     def _build_optimizer(self) -> keras.Optimizer:
         config = self.config
@@ -81,53 +97,51 @@ class Trainer:
 
     def epoch_iterator(self, epoch: int, skip: int) -> tf.distribute.DistributedIterator:
         """The global batches of an epoch, without its first `skip`."""
-        config = self.config
 
-        def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            local = _local_replicas(context)
-            return self.dataset.train_batches(
-                self.global_batch_size, config.seed, epoch, config.augment, skip, self.replicas,
-                local, config.sampling, config.statistics_batch_size,
+        def epoch_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return batches.of_epoch(
+                self.config, self.task, epoch, self.global_batch_size, skip=skip,
+                replicas=self.replicas, local=_local_replicas(context),
             )  # fmt: skip
 
-        return iterate(self.strategy.distribute_datasets_from_function(batches))
+        return iterate(self.strategy.distribute_datasets_from_function(epoch_batches))
 
     def train_steps(self, iterator: tf.distribute.DistributedIterator, count: int) -> np.ndarray:
         """Makes `count` steps, at most config.steps_per_loop.
 
         Returns:
-            [count, 2] floats: mean cross-entropy and accuracy of each step's global batch.
+            [count, 1 + K] float64: the mean loss of each step's global batch, and the task's sums.
         """
         self._train_loop(iterator, tf.constant(count))
-        records = self._records.read_value().numpy()[:count]
-        return records.astype(np.float64) / self.global_batch_size
+        records = self._records.read_value().numpy()[:count].astype(np.float64)
+        records[:, 0] /= self.global_batch_size
+        return records
 
     @tf.function
     def _train_loop(self, iterator: tf.distribute.DistributedIterator, count: tf.Tensor) -> None:
         for index in tf.range(count):
-            images, labels = next(iterator)
-            self.strategy.run(self._train_step, (index, images, labels))
+            self.strategy.run(self._train_step, (index, next(iterator)))
 
-    def _train_step(self, index: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> None:
-        record = self.step(images, labels)
+    def _train_step(self, index: tf.Tensor, batch: Example) -> None:
+        record = self.step(batch)
         records = tf.tensor_scatter_nd_update(self._records, [[index]], [record])
         self._records.assign(records)
 
-    def step(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def step(self, batch: Example) -> tf.Tensor:
         """One replica's part of a training step, as a TPU would run it.
 
         Args:
-            images: [replica batch, height, width, channels].
-            labels: [replica batch] int32.
+            batch: [replica batch, ...] of what the task's transform for training returns.
 
         Returns:
-            [2]: sum of the replica's cross-entropies, number of images it got right.
+            [1 + K]: sum of the replica's losses, and the task's sums.
         """
         variables = self.model.trainable_variables
         with recorded() as self.payloads:  # Not those of the gradients, below.
             with tf.GradientTape() as tape:
-                logits = self.model(images, training=True)
-                loss = tf.reduce_sum(_cross_entropies(logits, labels))
+                outputs = self.model(batch["image"], training=True)
+                losses = self.task.losses(outputs, batch)
+                loss = tf.reduce_sum(losses)
                 # The optimizer adds up what all replicas say, of the layers' own penalties too.
                 penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self.replicas
                 objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
@@ -135,63 +149,69 @@ class Trainer:
         if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
             gradients = poison_overflow(gradients)
         self.optimizer.apply(gradients, variables)
-        return tf.stack([loss, tf.reduce_sum(_hits(logits, labels))])
+        weighted = {**batch, "weight": tf.ones_like(losses)}
+        return tf.concat([loss[None], self.task.sums(outputs, weighted, losses)], 0)
 
-    def evaluate(self, split: str = "test") -> tuple[float, float]:
-        """Loss and accuracy over every example of a split, each counted once.
+    def evaluate(self, records: Records | None = None) -> Measured:
+        """Loss and metrics over every one of some examples, each counted once.
 
         The replicas' statistics are synchronized first: evaluation does not depend on which replica
-        sees which image, and agrees with the exported model.
+        sees which example, and agrees with the exported model.
+
+        Args:
+            records: The examples; None is the test examples.
         """
         synchronize_statistics(self.model)
-        examples = {"test": self.dataset.num_test, "train": self.dataset.num_train}[split]
-        batch = min(self.config.evaluation_batch_size, math.ceil(examples / self.replicas))
-        steps = math.ceil(examples / (batch * self.replicas))
+        records = self.task.dataset.test if records is None else records
+        batch = min(self.config.evaluation_batch_size, math.ceil(len(records) / self.replicas))
+        steps = math.ceil(len(records) / (batch * self.replicas))
 
-        def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return self.dataset.evaluation_batches(
-                batch * self.replicas, split, self.replicas, _local_replicas(context)
-            )
+        def evaluation_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return batches.of_evaluation(
+                self.task, records, batch * self.replicas,
+                replicas=self.replicas, local=_local_replicas(context),
+            )  # fmt: skip
 
-        iterator = iterate(self.strategy.distribute_datasets_from_function(batches))
+        iterator = iterate(self.strategy.distribute_datasets_from_function(evaluation_batches))
         with self.strategy.scope():
-            self._totals.assign(tf.zeros(3))
-        self._evaluation_loop(iterator, tf.constant(steps))
-        loss, hits, weight = self._totals.read_value().numpy().astype(np.float64)
-        return float(loss / weight), float(hits / weight)
+            self._totals.assign(tf.zeros(self._totals.shape))
+        evaluator = self.task.evaluator()
+        if evaluator is None:
+            self._evaluation_loop(iterator, tf.constant(steps))
+            of_rows = {}
+        else:
+            rows = Rows(evaluator, self.strategy)
+            for _ in range(steps):
+                rows.add(self._evaluation_outputs(iterator))
+            of_rows = rows.results()
+        loss, weight, *sums = self._totals.read_value().numpy().astype(np.float64)
+        metrics = {**self.task.results(np.array(sums)), **of_rows}
+        return Measured(float(loss / weight), metrics)
 
     @tf.function
     def _evaluation_loop(
         self, iterator: tf.distribute.DistributedIterator, steps: tf.Tensor
     ) -> None:
         for _ in tf.range(steps):
-            self.strategy.run(self._evaluation_step, next(iterator))
+            self.strategy.run(self._evaluation_step, (next(iterator),))
 
-    def _evaluation_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
-        logits = self.model(images, training=False)
-        losses, hits = _cross_entropies(logits, labels), _hits(logits, labels)
-        values = tf.stack([losses, hits, tf.ones_like(weights)])
-        self._totals.assign_add(tf.linalg.matvec(values, weights))
+    @tf.function
+    def _evaluation_outputs(self, iterator: tf.distribute.DistributedIterator) -> Example:
+        """One step; what the evaluator keeps of each local replica's examples."""
 
+        def step(batch: Example) -> Example:
+            outputs = self._evaluation_step(batch)
+            kept = self.task.evaluator().outputs(outputs, batch)
+            return {**kept, "index": batch["index"], "weight": batch["weight"]}
 
-def build_model(config: Config, dataset: Dataset) -> keras.Model:
-    """The network of a run with fresh weights."""
-    return models.build(
-        config.model,
-        config.normalizer(),
-        dataset.image_shape,
-        dataset.num_classes,
-        width=config.width,
-        stem_stride=config.stem_stride,
-    )
+        return self.strategy.run(step, (next(iterator),))
 
-
-def _cross_entropies(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-
-
-def _hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
+    def _evaluation_step(self, batch: Example) -> Any:
+        outputs = self.model(batch["image"], training=False)
+        losses, weight = self.task.losses(outputs, batch), batch["weight"]
+        total = tf.stack([tf.reduce_sum(losses * weight), tf.reduce_sum(weight)])
+        self._totals.assign_add(tf.concat([total, self.task.sums(outputs, batch, losses)], 0))
+        return outputs
 
 
 def _sum_over_replicas(shape: tuple[int, ...]) -> tf.Variable:

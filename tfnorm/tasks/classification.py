@@ -1,0 +1,72 @@
+"""Classification: one label an image; cross-entropy, accuracy."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnorm import models
+from tfnorm.data import Dataset, Example, Transform, augmentation
+from tfnorm.data.records import compose
+from tfnorm.layers.norms import Normalizer
+from tfnorm.tasks.task import Serving, Settings
+
+
+class Classification:
+    """Images with one label each; the network returns logits [b, classes]."""
+
+    needed = ("image", "label")
+    headline = "accuracy"
+    num_sums = 2
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        self._settings = settings
+        self.dataset = dataset
+
+    def transform(self, *, training: bool) -> Transform:
+        """Standardizes images and, in training, augments them."""
+        if not training:
+            return self._standardize
+        augment = augmentation.get(self._settings.augment, self.dataset.image_shape)
+        return compose(self._standardize, augment)
+
+    def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
+        return {**batch, "image": self.dataset.standardize(batch["image"])}
+
+    def build_model(
+        self, normalizer: Normalizer, backbone_normalizer: Normalizer | None = None
+    ) -> keras.Model:
+        """The network with fresh weights."""
+        return models.build(
+            self._settings.model,
+            normalizer,
+            self.dataset.image_shape,
+            self.dataset.num_classes,
+            width=self._settings.width,
+            stem_stride=self._settings.stem_stride,
+        )
+
+    def losses(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
+        """[b], the cross-entropy of each image."""
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs)
+
+    def sums(self, outputs: tf.Tensor, batch: Example, losses: tf.Tensor) -> tf.Tensor:
+        """[2]: how many images are classified rightly, of how many."""
+        del losses
+        found = tf.argmax(outputs, axis=-1, output_type=tf.int32)
+        hits = tf.cast(found == batch["label"], tf.float32)
+        weight = batch["weight"]
+        return tf.stack([tf.reduce_sum(hits * weight), tf.reduce_sum(weight)])
+
+    def results(self, sums: np.ndarray) -> dict[str, float]:
+        """accuracy: the fraction of images that is classified rightly."""
+        hits, images = sums
+        return {"accuracy": float(hits / images)}
+
+    def evaluator(self) -> None:
+        """None: accuracy is a sum."""
+        return None
+
+    def serving(self) -> Serving:
+        """Standardized images, named classes."""
+        dataset = self.dataset
+        return Serving(tuple(dataset.mean), tuple(dataset.std), dataset.label_names)
