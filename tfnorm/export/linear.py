@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from tfnorm.export.affine import Affine, Obstacle
-from tfnorm.graph import Call, Part
-from tfnorm.graph.copying import copy_operation
+from tfnorm.export.kernels import Kernel
+from tfnorm.graph import Call, Part, copy_operation
 
-Kernels = list[np.ndarray]
+Kernels = list[Kernel]
 Shape = tuple[int | None, ...]
 
 
@@ -33,14 +33,12 @@ class Kind(NamedTuple):
     uneven: Callable[[keras.Layer, Shape], bool]
 
 
-def _by_input(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values [C_in] as [C_in / groups, C_out]: the filters of a group see its channels only."""
+def _by_input(kernel: Kernel, values: np.ndarray) -> np.ndarray:
+    """Values [C_in] for [C_in / groups, C_out]: the filters of a group see its channels only."""
     grouped = values.reshape(-1, kernel.shape[-2])
+    if len(grouped) == 1:
+        return values[:, None]
     return np.repeat(grouped.T, kernel.shape[-1] // len(grouped), axis=1)
-
-
-def _total(kernel: np.ndarray, channel_axes: int) -> np.ndarray:
-    return kernel.sum(axis=tuple(range(kernel.ndim - channel_axes)))
 
 
 def _never(layer: keras.Layer, shape: Shape) -> bool:
@@ -72,31 +70,31 @@ def _spreads(layer: keras.Layer, shape: Shape) -> bool:
 
 # Kernels: [..., C_in / groups, C_out].
 _CONVOLUTION = Kind(
-    lambda k, scale: [k[0] * scale],
-    lambda k, scale: [k[0] * _by_input(k[0], scale)],
-    lambda k, offset: _total(k[0] * _by_input(k[0], offset), 1),
+    lambda k, scale: [k[0].times(scale)],
+    lambda k, scale: [k[0].times(_by_input(k[0], scale))],
+    lambda k, offset: k[0].times(_by_input(k[0], offset)).sum(1),
     _pads,
 )
 _DENSE = _CONVOLUTION._replace(uneven=_never)
 # Kernels: [..., C_out, C_in].
 _TRANSPOSED = Kind(
-    lambda k, scale: [k[0] * scale[:, None]],
-    lambda k, scale: [k[0] * scale],
-    lambda k, offset: _total(k[0] @ offset, 1),
+    lambda k, scale: [k[0].times(scale[:, None])],
+    lambda k, scale: [k[0].times(scale)],
+    lambda k, offset: k[0].times(offset).sum(2).sum(1),
     _spreads,
 )
 # Kernels: [..., C_in, multiplier]; the outputs are [C_in, multiplier], flattened.
 _DEPTHWISE = Kind(
-    lambda k, scale: [k[0] * scale.reshape(k[0].shape[-2:])],
-    lambda k, scale: [k[0] * scale[:, None]],
-    lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1),
+    lambda k, scale: [k[0].times(scale.reshape(k[0].shape[-2:]))],
+    lambda k, scale: [k[0].times(scale[:, None])],
+    lambda k, offset: k[0].times(offset[:, None]).sum(2).reshape(-1),
     _pads,
 )
 # Kernels: depthwise [..., C_in, multiplier], then pointwise [..., C_in · multiplier, C_out].
 _SEPARABLE = Kind(
-    lambda k, scale: [k[0], k[1] * scale],
-    lambda k, scale: [k[0] * scale[:, None], k[1]],
-    lambda k, offset: _total(k[0] * offset[:, None], 2).reshape(-1) @ _total(k[1], 2),
+    lambda k, scale: [k[0], k[1].times(scale)],
+    lambda k, scale: [k[0].times(scale[:, None]), k[1]],
+    lambda k, offset: k[1].times(k[0].times(offset[:, None]).sum(2).reshape(-1)[:, None]).sum(1),
     _pads,
 )
 
@@ -116,21 +114,27 @@ KINDS: dict[type, Kind] = {
 
 
 class LinearPart(Part):
-    """A layer of one of `KINDS` with weights of its own, kept in float64.
+    """A layer of one of `KINDS` with weights of its own, computed in float64.
 
     Args:
         path: as in `Part`.
         operation: the model's layer, built.
-        kernel: takes the place of the layer's own kernel.
+        kernel: computes what takes the place of the layer's own kernel.
     """
 
-    def __init__(self, path: str, operation: keras.Layer, kernel: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        operation: keras.Layer,
+        kernel: Callable[[], np.ndarray] | None = None,
+    ) -> None:
         super().__init__(path, operation)
         self._kind = KINDS[type(operation)]
-        self._kernels = None if kernel is None else [np.asarray(kernel, "float64")]
+        self._kernels: Kernels | None = None
         self._bias: np.ndarray | None = None
-        if kernel is not None and operation.use_bias:
-            self._bias = operation.get_weights()[-1].astype("float64")
+        if kernel is not None:
+            self._load()
+            self._kernels = [Kernel(self._kernels[0].shape, kernel)]
 
     def check_affine_after(self, affine: Affine, call: Call) -> None:
         """Raises Obstacle unless `absorb_after` can take in a map of what the call returns."""
@@ -172,19 +176,29 @@ class LinearPart(Part):
             return super().make(name)
         return copy_operation(self.operation, name, use_bias=self._bias is not None)
 
-    def weights(self) -> list[np.ndarray]:
-        """The kernels, and the bias if there is one."""
+    @property
+    def sets_all_weights(self) -> bool:
+        """Yes."""
+        return True
+
+    def initialize(self, operation: keras.Layer) -> None:
+        """Writes the kernels, and the bias if there is one."""
         if self._kernels is None:
-            return super().weights()
-        return self._kernels + ([] if self._bias is None else [self._bias])
+            super().initialize(operation)
+            return
+        variables = operation.weights
+        for kernel, variable in zip(self._kernels, variables):
+            kernel.write(variable)
+        if self._bias is not None:
+            variables[-1].assign(self._bias)
 
     def _load(self) -> None:
         if self._kernels is not None:
             return
-        weights = [w.astype("float64") for w in self.operation.get_weights()]
+        variables = self.operation.weights
         if self.operation.use_bias:
-            self._bias = weights.pop()
-        self._kernels = weights
+            self._bias = keras.ops.convert_to_numpy(variables.pop()).astype("float64")
+        self._kernels = [Kernel(tuple(v.shape), lambda v=v: v) for v in variables]
 
     def _check_place(self, affine: Affine, call: Call) -> None:
         first = getattr(self.operation, "data_format", "channels_last") == "channels_first"
@@ -200,11 +214,11 @@ class LinearPart(Part):
             )
 
 
-def linear_part(part: Part, kernel: np.ndarray | None = None) -> LinearPart | None:
+def linear_part(part: Part, kernel: Callable[[], np.ndarray] | None = None) -> LinearPart | None:
     """The part as a linear one, or None if it is no plain layer of one of the `KINDS`.
 
     A subclass may do anything in its `call`, and a quantized or LoRA layer holds no plain kernel.
-    `kernel` takes the place of the layer's own.
+    `kernel` computes what takes the place of the layer's own.
     """
     layer = part.operation
     plain = (

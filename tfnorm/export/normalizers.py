@@ -7,6 +7,8 @@ A layer of tfnorm tells by its own methods:
 - `effective_kernel()` and `layer`: a layer whose kernel is computed from the stored one.
 """
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -84,10 +86,10 @@ def wrapped_layer(layer: keras.Operation) -> keras.Layer | None:
     return getattr(layer, "layer", None) if ours else None
 
 
-def effective_kernel(layer: keras.Operation) -> np.ndarray | None:
-    """The kernel that a wrapper lets its layer use, or None for the layer's own."""
+def effective_kernel(layer: keras.Operation) -> Callable[[], np.ndarray] | None:
+    """What computes the kernel that a wrapper lets its layer use; None for the layer's own."""
     is_wrapper = hasattr(layer, "effective_kernel") and norms.is_plain(layer)
-    return layer.effective_kernel() if is_wrapper else None
+    return layer.effective_kernel if is_wrapper else None
 
 
 def _float64(variable: keras.Variable) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import keras
 
 from tfnorm.errors import UserError
+from tfnorm.graph.filling import borrowing
 from tfnorm.graph.graph import Graph, Part, Tensor, map_tensors
 
 
@@ -19,10 +20,11 @@ def build(graph: Graph) -> keras.Model:
     values: dict[Tensor, keras.KerasTensor] = {
         tensor: made[part].output for tensor, part in graph.input_parts.items()
     }
-    for call in graph.calls:
-        args, kwargs = map_tensors(values.__getitem__, (call.args, call.kwargs))
-        results = keras.tree.flatten(made[call.part](*args, **kwargs))
-        values.update(zip(call.outputs, results, strict=True))
+    with borrowing((made[part], part.operation) for part in made if part.sets_all_weights):
+        for call in graph.calls:
+            args, kwargs = map_tensors(values.__getitem__, (call.args, call.kwargs))
+            results = keras.tree.flatten(made[call.part](*args, **kwargs))
+            values.update(zip(call.outputs, results, strict=True))
     for part, operation in made.items():
         _initialize(part, operation)
     inputs, outputs = map_tensors(values.__getitem__, (graph.inputs, graph.outputs))

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tfnorm.graph.copying import copy_operation
+from tfnorm.graph.filling import copy_weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +46,11 @@ class Part:
         """Returns a fresh operation of that name. Raises UserError if it cannot be copied."""
         return copy_operation(self.operation, name)
 
+    @property
+    def sets_all_weights(self) -> bool:
+        """Whether `initialize` leaves no weight as it was initialized."""
+        return type(self).initialize is Part.initialize
+
     def weights(self) -> list[np.ndarray]:
         """The values for the weights of what `make` returns, in the order of `get_weights`."""
         is_layer = isinstance(self.operation, keras.Layer)
@@ -56,9 +62,10 @@ class Part:
         Raises:
             ValueError: if they do not fit.
         """
-        weights = self.weights()
-        if weights:
-            operation.set_weights(weights)
+        if type(self).weights is not Part.weights:
+            operation.set_weights(self.weights())
+        elif isinstance(self.operation, keras.Layer):
+            copy_weights(self.operation, operation)
             # Keras' Normalization computes with constants that it makes of its weights.
             getattr(operation, "finalize_state", lambda: None)()
 

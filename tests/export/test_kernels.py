@@ -1,0 +1,79 @@
+"""Kernels that are scaled part by part, and what an export takes of memory."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfnorm
+from tfnorm.export import kernels
+from tfnorm.export.kernels import Kernel, parts
+
+
+@pytest.mark.parametrize(("shape", "elements"), [((7, 5), 12), ((3, 3, 4, 5), 7), ((9,), 4)])
+def test_parts_cut_an_array_once(shape, elements):
+    counts = np.zeros(shape, int)
+    for index in parts(shape, elements):
+        assert counts[index].size <= elements or max(counts[index].shape[:-1]) == 1
+        counts[index] += 1
+    assert np.all(counts == 1)
+
+
+@pytest.mark.parametrize("elements", [10, 2**20])
+@pytest.mark.parametrize("kind", ["variable", "array"])
+def test_products_and_sums(kind, elements, rng, monkeypatch):
+    cut = parts
+    monkeypatch.setattr(kernels, "parts", lambda shape, _=None: cut(shape, elements))
+    values = rng.normal(size=(2, 3, 4, 5)).astype("float32")
+    values.flags.writeable = False
+    source = keras.Variable(values) if kind == "variable" else values
+    kernel = Kernel(values.shape, lambda: source)
+    rows, columns, both = rng.normal(size=(4, 1)), rng.normal(size=5), rng.normal(size=(4, 5))
+    scaled = kernel.times(rows).times(columns).times(both)
+    expected = np.float64(values) * rows * columns * both
+    np.testing.assert_allclose(scaled.sum(1), expected.sum((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(scaled.sum(2), expected.sum((0, 1)), rtol=1e-12)
+    target = keras.Variable(np.zeros(values.shape, "float32"))
+    scaled.write(target)
+    np.testing.assert_array_equal(target.numpy(), expected.astype("float32"))
+    target.assign_add(np.ones(values.shape))
+    np.testing.assert_array_equal(source, values)
+    with pytest.raises(ValueError, match="of shape"):
+        scaled.write(keras.Variable(np.zeros((2, 3, 4, 6))))
+
+
+PROGRAM = """
+import resource, sys
+import keras
+import tfnorm
+
+def model(units):
+    x = keras.Input((units // 4,))
+    y = keras.layers.Dense(units, kernel_initializer="zeros")(x)
+    y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+    return keras.Model(x, keras.layers.Dense(8, kernel_initializer="zeros")(y))
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+tfnorm.export_saved_model(model(16), sys.argv[1], verify=False)
+large = model(8192)
+before = peak()
+tfnorm.export_saved_model(large, sys.argv[1], verify=False)
+print((peak() - before) / (4 * large.count_params()))
+"""
+
+
+def test_an_export_takes_no_more_than_the_weights_and_a_half(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(tfnorm.__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    # The folded kernel is a copy of its own: far less would mean that nothing was measured.
+    assert 0.3 < float(done.stdout.split()[-1]) < 1.5
