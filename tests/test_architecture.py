@@ -132,8 +132,8 @@ def test_every_normalizer_is_in_the_one_registry():
 NAMES_NORMALIZERS = ("layers", "functional", "study/experiments", "study/grids.py")
 # Classes that say nothing of a kind of normalizer.
 GENERAL = {
-    "ChannelNormalization", "norms", "replicas", "linear", "batch_method", "kernel_wrapper",
-    "extremes",
+    "Absorbed", "Apart", "ChannelNormalization", "norms", "replicas", "linear", "batch_method",
+    "extremes", "kernel_wrapper",
 }  # fmt: skip
 
 

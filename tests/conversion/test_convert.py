@@ -336,12 +336,13 @@ def test_state_of_recurrent_layers_stays(rng):
     np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_without_normalizers(difference):
+def test_a_model_without_normalizers():
     x = keras.Input((4,))
-    model = keras.Model(x, L.Dense(2)(x))
-    converted = tfnorm.convert(model, "brn")
-    assert str(converted.conversion_report) == "The model has no normalizer to convert."
-    assert difference(model, converted) == 0
+    model = keras.Model(x, L.Dense(2)(x), name="net")
+    with pytest.raises(tfnorm.UserError, match="'net' has no normalizer to convert"):
+        tfnorm.convert(model, "brn")
+    report = tfnorm.convert(model, "brn", dry_run=True)
+    assert str(report) == "The model has no normalizer to convert."
 
 
 def test_difference_that_cannot_be_measured():
@@ -380,16 +381,23 @@ LEFT = {
 @pytest.mark.parametrize("make, name, reason", LEFT.values(), ids=LEFT)
 def test_left_whole_and_told(make, name, reason, randomized, difference):
     x = keras.Input((6, 4))
-    model = randomized(keras.Model(x, make(name="own")(L.Dense(3)(x))))
+    y = L.BatchNormalization(name="bn")(make(name="own")(L.Dense(3)(x)))
+    model = randomized(keras.Model(x, y, name="net"))
     converted = tfnorm.convert(model, "brn")
-    (row,) = converted.conversion_report.rows
+    row, other = converted.conversion_report.rows
     assert (row.name, row.target, row.placed, row.note) == (name, "bn", False, reason)
-    assert difference(model, converted) < 1e-7
+    assert other.placed
+    assert difference(model, converted) < 1e-6
     with pytest.raises(tfnorm.UserError) as error:
         tfnorm.convert(model, "brn", strict=True)
     assert str(error.value) == (
-        f"1 of 1 normalizers cannot become brn:\n  {name}: {reason}\n"
-        "Leave these out with where=, or take strict=False, which puts brn in their place."
+        f"1 of 2 normalizers cannot become brn:\n  {name}: {reason}\nLeave these out with where=."
+    )
+    with pytest.raises(tfnorm.UserError) as error:
+        tfnorm.convert(model, "brn", where="own")
+    assert str(error.value) == (
+        f"None of the 1 normalizers of 'net' can be converted:\n  {name}: {reason}\n"
+        "tfnorm.convert(model, norm, in_place=True) reaches layers inside of others."
     )
 
 

@@ -50,7 +50,7 @@ def place_chain(graph: Graph, places: list[Place], norm: Normalizer) -> dict[Pla
 
 
 def _link(call: Call, place: Place, norm: Normalizer, state: _State | None) -> tuple[Call, _State]:
-    values = arguments(place, norm)
+    values = arguments(place.source, norm, place.channels)
     (x,) = call.args
     mean = (values.get("virtual_replicas", 1), x.shape[place.source.axis])
     covariance = (*mean, mean[1]) if values.get("covariance") == "full" else mean

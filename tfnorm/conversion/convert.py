@@ -2,41 +2,40 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from tfnorm.conversion import chain
-from tfnorm.conversion.places import Found, Place, expand_wrappers, find
-from tfnorm.conversion.placing import (
-    Obstacle,
-    place_after_kernel,
-    place_around,
-    place_plainly,
-)
-from tfnorm.conversion.probe import difference
+from tfnorm.conversion.in_place import InPlace
+from tfnorm.conversion.places import Found
+from tfnorm.conversion.probe import Probe, difference
+from tfnorm.conversion.rebuilding import Placed, Rebuilding
 from tfnorm.conversion.report import Report, Row
+from tfnorm.conversion.saved import record_when_saved
 from tfnorm.errors import UserError
-from tfnorm.graph import Graph, build, inline, read
 from tfnorm.layers import norms
-from tfnorm.layers.norms import Normalizer
-
-_SUBSTITUTE = "brn"
 
 Where = str | Callable[[keras.layers.Layer], bool]
 
 
 def convert(
-    model: keras.Model,
+    model: keras.Layer,
     norm: str,
     *,
+    in_place: bool = False,
     where: Where | None = None,
     strict: bool = False,
     dry_run: bool = False,
     **options: Any,
-) -> keras.Model | Report:
-    """Returns a model with its normalizers swapped for another kind.
+) -> keras.Layer | Report:
+    """Swaps the normalizers of a model for another kind, in a new model or in the model itself.
+
+    By default a functional model is returned that shares nothing with the one given, which stays
+    as it is. With `in_place=True` the model itself is changed and returned: any keras.Model or
+    Layer, built or not, keeps its class, methods, losses, preprocessing, compile state, sharing
+    and `trainable` flags. Take it for what is more than a graph of layers: subclassed models, a
+    train_step of one's own, KerasHub's tasks; a warning says so where it matters.
 
     Normalizers are Keras' BatchNormalization and GroupNormalization and all of tfnorm's. γ, β, the
     moving statistics and all other weights are carried over, and so are axis, momentum, epsilon,
@@ -44,23 +43,39 @@ def convert(
     to brn, cbn or bkn and back the outputs at inference stay what they are. Otherwise:
 
     - `cbn` takes the convolution before it into itself; a bias becomes part of moving_mean, which
-      is exact. The layer has the normalizer's name.
+      is exact. The layer has the normalizer's name; in place it stands where the convolution
+      stood, under that one's name.
     - `mabn` centralizes the kernel before it and drops its bias. That changes the outputs: a
       centralized kernel does not see the mean of its input patch. moving_mean is zero from then
       on, moving_variance starts with the variance carried over; `recalibrate` makes it the mean
       square of what the centralized kernel returns, training adapts the rest. Away from mabn the
       kernels are baked in, and outputs stay what they are.
     - `bkn` hands its state on along the graph: each layer takes that of the nearest one upstream;
-      where branches meet, of the longest chain, the first of equally long ones.
+      where branches meet, of the longest chain, the first of equally long ones. Not in place: the
+      code of a model hands no state on.
     - `gn`, `ln` and `in` take γ and β alone, and hand no more on.
+    - Keras' BatchNormalization(renorm=True) counts as brn and becomes ours, with its statistics
+      and the bounds of its `renorm_clipping`.
 
     Where the kind cannot take a place - no convolution before it (cbn, mabn), a layer called
     twice (cbn, mabn, bkn) and others, which the report tells - batch renormalization takes it: it
-    can stand anywhere and infers the same.
+    can stand anywhere and infers the same. Converting back undoes a conversion.
+
+    In place, γ, β and kernels stay the same variables, so that a compiled optimizer goes on with
+    what it knows of them; where a kind has further trainable variables, the optimizer is made
+    anew. Models trace `fit` again; a tf.function of one's own has to be traced anew. Other
+    functional models over the same layers are converted with it.
+
+    Saving what was converted in place: `save_weights`, and `load_weights` into a new model that
+    was converted alike; or `model.save("....keras")`, which writes the new layers down beside the
+    model's own config, and keras.models.load_model after `import tfnorm`. (Not
+    keras.saving.save_model, nor as part of a model that holds it, which know the config alone.)
 
     Args:
-        model: a functional or Sequential model, nested ones included. It stays as it is.
+        model: a functional or Sequential model, nested ones included; with in_place, any model
+            or layer.
         norm: a name of `tfnorm.layers.norms.NAMES`, such as "brn".
+        in_place: whether to change the model itself.
         where: which normalizers, by a regular expression that is searched in the path of the
             layer ("encoder/bn1") or a predicate of the layer; all by default.
         strict: whether a normalizer that cannot be what was asked for is an error.
@@ -69,15 +84,22 @@ def convert(
             those carried over. Where another kind takes the place, it gets those that it knows.
 
     Returns:
-        A functional model with variables of its own, not compiled and without a train_step of
-        the model's class; nested models are written out. Its attribute `conversion_report` is the
-        `Report`: one row for each normalizer, and the largest difference of the outputs on random
-        inputs. With dry_run, that report.
+        A functional model with variables of its own, not compiled; nested models are written out.
+        Or, in place, the model. Its attribute `conversion_report` is the `Report`: one row for
+        each normalizer, and the largest difference of the outputs on random inputs. With dry_run,
+        that report.
 
     Raises:
         UserError: unknown norm or option, or a value that a layer cannot take; `where` is no
-            regular expression, or one that matches nothing; the model has no graph of layers; or,
-            with strict, a normalizer cannot be converted.
+            regular expression, or one that matches nothing; the model has no graph of layers (and
+            in_place is not asked for); no normalizer can be converted; or, with strict, one of
+            them cannot. The model is as it was.
+
+    Example:
+        detector = keras_hub.models.RetinaNetObjectDetector(...)
+        tfnorm.convert(detector, "mabn", in_place=True)
+        detector.fit(images)  # with its own preprocessing, losses and train_step
+        detector.save("detector.keras")
     """
     normalizer = norms.get(norm, **options)
     if normalizer.layer_class is None:
@@ -85,76 +107,61 @@ def convert(
             f"norm {norm!r} has no layer to convert to. For a model without normalizers call "
             "tfnorm.fold(model)."
         )
-    graph = inline(read(model))
-    found = find(graph)
-    selected = _select(found, where)
-    places = expand_wrappers(graph, [one for one in selected if one.source is not None])
-    placed = _place_all(graph, places, normalizer)
-    rows = [_row(one, one in selected, placed.get(one), norm) for one in found]
+    work = InPlace(model) if in_place else Rebuilding(model)
+    selected = _select(work.found, where)
+    placed = work.place(selected, normalizer)
+    rows = tuple(_row(one, one in selected, placed.get(one), norm) for one in work.found)
+    chosen = _rows_of(selected, rows, work.found)
     if strict:
-        _check_all_placed(rows, found, selected, norm)
-    converted = _build(graph, norm)
-    report = Report(norm, tuple(rows), *difference(model, converted))
+        _check_all_placed(chosen, len(rows), norm)
+    if not dry_run:
+        _check_any_placed(chosen, model, in_place)
+    probe = Probe(model)
+    before = probe.answers(model)
+    converted = work.finish(normalizer)
+    after = probe.answers(converted)
     if dry_run:
-        return report
-    elsewhere = [row for row, one in zip(rows, found) if one in selected and not row.placed]
+        work.undo()
+        return Report(norm, rows, *difference(before, after))
+    if in_place and isinstance(after, str) and not isinstance(before, str):
+        work.undo()
+        raise UserError(
+            f"The model {model.name!r} cannot be converted to {norm!r} in place: once converted, a "
+            f"call of it fails ({after}). It is as it was. Leave layers out with where=, or "
+            "in_place."
+        )
+    _warn_of_others(chosen, len(rows), norm)
+    if in_place:
+        record_when_saved(converted)
+    converted.conversion_report = Report(norm, rows, *difference(before, after))
+    return converted
+
+
+def _rows_of(selected: list[Found], rows: Sequence[Row], found: list[Found]) -> list[Row]:
+    return [row for row, one in zip(rows, found) if one in selected]
+
+
+def _warn_of_others(rows: list[Row], total: int, norm: str) -> None:
+    elsewhere = [row for row in rows if not row.placed]
     if elsewhere:
         logging.getLogger("tfnorm").warning(
             "%d of %d normalizers could not become %s; see model.conversion_report",
             len(elsewhere),
-            len(rows),
+            total,
             norm,
         )
-    converted.conversion_report = report
-    return converted
 
 
-def _build(graph: Graph, norm: str) -> keras.Model:
-    try:
-        return build(graph)
-    except UserError:
-        raise
-    except ValueError as error:  # of a layer that its options do not suit
+def _check_any_placed(rows: list[Row], model: keras.Layer, in_place: bool) -> None:
+    if not rows:
+        raise UserError(f"The model {model.name!r} has no normalizer to convert.")
+    if all(row.target == row.source and not row.placed for row in rows):
+        lines = "\n".join(f"  {row.name}: {row.note}" for row in rows)
+        cure = "\ntfnorm.convert(model, norm, in_place=True) reaches layers inside of others."
         raise UserError(
-            f"The model {graph.name!r} cannot be converted to {norm!r}: {error} "
-            "Give other options, or leave the layer out with where=."
-        ) from error
-
-
-_Placed = tuple[str, str]  # the norm that took the place, and what there is to say
-
-_PLACE = {"around": place_around, "chain": chain.check}
-
-
-def _place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dict[Found, _Placed]:
-    plainly = place_after_kernel if norm.kernel else place_plainly
-    place_one = _PLACE.get(norm.place, plainly)
-    placed: dict[Found, _Placed] = {}
-    for one, place in places.items():
-        if not place.calls:
-            placed[one] = norm.name, "no output depends on it any more: left out"
-            continue
-        try:
-            placed[one] = norm.name, place_one(graph, place, norm)
-        except Obstacle as obstacle:
-            note = place_plainly(graph, place, _substitute(norm))
-            placed[one] = _SUBSTITUTE, "; ".join(filter(None, (str(obstacle), note)))
-    if norm.place == "chain":
-        links = {
-            place: one
-            for one, place in places.items()
-            if place.calls and placed[one][0] == norm.name
-        }
-        notes = chain.place_chain(graph, list(links), norm)
-        placed |= {links[place]: (norm.name, note) for place, note in notes.items()}
-    return placed
-
-
-def _substitute(norm: Normalizer) -> Normalizer:
-    """With the options that it knows."""
-    accepted = norms.accepted_options(norms.get(_SUBSTITUTE).layer_class)
-    options = {name: value for name, value in norm.options.items() if name in accepted}
-    return norms.get(_SUBSTITUTE, **options)
+            f"None of the {len(rows)} normalizers of {model.name!r} can be converted:\n{lines}"
+            f"{'' if in_place else cure}"
+        )
 
 
 def _select(found: list[Found], where: Where | None) -> list[Found]:
@@ -177,7 +184,7 @@ def _select(found: list[Found], where: Where | None) -> list[Found]:
     return selected
 
 
-def _row(one: Found, selected: bool, placed: _Placed | None, norm: str) -> Row:
+def _row(one: Found, selected: bool, placed: Placed | None, norm: str) -> Row:
     name = norms.name_of(one.layer)
     if placed is not None:
         target, note = placed
@@ -188,14 +195,13 @@ def _row(one: Found, selected: bool, placed: _Placed | None, norm: str) -> Row:
     return Row(one.path, name, name, name == norm, note)
 
 
-def _check_all_placed(
-    rows: list[Row], found: list[Found], selected: list[Found], norm: str
-) -> None:
-    wrong = [row for row, one in zip(rows, found) if one in selected and row.target != norm]
+def _check_all_placed(rows: list[Row], total: int, norm: str) -> None:
+    wrong = [row for row in rows if row.target != norm]
     if wrong:
         lines = "\n".join(f"  {row.name}: {row.note}" for row in wrong)
+        others = dict.fromkeys(row.target for row in wrong if row.target != row.source)
+        cure = f", or take strict=False, which puts {', '.join(others)} in their place"
         raise UserError(
-            f"{len(wrong)} of {len(rows)} normalizers cannot become {norm}:\n{lines}\n"
-            "Leave these out with where=, or take strict=False, which puts "
-            f"{_SUBSTITUTE} in their place."
+            f"{len(wrong)} of {total} normalizers cannot become {norm}:\n{lines}\n"
+            f"Leave these out with where={cure if others else ''}."
         )

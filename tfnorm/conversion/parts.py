@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfnorm.graph import Part, copy_operation
+from tfnorm.layers import Absorbed, Apart
 from tfnorm.layers.norms import Normalizer
 
 
@@ -113,3 +114,39 @@ class AroundPart(NormPart):
         """Assigns the normalizer's values, and the kernel."""
         super().initialize(operation)
         self.linear.initialize(operation.layer)
+
+
+class SequencePart(Part):
+    """A convolution and the normalizer behind it where one layer stood that was both.
+
+    Attributes:
+        linear: the convolution.
+        norm: the normalizer.
+    """
+
+    def __init__(self, linear: Part, norm: NormPart) -> None:
+        super().__init__(norm.path, norm.operation)
+        self.linear = linear
+        self.norm = norm
+
+    def make(self, name: str) -> Apart:
+        """The two, one after the other."""
+        layers = [part.make(part.operation.name) for part in (self.linear, self.norm)]
+        return Apart(layers, name=name)
+
+    def initialize(self, operation: Apart) -> None:
+        """Gives both their values."""
+        for part, layer in zip((self.linear, self.norm), operation.layers):
+            part.initialize(layer)
+
+
+class AbsorbedPart(Part):
+    """Where a normalizer stood that is around the layer before it now."""
+
+    def make(self, name: str) -> Absorbed:
+        """A layer that returns its input."""
+        return Absorbed(name=name)
+
+    def weights(self) -> list[np.ndarray]:
+        """None."""
+        return []

@@ -25,6 +25,11 @@ class Place:
     source: Source
     calls: list[Call]
 
+    @property
+    def channels(self) -> int:
+        """How many channels x has."""
+        return self.calls[0].first.shape[self.source.axis]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
@@ -51,7 +56,7 @@ def find(graph: Graph) -> list[Found]:
     for part in dict.fromkeys(call.part for call in graph.calls):
         layer = part.operation
         if norms.name_of(layer) is not None:
-            found.append(_found(graph, part))
+            found.append(found_layer(part.path, layer, part))
         elif isinstance(layer, keras.Layer):
             inside = layer._flatten_layers(recursive=True, include_self=False)
             obstacle = f"inside {part.path}, which is one layer to us; left as it is"
@@ -63,13 +68,13 @@ def find(graph: Graph) -> list[Found]:
     return found
 
 
-def _found(graph: Graph, part: Part) -> Found:
-    layer = part.operation
+def found_layer(path: str, layer: keras.Layer, part: Part | None = None) -> Found:
+    """A normalizer with what it hands on, or why it has to stay."""
     source = read_source(layer)
     if source is None:
         obstacle = f"{type(layer).__name__} may do more than its base class; left as it is"
-        return Found(part.path, layer, part, obstacle=obstacle)
-    return Found(part.path, layer, part, source)
+        return Found(path, layer, part, obstacle=obstacle)
+    return Found(path, layer, part, source)
 
 
 def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:

@@ -7,9 +7,12 @@ import numpy as np
 
 from tfnorm.conversion.parts import AroundPart, KernelPart, LinearPart, NormPart
 from tfnorm.conversion.places import Place
-from tfnorm.graph import Call, Graph
+from tfnorm.conversion.source import Source
+from tfnorm.graph import Call, Graph, Part
 from tfnorm.layers import linear, norms
 from tfnorm.layers.norms import Normalizer
+
+_SUBSTITUTE = "brn"
 
 
 class Obstacle(Exception):
@@ -18,15 +21,11 @@ class Obstacle(Exception):
 
 def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
     """Swaps the layer and nothing else; returns what there is to say about it."""
-    part = NormPart(place.part, norm.layer_class, arguments(place, norm), place.source.values)
+    part = norm_part(place.part, place.source, norm, place.channels)
     for call in place.calls:
         accepted = call.kwargs if norm.takes_batch_statistics else {}
         graph.replace(call, Call(part, call.args, accepted, call.outputs))
-    if not norm.takes_batch_statistics:
-        return "gamma and beta carried over; it keeps no moving statistics"
-    if "moving_mean" not in place.source.values:
-        return "gamma and beta carried over; moving statistics start anew: recalibrate"
-    return ""
+    return what_is_lost(place.source, norm)
 
 
 def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
@@ -42,7 +41,7 @@ def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
         raise Obstacle(f"its dtype policy is not that of {before.part.path}")
     values, note = _without_bias(place, before)
     inner = LinearPart(before.part.path, layer, _kernel(before), None)
-    given = arguments(place, norm)
+    given = arguments(place.source, norm, place.channels)
     part = AroundPart(place.part, norm.layer_class, inner, given, values)
     graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
     graph.remove(before)
@@ -66,18 +65,38 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
         values["moving_mean"] = np.zeros_like(values["moving_mean"])
     wrapped = KernelPart(before.part.path, layer, _kernel(before), norm)
     graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
-    part = NormPart(place.part, norm.layer_class, arguments(place, norm), values)
+    given = arguments(place.source, norm, place.channels)
+    part = NormPart(place.part, norm.layer_class, given, values)
     graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
     return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
 
 
-def arguments(place: Place, norm: Normalizer) -> dict[str, Any]:
+def norm_part(place: Part, source: Source, norm: Normalizer, channels: int | None) -> NormPart:
+    """The normalizer for a place, with what the old one hands on."""
+    return NormPart(place, norm.layer_class, arguments(source, norm, channels), source.values)
+
+
+def arguments(source: Source, norm: Normalizer, channels: int | None) -> dict[str, Any]:
     """Of the new layer: the user's, else the old layer's, as far as it takes them."""
-    source = place.source
     accepted = {*norms.accepted_options(norm.layer_class), "trainable", "dtype"}
     carried = {name: value for name, value in source.arguments.items() if name in accepted}
-    channels = place.calls[0].first.shape[source.axis]
     return {"axis": source.axis, **carried, **norm.arguments(channels)}
+
+
+def substitute(norm: Normalizer) -> Normalizer:
+    """What takes a place that `norm` cannot take, with the options that it knows."""
+    accepted = norms.accepted_options(norms.get(_SUBSTITUTE).layer_class)
+    options = {name: value for name, value in norm.options.items() if name in accepted}
+    return norms.get(_SUBSTITUTE, **options)
+
+
+def what_is_lost(source: Source, norm: Normalizer) -> str:
+    """What there is to say about statistics that do not travel; empty if all do."""
+    if not norm.takes_batch_statistics:
+        return "gamma and beta carried over; it keeps no moving statistics"
+    if source.values and "moving_mean" not in source.values:
+        return "gamma and beta carried over; moving statistics start anew: recalibrate"
+    return ""
 
 
 def _layer_before(graph: Graph, place: Place, kinds: tuple[type, ...]) -> Call:

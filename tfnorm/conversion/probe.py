@@ -1,48 +1,108 @@
-"""How far the outputs of two models are apart."""
+"""How far the outputs of a model are from those of what it was converted to."""
 
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfnorm.graph import function_of
+from tfnorm.graph import graph_of
 from tfnorm.layers import ChannelNormalization
 
 _BATCH = 2
 _FREE_SIZE = 32  # of a dimension that the model leaves open
 
+Answers = list[np.ndarray] | str  # the outputs, flattened, or why there are none
 
-def difference(model: keras.Model, other: keras.Model) -> tuple[float | None, str]:
-    """The largest difference of an output at inference on random inputs, and a remark.
 
-    It is relative to the output's largest value. Where the models cannot be run on random inputs,
-    it is None and the remark says why.
+class Probe:
+    """Random inputs of a model.
+
+    Args:
+        model: a model or layer, which may be changed afterwards.
     """
-    rng = np.random.default_rng(0)
-    try:
-        inputs = [_noise_like(x, rng) for x in model.inputs]
-        ours, theirs = (_answers(m, function_of(model).input, inputs) for m in (model, other))
-    except Exception as error:  # Noise need not be what a model can take, and each says so its way.
-        return None, f"not measured ({str(error).splitlines()[0][:80]})"
+
+    def __init__(self, model: keras.Layer) -> None:
+        self._inputs: tuple[list, dict[str, Any]] | None = None
+        self._problem = ""
+        try:
+            self._inputs = _inputs(model, np.random.default_rng(0))
+        except Exception as error:  # Each model says its own way what it does not know.
+            self._problem = _first_line(error)
+
+    def answers(self, model: keras.Layer) -> Answers:
+        """What `model` makes of the inputs at inference, or why it cannot.
+
+        State that a call changes (of a recurrent layer) is put back.
+        """
+        if self._inputs is None:
+            return self._problem
+        args, kwargs = self._inputs
+        before = [(v, keras.ops.convert_to_numpy(v)) for v in _state_that_may_change(model)]
+        try:
+            outputs = model(*args, **kwargs, training=False)
+            return [
+                keras.ops.convert_to_numpy(y).astype("float64") for y in keras.tree.flatten(outputs)
+            ]
+        except Exception as error:  # Noise need not be what a model can take.
+            return _first_line(error)
+        finally:
+            for variable, value in before:
+                # The replicas of one that no call has changed may each have their own value.
+                if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
+                    variable.assign(value)
+
+
+def difference(ours: Answers, theirs: Answers) -> tuple[float | None, str]:
+    """The largest difference of an output, and a remark.
+
+    It is relative to the output's largest value. Where there are no answers, it is None and the
+    remark says why.
+    """
+    for answers in (ours, theirs):
+        if isinstance(answers, str):
+            return None, f"not measured ({answers})"
     return max(map(_relative, ours, theirs), default=0.0), ""
 
 
-def _answers(model: keras.Model, structure: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """The outputs, flattened. State that a call changes (of a recurrent layer) is put back."""
-    before = [(v, keras.ops.convert_to_numpy(v)) for v in _state_that_may_change(model)]
-    try:
-        outputs = model(keras.tree.pack_sequence_as(structure, inputs), training=False)
-        return [
-            keras.ops.convert_to_numpy(y).astype("float64") for y in keras.tree.flatten(outputs)
-        ]
-    finally:
-        for variable, value in before:
-            # The replicas of one that no call has changed may each have their own value.
-            if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
-                variable.assign(value)
+def _inputs(model: keras.Layer, rng: np.random.Generator) -> tuple[list, dict[str, Any]]:
+    function = graph_of(model)
+    if function is not None:
+        noise = [_noise(_closed(x.shape, model), x.dtype, rng) for x in function.inputs]
+        return [keras.tree.pack_sequence_as(function.input, noise)], {}
+    shapes = model._build_shapes_dict
+    if not shapes:
+        raise ValueError("its input shape is not known")
+    noise = {
+        name.removesuffix("_shape"): keras.tree.map_shape_structure(
+            lambda shape: _noise(shape, model.input_dtype, rng), value
+        )
+        for name, value in shapes.items()
+    }
+    return ([*noise.values()], {}) if len(noise) == 1 else ([], noise)
 
 
-def _state_that_may_change(model: keras.Model) -> list[keras.Variable]:
+def _closed(shape: tuple[int | None, ...], model: keras.Layer) -> tuple[int | None, ...]:
+    """The shape with the sizes that a model inside wants where `model` leaves them open."""
+    if None not in shape[1:]:
+        return shape
+    inner = [x.shape for layer in model._flatten_layers() for x in _inputs_of(layer)]
+    fixed = [x for x in inner if len(x) == len(shape) and None not in x[1:] and x[-1] == shape[-1]]
+    return fixed[0] if fixed else shape
+
+
+def _inputs_of(layer: keras.Layer) -> list[keras.KerasTensor]:
+    function = graph_of(layer)
+    return [] if function is None else function.inputs
+
+
+def _first_line(error: Exception) -> str:
+    """Of what an error says; where Keras says first which layer was called, what that one said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception encountered")]
+    return (said or lines or [type(error).__name__])[0][:120]
+
+
+def _state_that_may_change(model: keras.Layer) -> list[keras.Variable]:
     """Not what our normalizers keep, which inference leaves alone: CBN's histories are large."""
     normalizers = [v for v in model._flatten_layers() if isinstance(v, ChannelNormalization)]
     fixed = {id(v) for normalizer in normalizers for v in normalizer._non_trainable_variables}
@@ -59,10 +119,10 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.nan_to_num(distance / scale if scale else distance, nan=np.inf))
 
 
-def _noise_like(x: keras.KerasTensor, rng: np.random.Generator) -> np.ndarray:
-    shape = [x.shape[0] or _BATCH, *(size or _FREE_SIZE for size in x.shape[1:])]
-    if "float" in x.dtype:
-        return rng.normal(size=shape).astype("float64" if x.dtype == "float64" else "float32")
-    if "int" in x.dtype or x.dtype == "bool":
-        return rng.integers(256 if x.dtype == "uint8" else 2, size=shape).astype(x.dtype)
-    raise ValueError(f"there is no noise of dtype {x.dtype}")
+def _noise(shape: tuple[int | None, ...], dtype: str, rng: np.random.Generator) -> np.ndarray:
+    shape = (shape[0] or _BATCH, *(size or _FREE_SIZE for size in shape[1:]))
+    if "float" in dtype:
+        return rng.normal(size=shape).astype("float64" if dtype == "float64" else "float32")
+    if "int" in dtype or dtype == "bool":
+        return rng.integers(256 if dtype == "uint8" else 2, size=shape).astype(dtype)
+    raise ValueError(f"there is no noise of dtype {dtype}")

@@ -84,9 +84,21 @@ def read_function(function: Functional, name: str, prefix: str, parts: dict[int,
     )
 
 
+def not_keras(model: object, expected: str) -> str:
+    """What there is to say of an object that is not what was expected."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    if "tf_keras" in packages:
+        return (
+            f"Expected {expected} of Keras 3, received {model.name!r} of class "
+            f"{type(model).__name__}, which is a model of tf_keras, that is Keras 2. Build it by "
+            "`import keras` (without TF_USE_LEGACY_KERAS=1), and load its weights into that."
+        )
+    return f"Expected {expected}, received {model!r} of type {type(model).__name__}."
+
+
 def _why_not(model: object) -> str:
     if not isinstance(model, keras.Model):
-        return f"Expected a keras.Model, received {model!r} of type {type(model).__name__}."
+        return not_keras(model, "a keras.Model")
     if isinstance(model, keras.Sequential) and not model.built:
         return (
             f"The Sequential model {model.name!r} has no graph yet, because its input shape is not "

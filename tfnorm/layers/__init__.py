@@ -1,5 +1,6 @@
 """The normalizers as Keras layers."""
 
+from tfnorm.layers.absorbed import Absorbed, Apart
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_kalman_normalization import BatchKalmanNormalization
 from tfnorm.layers.batch_normalization import BatchNormalization
@@ -9,6 +10,8 @@ from tfnorm.layers.moving_average_batch_normalization import MovingAverageBatchN
 from tfnorm.layers.weight_centralization import WeightCentralization
 
 __all__ = [
+    "Absorbed",
+    "Apart",
     "BatchKalmanNormalization",
     "BatchNormalization",
     "BatchRenormalization",

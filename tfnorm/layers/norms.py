@@ -162,8 +162,6 @@ def is_plain(layer: Any) -> bool:
     A subclass may do anything in a method of its own; one that tells its map at inference itself
     (`inference_scale_and_offset`, `effective_kernel`) is taken at its word.
     """
-    if getattr(layer, "renorm", False):  # an option of later versions of Keras
-        return False
     registered = {norm.layer_class for norm in _REGISTRY.values()}
     for cls in type(layer).__mro__:
         if cls in registered or cls is keras.layers.BatchNormalization:
