@@ -160,3 +160,32 @@ def test_values_of_another_kind(field, value, message):
     with pytest.raises(UserError) as error:
         training.Config(**{field: value})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        ("cbn", {"window": 0}),
+        ("cbn", {"window": "abc"}),
+        ("brn", {"r_max": "x"}),
+        ("bn", {"gamma_initializer": "foo"}),
+        ("bn", {"name": "x"}),
+        ("bn", {"epsilon": None}),
+        ("bn", {5: "x"}),
+    ],
+)
+def test_options_that_no_layer_takes(norm, options):
+    with pytest.raises(UserError) as error:
+        training.Config(norm=norm, norm_options=options)
+    assert "\n" not in str(error.value)
+    assert str(next(iter(options))) in str(error.value)
+
+
+def test_virtual_replicas_are_said_once():
+    assert training.Config(norm_options={"virtual_replicas": 4}, virtual_replicas=4)
+    with pytest.raises(UserError) as error:
+        training.Config(norm_options={"virtual_replicas": 2}, virtual_replicas=4)
+    assert str(error.value) == (
+        "norm_options has virtual_replicas=2, and virtual_replicas is 4; give --virtual_replicas "
+        "alone"
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import paths
 from tfnorm.data import features
 from tfnorm.errors import RunError, UserError
 
@@ -42,7 +43,7 @@ def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
 
     from tfnorm.data import digit_scenes, sklearn_digits  # noqa: F401  # TFDS knows them then.
 
-    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = paths.local(data_dir or tfds.core.constants.DATA_DIR, "data_dir")
     directory = _prepared_directory(name, root)
     if directory is not None:
         return tfds.builder_from_directory(directory)

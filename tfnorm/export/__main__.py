@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from tfnorm import commands, tasks, training
+from tfnorm import commands, paths, tasks, training
 from tfnorm.data.pipeline import training_batches
 from tfnorm.errors import UserError
 from tfnorm.export.formats import FORMATS
@@ -136,7 +136,7 @@ def load(values: flags.FlagValues) -> Source:
             "--model=model.keras, or --model_dir= of a training run."
         )
     if values.model:
-        return Source(_load_keras_file(Path(values.model)))
+        return Source(_load_keras_file(paths.local(values.model, "model")))
     model, config, metrics = training.load_run(values.model_dir)
     return Source(model, tasks.load(config), config.to_dict(), metrics)
 

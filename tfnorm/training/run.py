@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
-from tfnorm import tasks
+from tfnorm import paths, tasks
 from tfnorm.training import replica_state, run_directory, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
@@ -50,6 +50,8 @@ def train(
             is gone.
         Preempted: SIGTERM has been received.
     """
+    if config.model_dir:
+        paths.local(config.model_dir, "model_dir")  # Before it costs any time.
     watch = SigtermWatch()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_policy(config.mixed_precision))
