@@ -23,8 +23,8 @@ def of_channels(records: Records, channels: int) -> tuple[np.ndarray, np.ndarray
         channels: Of the images.
 
     Returns:
-        [channels] float64 each; the deviation is at least 1 / 255, so that a constant channel is not
-        blown up.
+        [channels] float64 each; the deviation is at least 1 / 255, so that a constant channel is
+        not blown up.
     """
     if records.spec["image"].dtype == tf.string:
         mean, std = _of_encoded(records, channels)

@@ -21,6 +21,7 @@ _CHOICES = {
     "task": tasks.TASKS,
     "norm": norms.NAMES,
     "augment": tuple(data.AUGMENTATIONS),
+    "data_loading": data.LOADINGS,
     "sampling": tuple(data.SAMPLINGS),
     "distribution_strategy": STRATEGIES,
     "schedule": SCHEDULES,
@@ -86,6 +87,17 @@ class Config:
     test_split: str | None = _field(
         None,
         "What to evaluate on, such as 'train[80%:]'; default: test, else validation.",
+    )
+    data_loading: str = _field(
+        "auto",
+        "memory: images of one size, decoded once. stream: any images, read when they are needed. "
+        "auto: memory where that fits comfortably.",
+    )
+    image_size: str | None = _field(
+        None, "H,W of the images that the network takes; default: the data set's, if that is one."
+    )
+    skip_undecodable: bool = _field(
+        False, "Look for images that cannot be decoded at the start and leave them out."
     )
     train_examples: int = _field(0, "Use only so many training images; 0 is all.")
     augment: str = _field("none", f"Augmentation: {', '.join(data.AUGMENTATIONS)}.")

@@ -82,7 +82,8 @@ def train(
                 HistoryFile(directory / "history.csv", progress.history),
                 TensorBoardScalars(directory),
             ]
-        loop.run([*callbacks, *files])
+        with task.dataset.explained():
+            loop.run([*callbacks, *files])
         result = loop.result()
         if directory and workers.is_chief(strategy):
             run_directory.write_json(directory / "result.json", result.to_dict())
@@ -107,7 +108,8 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         with strategy.scope():
             checkpoints = Checkpoints(directory / "checkpoints", model=trainer.model)
             path = checkpoints.restore(notice, partial=True)
-        loss, metrics = trainer.evaluate()
+        with trainer.task.dataset.explained():
+            loss, metrics = trainer.evaluate()
     return Evaluation(loss, metrics, trainer.task.dataset.num_test, path)
 
 
@@ -194,6 +196,8 @@ def _restore(
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     config, dataset = trainer.config, trainer.task.dataset
     left = dataset.num_train % trainer.global_batch_size
+    for text in dataset.notices:
+        notice(text)
     notice(
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "
         f"{trainer.replicas} x {config.replica_batch_size} a step, "
