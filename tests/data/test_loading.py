@@ -180,6 +180,14 @@ def test_photographs_are_brought_to_one_size(photos):
     np.testing.assert_allclose(photos.std, every.std(0), rtol=1e-12)
 
 
+def test_the_first_to_ask_for_statistics_may_be_a_traced_pipeline(data_dir):
+    data.load.cache_clear()
+    fresh = data.load("photos", str(data_dir), image_size=(20, 24), **SPLITS)
+    scale = compose(fresh.sizing(), lambda e, s: {**e, "image": fresh.standardize(e["image"])})
+    images = stack(pipeline.evaluation_batches(fresh.train, scale, 44))["image"]
+    assert np.abs(images.mean((0, 1, 2))).max() < 0.2 and abs(images.std() - 1) < 0.3
+
+
 def test_statistics_are_those_of_the_first_images(photos, monkeypatch):
     monkeypatch.setattr(statistics, "_PIXELS", 1)
     first = np.concatenate(

@@ -27,7 +27,8 @@ def of_channels(records: Records, channels: int) -> tuple[np.ndarray, np.ndarray
         not blown up.
     """
     if records.spec["image"].dtype == tf.string:
-        mean, std = _of_encoded(records, channels)
+        with tf.init_scope():  # Also where a pipeline, being traced, is the first to ask.
+            mean, std = _of_encoded(records, channels)
     else:
         images = records.column("image")[:_IMAGES]
         mean, std = (getattr(images, name)((0, 1, 2), dtype=np.float64) for name in ("mean", "std"))
@@ -49,11 +50,10 @@ def _of_encoded(records: Records, channels: int) -> tuple[np.ndarray, np.ndarray
     chunks = tf.data.Dataset.range(min(_IMAGES, len(records))).batch(_CHUNK)
     threads = max(2, os.cpu_count() or 1)
     total = np.zeros((3, channels), np.int64)
-    with tf.init_scope():  # Also where a pipeline, being traced, is the first to ask.
-        for found in chunks.map(of_chunk, num_parallel_calls=threads).with_options(options):
-            total += found.numpy().sum(0)
-            if total[0, 0] > _PIXELS:
-                break
+    for found in chunks.map(of_chunk, num_parallel_calls=threads).with_options(options):
+        total += found.numpy().sum(0)
+        if total[0, 0] > _PIXELS:
+            break
     of_channels = total.T.tolist()  # Python's integers: nothing is lost in the difference.
     mean = [first / number for number, first, _ in of_channels]
     variance = [(number * second - first**2) / number**2 for number, first, second in of_channels]
