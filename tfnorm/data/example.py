@@ -13,8 +13,6 @@ A batch of examples has one more axis in front.
 | classes | [n] int32 | objects' classes, `ABSENT` in rows that hold no object |
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
-| index | [] int64 | in an evaluation: the number of the example |
-| weight | [] float32 | in an evaluation: 1, or 0 for what fills up the last batch |
 
 In an evaluation, where the last batch is filled up, there are besides
 
