@@ -4,7 +4,8 @@
 
 Training is forward and backward. Its tables end with the same layers in 16 virtual replicas. BKN
 has a layer before it, whose estimates it takes and hands gradients to. CBN needs a convolution and
-is set against one with Keras' BatchNormalization, after the burn-in, with a full window of 8 steps.
+is set against one with Keras' BatchNormalization, after the burn-in, with a full window of 8 steps;
+so are standardized convolutions, under it and under group normalization (gn_ws).
 How far a table is to be trusted, its second line says: the baseline against another layer of its
 kind.
 
@@ -28,6 +29,7 @@ from absl import flags
 
 from benchmarks import measuring
 from tfnorm import commands, layers
+from tfnorm.layers import norms
 
 SHAPES = (
     ((32, 28, 28, 64), "float32"),
@@ -41,10 +43,8 @@ BASELINE = "Keras BN"
 AGAIN = f"{BASELINE} again"
 _CONVOLVED_BASELINE = f"convolution, {BASELINE}"
 _OURS = {
-    "bn": layers.BatchNormalization,
-    "brn": layers.BatchRenormalization,
-    "mabn": layers.MovingAverageBatchNormalization,
-    "bkn": layers.BatchKalmanNormalization,
+    name: norms.get(name).layer_class
+    for name in ("bn", "brn", "mabn", "bkn", "on", "evalnorm", "sn", "bin")
 }
 _GROUPS = 16
 _WINDOW = 8
@@ -86,8 +86,17 @@ def convolutions(channels: int) -> dict[str, keras.layers.Layer]:
         return keras.Sequential([convolution(), keras.layers.BatchNormalization()])
 
     cbn = layers.CrossIterationBatchNormalization(convolution(), window=_WINDOW)
-    again = f"{_CONVOLVED_BASELINE} again"
-    return {_CONVOLVED_BASELINE: normalized(), again: normalized(), "cbn": cbn}
+    group_norm = keras.layers.GroupNormalization(**norms.get("gn_ws").arguments(channels))
+    standardized = layers.WeightStandardization(convolution())
+    return {
+        _CONVOLVED_BASELINE: normalized(),
+        f"{_CONVOLVED_BASELINE} again": normalized(),
+        "cbn": cbn,
+        "standardized convolution, Keras BN": keras.Sequential(
+            [layers.WeightStandardization(convolution()), keras.layers.BatchNormalization()]
+        ),
+        "gn_ws": keras.Sequential([standardized, group_norm]),
+    }
 
 
 def forward_and_backward(

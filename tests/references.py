@@ -565,3 +565,260 @@ class BatchKalmanNormalization(Reference):
         extra["dnoise"] += drho * sigmoid(self.noise)
         dprevious.append((a.T @ dpredicted, dold_spread))
         return q * destimate + derror, q * dspread
+
+
+def standardize(kernel, by_channel=(-1,)):
+    """(W − mean W)/(std W + 1e-5) over everything but the axes of the output channel."""
+    centred = centralize(kernel, by_channel)
+    keep = {axis % kernel.ndim for axis in by_channel}
+    others = tuple(axis for axis in range(kernel.ndim) if axis not in keep)
+    return centred / (np.sqrt(np.mean(centred**2, others, keepdims=True)) + 1e-5)
+
+
+class OnlineNormalization(Reference):
+    """Chiley et al. (2019), one example after the other, as DESIGN and the official code have it.
+
+    Each group is a stream of its own: `means`, `variances` [G, C] are its μ and σ², whose means
+    over groups are the moving values; `u` and `w` [G, C] are the sums of the backward pass.
+    """
+
+    def __init__(
+        self, *args, gradient_momentum, compensation, clamp, means, variances, u, w, **kwargs
+    ):
+        super().__init__(*args, **kwargs)
+        self.backward_momentum = gradient_momentum
+        self.compensation, self.clamp = compensation, clamp
+        self.means, self.variances, self.u, self.w = (
+            np.array(v, np.float64) for v in (means, variances, u, w)
+        )
+
+    def step(self, x, dy, mask=None):
+        x, dy = (np.moveaxis(np.asarray(v, np.float64), self.axis, -1) for v in (x, dy))
+        mask = np.ones(x.shape[:-1], bool) if mask is None else np.asarray(mask)
+        y, dx = np.zeros_like(x), np.zeros_like(x)
+        dgamma, dbeta = np.zeros_like(self.gamma), np.zeros_like(self.beta)
+        for group, examples in enumerate(np.split(np.arange(len(x)), self.groups)):
+            normalized, sigmas = [], []
+            for i in examples:
+                mean, variance = self.means[group], self.variances[group]
+                sigmas.append(np.sqrt(variance + self.epsilon))
+                normalized.append((x[i] - mean) / sigmas[-1])
+                rows = x[i][mask[i]]
+                if len(rows):
+                    a = self.momentum
+                    own, spread = rows.mean(0), rows.var(0)
+                    self.variances[group] = (
+                        a * variance + (1 - a) * spread + a * (1 - a) * (own - mean) ** 2
+                    )
+                    self.means[group] = a * mean + (1 - a) * own
+            for i, own_y, sigma in zip(examples, normalized, sigmas):
+                y[i], d = self._finish(self.gamma * own_y + self.beta, dy[i], mask[i])
+                valid, leak = mask[i], 1 - self.backward_momentum
+                dgamma += (d * own_y)[valid].sum(0)
+                dbeta += d[valid].sum(0)
+                direct = self.gamma * d
+                if not valid.any():
+                    dx[i] = direct / sigma
+                    continue
+                u, w = self.u[group].copy(), self.w[group].copy()
+                g = direct - leak * w * own_y
+                self.w[group] = w + (g * own_y)[valid].mean(0)
+                h = g / sigma - leak * u
+                self.u[group] = u + h[valid].mean(0)
+                dx[i] = np.where(valid[..., None], h, direct / sigma)
+        self.moving_mean, self.moving_variance = self.means.mean(0), self.variances.mean(0)
+        return Step(np.moveaxis(y, -1, self.axis), np.moveaxis(dx, -1, self.axis), dgamma, dbeta)
+
+    def _finish(self, y, dy, valid):
+        """The output of an example, and ∂L/∂ of what was clamped or scaled."""
+        if self.compensation == "clamp":
+            return np.clip(y, -self.clamp, self.clamp), dy * (np.abs(y) <= self.clamp)
+        root = np.sqrt((y[valid] ** 2).mean() + self.epsilon if valid.any() else self.epsilon)
+        inside = np.where(valid[..., None], y, 0)
+        mean = (inside * dy)[valid].mean() if valid.any() else 0.0
+        return y / root, dy / root - inside * mean / root**3
+
+    def infer(self, x, mask=None):
+        y = np.moveaxis(super().infer(x), self.axis, -1)
+        valid = np.ones(y.shape[:-1], bool) if mask is None else mask
+        done = [self._finish(one, one, rows)[0] for one, rows in zip(y, valid)]
+        return np.moveaxis(np.array(done), -1, self.axis)
+
+
+class Differentiated(Reference):
+    """A method whose gradients are those of its formula, by complex steps: to the last digit.
+
+    A subclass has its own parameters in `names`, and `normalize(x, mask, values)`, which returns y
+    and the batch's moments of each group for x [n, ..., C] and the values of γ, β and `names`.
+    """
+
+    names = ()
+
+    def __init__(self, *args, **kwargs):
+        own = {name: np.array(kwargs.pop(name), np.float64) for name in self.names}
+        super().__init__(*args, **kwargs)
+        self.own = own
+
+    def step(self, x, dy, mask=None):
+        x, dy = (np.moveaxis(np.asarray(v, np.float64), self.axis, -1) for v in (x, dy))
+        mask = np.ones(x.shape[:-1], bool) if mask is None else np.asarray(mask)
+        values = {"gamma": self.gamma, "beta": self.beta, **self.own}
+        y, moments = self.normalize(x, mask, values)
+        valid = mask[..., None]
+
+        def loss(x, values):
+            return np.sum(np.where(valid, self.normalize(x, mask, values)[0] * dy, 0))
+
+        dx = complex_gradient(lambda x: loss(x, values), x)
+        # What is masked is normalized by the statistics of the rest, which it has no effect on.
+        slope = self.normalize(np.where(valid, x, x + 1), mask, values)[0] - y
+        dx = np.where(valid, dx, slope * dy)
+        of_values = {
+            name: complex_gradient(lambda v, name=name: loss(x, {**values, name: v}), value)
+            for name, value in values.items()
+        }
+        seen = [part.any() for part in np.split(mask, self.groups)]
+        for name, new in zip(("moving_mean", "moving_variance"), moments):
+            old = getattr(self, name)
+            decayed = self.momentum * old + (1 - self.momentum) * new
+            setattr(self, name, np.where(np.array(seen)[:, None], decayed, old).mean(0))
+        dgamma, dbeta = of_values.pop("gamma"), of_values.pop("beta")
+        back = [np.moveaxis(v, -1, self.axis) for v in (y, dx)]
+        return Step(*back, dgamma, dbeta, of_values)
+
+    def infer(self, x, mask=None):
+        x = np.moveaxis(np.asarray(x, np.float64), self.axis, -1)
+        mask = np.ones(x.shape[:-1], bool) if mask is None else np.asarray(mask)
+        values = {"gamma": self.gamma, "beta": self.beta, **self.own}
+        moving = (self.moving_mean[None], self.moving_variance[None])
+        return np.moveaxis(self.normalize(x, mask, values, moving)[0], -1, self.axis)
+
+
+def complex_gradient(function, value, eps=1e-30):
+    """The gradient of a real function that takes complex numbers: Im f(v + iε)/ε."""
+    gradient = np.zeros(value.shape)
+    for index in np.ndindex(value.shape):
+        moved = value.astype(complex)
+        moved[index] += eps * 1j
+        gradient[index] = function(moved).imag / eps
+    return gradient
+
+
+def example_moments(x, mask, bessel=0):
+    """Counts [n, 1], means and variances [n, C] of the valid positions of each example."""
+    rows, valid = x.reshape(len(x), -1, x.shape[-1]), mask.reshape(len(x), -1, 1)
+    count = valid.sum(1)
+    mean = np.where(valid, rows, 0).sum(1) / np.maximum(count, 1)
+    squares = np.where(valid, (rows - mean[:, None]) ** 2, 0).sum(1)
+    return count, mean, squares / np.maximum(count - bessel, 1)
+
+
+def group_moments(count, mean, variance, groups):
+    """Those of each group, from its examples'."""
+    means, variances = [], []
+    for n, m, v in zip(*(np.split(a, groups) for a in (count, mean, variance))):
+        share = n / max(n.sum(), 1)
+        means.append((share * m).sum(0))
+        variances.append((share * (v + (m - means[-1]) ** 2)).sum(0))
+    return np.array(means), np.array(variances)
+
+
+def spread(values, x):
+    """[n, C] or [G, C] to the rank of x, for each of its examples."""
+    values = np.repeat(values, len(x) // len(values), 0)
+    return values.reshape(len(x), *[1] * (x.ndim - 2), values.shape[-1])
+
+
+class SwitchableNormalization(Differentiated):
+    """Luo et al. (2018), with the official code's variances of instances."""
+
+    names = ("mean_weights", "variance_weights")
+
+    def normalize(self, x, mask, values, moving=None):
+        count, mean, variance = example_moments(x, mask, bessel=1)
+        batch = group_moments(count, mean, variance, self.groups)
+        layer_mean = mean.mean(-1, keepdims=True)
+        layer_variance = (variance + mean**2).mean(-1, keepdims=True) - layer_mean**2
+        means = (mean, layer_mean, (moving or batch)[0])
+        variances = (variance, layer_variance, (moving or batch)[1])
+        mixed = []
+        for parts, name in ((means, "mean_weights"), (variances, "variance_weights")):
+            weights = np.exp(values[name]) / np.exp(values[name]).sum()
+            mixed.append(sum(w * spread(part, x) for w, part in zip(weights, parts)))
+        y = (x - mixed[0]) / np.sqrt(mixed[1] + self.epsilon)
+        return values["gamma"] * y + values["beta"], batch
+
+
+class BatchInstanceNormalization(Differentiated):
+    """Nam & Kim (2018)."""
+
+    names = ("gate",)
+
+    def normalize(self, x, mask, values, moving=None):
+        count, mean, variance = example_moments(x, mask)
+        batch = group_moments(count, mean, variance, self.groups)
+        of_batch, of_instance = (
+            (x - spread(m, x)) / np.sqrt(spread(v, x) + self.epsilon)
+            for m, v in (moving or batch, (mean, variance))
+        )
+        y = values["gate"] * of_batch + (1 - values["gate"]) * of_instance
+        return values["gamma"] * y + values["beta"], batch
+
+
+class EvalNormalization(BatchNormalization):
+    """Singh & Shrivastava (2019); `shares` are α and β, each [G, 1], or one number for both."""
+
+    def __init__(self, *args, shares, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.shares = shares
+
+    def step(self, x, dy, mask=None):
+        before = self.moving_mean, self.moving_variance
+        step = super().step(x, dy, mask)
+        if not np.isscalar(self.shares):
+            last = np.moveaxis(np.asarray(x, np.float64), self.axis, -1)
+            mask = np.ones(last.shape[:-1], bool) if mask is None else np.asarray(mask)
+            parts = zip(np.split(last, self.groups), np.split(mask, self.groups))
+            new = [
+                self._towards(x_g, valid, *before, *(share[group] for share in self.shares))
+                for group, (x_g, valid) in enumerate(parts)
+            ]
+            self.shares = [np.array(share) for share in zip(*new)]
+        return step
+
+    def _towards(self, x, valid, mean, variance, *shares):
+        """One damped Gauss-Newton step for each of α and β, of residuals at every position."""
+        if not valid.any():
+            return shares
+        batch_mean, batch_variance = x[valid].mean(0), x[valid].var(0)
+        wanted = (x - batch_mean) / np.sqrt(batch_variance + self.epsilon)
+
+        def residuals(alpha, beta):
+            return (self._mix(x, valid, mean, variance, alpha, beta) - wanted)[valid].ravel()
+
+        def slope(which):
+            moved = [share + (which == i) * 1e-30j for i, share in enumerate(shares)]
+            return residuals(*moved).imag / 1e-30
+
+        now, new = residuals(*shares), []
+        for which, share in enumerate(shares):
+            gradient, curvature = slope(which) @ now, slope(which) @ slope(which)
+            moved = share - (1 - self.momentum) * gradient / curvature if curvature else share
+            new.append(np.clip(moved, 0, 1))
+        return new
+
+    def _mix(self, x, valid, mean, variance, alpha, beta):
+        _, own_mean, own_variance = (spread(v, x) for v in example_moments(x, valid))
+        mixed = alpha * own_mean + (1 - alpha) * mean
+        between = alpha * (1 - alpha) * (own_mean - mean) ** 2
+        return (x - mixed) / np.sqrt(
+            beta * own_variance + (1 - beta) * variance + between + self.epsilon
+        )
+
+    def infer(self, x, mask=None):
+        x = np.moveaxis(np.asarray(x, np.float64), self.axis, -1)
+        mask = np.ones(x.shape[:-1], bool) if mask is None else np.asarray(mask)
+        shares = self.shares
+        alpha, beta = (shares,) * 2 if np.isscalar(shares) else (np.mean(s) for s in shares)
+        y = self._mix(x, mask, self.moving_mean, self.moving_variance, alpha, beta)
+        return np.moveaxis(self.gamma * y + self.beta, -1, self.axis)

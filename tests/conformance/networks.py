@@ -15,6 +15,11 @@ NORMALIZERS = tuple(
     if issubclass(norms.get(name).layer_class or object, ChannelNormalization)
 )
 
+# Those that are an affine map at inference, before a clamp.
+AFFINE = tuple(name for name in NORMALIZERS if norms.get(name).foldable)
+# Those that normalize an example by more than moments of its batch: what is one matters to them.
+OF_EXAMPLES = ("on", "sn", "bin", "evalnorm")
+
 
 @keras.saving.register_keras_serializable(package="tests")
 class Conv(keras.layers.Conv2D):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conformance import networks
 from tfnorm.errors import UserError
-from tfnorm.layers import WeightCentralization, norms
+from tfnorm.layers import WeightCentralization, WeightStandardization, norms
 
 # An option of each kind that is not the default.
 COMMON = {
@@ -96,7 +96,8 @@ def test_unknown_option(name):
 def test_descriptions(name):
     normalizer = norms.get(name)
     assert normalizer.name == name and normalizer.description
-    assert normalizer.foldable == (name not in ("gn", "ln", "in"))
+    of_examples = ("gn", "gn_ws", "ln", "in", "sn", "bin", "evalnorm")
+    assert normalizer.foldable == (name not in of_examples)
 
 
 @pytest.mark.parametrize("name", [n for n in norms.NAMES if n not in ("cbn", "none")])
@@ -112,8 +113,47 @@ def test_centralized_kernels_are_an_option(name, centralize):
     assert (WeightCentralization in kinds) == (name == "mabn")
 
 
-@pytest.mark.parametrize("name", ["cbn", "none"])
-def test_what_takes_the_layer_itself_cannot_centralize(name):
+@pytest.mark.parametrize("name", [n for n in norms.NAMES if n not in ("cbn", "none")])
+def test_the_kernel_is_an_option(name):
+    """None is the layer as it is; of what a name wants by itself, another kernel is no part."""
+    wrappers = {
+        None: None, "centralized": WeightCentralization, "standardized": WeightStandardization,
+    }  # fmt: skip
+    own = {"mabn": "centralized", "gn_ws": "standardized"}.get(name)
+    assert norms.get(name).kernel == own
+    for kernel, wrapper in wrappers.items():
+        normalizer = norms.get(name, kernel=kernel)
+        assert "kernel" not in normalizer.options
+        x = keras.Input((6, 6, 3))
+        y, _ = normalizer(keras.layers.Conv2D(8, 3, use_bias=False), x)
+        found = {type(layer) for layer in keras.Model(x, y).layers} & {*wrappers.values()}
+        assert found == ({wrapper} if wrapper else set())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"kernel": "rotated"},
+            "unknown kernel 'rotated' of norm 'bn'; the known ones are centralized, standardized, "
+            "and None.",
+        ),
+        (
+            {"kernel": "standardized", "centralize": True},
+            "norm 'bn' was given centralize and another kernel='standardized'. Give kernel alone.",
+        ),
+    ],
+)
+def test_kernels_that_cannot_be(options, message):
     with pytest.raises(UserError) as error:
-        norms.get(name, centralize=True)
-    assert str(error.value).startswith(f"norm {name!r} does not take centralize; it takes ")
+        norms.get("bn", **options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["cbn", "none"])
+@pytest.mark.parametrize("option", [{"centralize": True}, {"kernel": "standardized"}])
+def test_what_takes_the_layer_itself_takes_no_other_kernel(name, option):
+    with pytest.raises(UserError) as error:
+        norms.get(name, **option)
+    (word,) = option
+    assert str(error.value).startswith(f"norm {name!r} does not take {word}; it takes ")

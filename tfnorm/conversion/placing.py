@@ -67,7 +67,8 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
     given = arguments(place.source, norm, place.channels)
     part = NormPart(place.part, norm.layer_class, given, values)
-    graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
+    accepted = call.kwargs if norm.takes_batch_statistics else {}
+    graph.replace(call, Call(part, call.args, accepted, call.outputs))
     return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
 
 

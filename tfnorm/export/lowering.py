@@ -7,6 +7,7 @@ import numpy as np
 
 from tfnorm.export import normalizers
 from tfnorm.export.affine import Affine, AffinePart
+from tfnorm.export.clip import ClipPart
 from tfnorm.export.linear import linear_part
 from tfnorm.graph import Call, Graph, Part, Tensor
 from tfnorm.layers.extremes import extreme_statistics
@@ -122,7 +123,7 @@ def _why_not_lowered(graph: Graph, call: Call) -> str | None:
 
 
 def _lower_norm(graph: Graph, call: Call, parts: _Parts) -> Call:
-    """Puts the affine map, and the layer that the normalizer wraps, in the place of a call."""
+    """Puts the affine map in the place of a call, between what is wrapped and what bounds it."""
     x, y = call.first, call.outputs[0]
     wrapped = parts.wrapped(call.part)
     if wrapped is not None:
@@ -131,8 +132,14 @@ def _lower_norm(graph: Graph, call: Call, parts: _Parts) -> Call:
         graph.insert(inner, before=call)
         _lower_call(graph, inner, parts)
         x = between
-    affine = Call(parts.affine(call.part, x.shape), (x,), {}, (y,))
-    graph.replace(call, affine)
+    bound = normalizers.inference_bound(call.part.operation)
+    free = y if bound is None else Tensor(y.shape, y.dtype)
+    affine = Call(parts.affine(call.part, x.shape), (x,), {}, (free,))
+    if bound is None:
+        graph.replace(call, affine)
+    else:
+        graph.insert(affine, before=call)
+        graph.replace(call, Call(ClipPart(call.part, bound), (free,), {}, (y,)))
     return affine
 
 

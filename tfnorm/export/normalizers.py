@@ -4,6 +4,7 @@ A layer of tfnorm tells by its own methods:
 
 - `inference_scale_and_offset()` and `axis`: a normalizer, y = scale·x + offset at inference;
 - the same and `layer`: it normalizes the output of the layer that it wraps;
+- `inference_bound()`, beside the first: that map is followed by a clip to ±bound;
 - `effective_kernel()` and `layer`: a layer whose kernel is computed from the stored one.
 """
 
@@ -64,6 +65,11 @@ def _scale_and_offset(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray] | Non
     if layer.beta is not None:
         offset = offset + _float64(layer.beta)
     return scale, offset
+
+
+def inference_bound(layer: keras.Layer) -> float | None:
+    """To what a normalizer clips its affine map, None where it does not."""
+    return layer.inference_bound() if hasattr(layer, "inference_bound") else None
 
 
 def cancellation(layer: keras.Layer, scale: np.ndarray, offset: np.ndarray) -> float:

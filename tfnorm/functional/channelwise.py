@@ -47,9 +47,11 @@ def positions(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     dtype = statistics_dtype(x)
     if mask is not None:
         return tf.reduce_sum(tf.cast(mask, dtype), axis=1)
-    if x.shape[1] is not None:
-        return tf.constant(x.shape[1], dtype, [x.shape[0], 1])
-    return tf.fill([x.shape[0], 1], tf.cast(tf.shape(x)[1], dtype))
+    groups, size = x.shape[:2]
+    if groups is not None and size is not None:
+        return tf.constant(size, dtype, [groups, 1])
+    shape = tf.shape(x)
+    return tf.fill([shape[0], 1], tf.cast(shape[1], dtype))
 
 
 def is_statically_positive(count: tf.Tensor) -> bool:

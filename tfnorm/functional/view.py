@@ -4,6 +4,8 @@ G groups (virtual replicas) of M positions of C channels. A mask is [G, M, 1], T
 is valid, or None.
 """
 
+import math
+
 import tensorflow as tf
 
 
@@ -57,6 +59,11 @@ class View:
         if mask is None:
             return None
         return tf.reshape(tf.cast(mask, tf.bool), [self._groups, -1, 1])
+
+    def by_example(self, x: tf.Tensor) -> tf.Tensor:
+        """[G, M, ...] as [n, P, ...]: the P positions of each of n examples together."""
+        batch, *positions = self._positions
+        return tf.reshape(x, [batch, math.prod(positions), x.shape[-1]])
 
     def restore(self, y: tf.Tensor, channels: int | None = None) -> tf.Tensor:
         """Brings [G, M, C], or another number of channels, back to the shape of x."""

@@ -150,6 +150,11 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         if training and self.trainable:
             self.check_mask(inputs, mask)
             return self.normalize_batch(inputs, mask)
+        return self.infer(inputs, mask)
+
+    def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """Inference; `mask` is for methods to which other positions of an example matter."""
+        del mask
         return self.normalize_for_inference(inputs)
 
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -10,12 +10,16 @@ import keras
 
 from tfnorm.errors import UserError
 from tfnorm.layers import advised_options, batch_kalman_normalization
+from tfnorm.layers.batch_instance_normalization import BatchInstanceNormalization
 from tfnorm.layers.batch_kalman_normalization import BatchKalmanNormalization
 from tfnorm.layers.batch_normalization import BatchNormalization
 from tfnorm.layers.batch_renormalization import BatchRenormalization
 from tfnorm.layers.cross_iteration_batch_normalization import CrossIterationBatchNormalization
+from tfnorm.layers.eval_normalization import EvalNormalization
 from tfnorm.layers.moving_average_batch_normalization import MovingAverageBatchNormalization
 from tfnorm.layers.normalizer import KERNELS, Normalizer, accepted_options
+from tfnorm.layers.online_normalization import OnlineNormalization
+from tfnorm.layers.switchable_normalization import SwitchableNormalization
 
 __all__ = [
     "KERNELS",
@@ -77,7 +81,7 @@ def _identity(normalizer: Normalizer) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def get(name: str, /, **options: Any) -> Normalizer:
+def get(name: str, **options: Any) -> Normalizer:
     """The normalizer called `name`, its layer to be made with `options`.
 
     Two options are not the layer's: `kernel` (see `Normalizer`), and `centralize`, an older way to
@@ -152,7 +156,7 @@ def name_of(layer: Any) -> str | None:
     return None if entry is None else entry.name
 
 
-_INFERENCE = {"__call__", "call", "normalize_for_inference"}
+_INFERENCE = {"__call__", "call", "infer", "normalize_for_inference"}
 _ANSWERS = {"inference_scale_and_offset", "effective_kernel"}
 
 
@@ -256,7 +260,47 @@ for _normalizer in (
         colour="#CC79A7",
         marker="P",
     ),
+    Normalizer(
+        "on",
+        OnlineNormalization,
+        "online normalization, example by example",
+        advice="mabn, gn, or gn_ws",
+        colour="#332288",
+        marker="p",
+    ),
+    Normalizer(
+        "evalnorm",
+        EvalNormalization,
+        "BN that counts an example for itself at inference",
+        foldable=False,
+        colour="#AA4499",
+        marker="d",
+    ),
+    Normalizer(
+        "sn",
+        SwitchableNormalization,
+        "switchable normalization (instance, layer and batch)",
+        foldable=False,
+        colour="#117733",
+        marker="8",
+    ),
+    Normalizer(
+        "bin",
+        BatchInstanceNormalization,
+        "batch-instance normalization",
+        foldable=False,
+        colour="#661100",
+        marker="H",
+    ),
     _group_like("gn", "group normalization", _groups_of_at_least_4, colour="#56B4E9", marker="X"),
+    _group_like(
+        "gn_ws",
+        "group normalization of a standardized convolution",
+        _groups_of_at_least_4,
+        kernel="standardized",
+        colour="#6699CC",
+        marker="x",
+    ),
     _group_like(
         "ln",
         "layer normalization (one group)",

@@ -71,7 +71,7 @@ STUDIES = types.MappingProxyType(
         "learning-rate": Study(learning_rate.learning_rate, ("bn",), _SMALL, learning_rate.CHAPTER),
         "batch-size": Study(
             batch_size.batch_size,
-            (*_OF_BATCHES, "gn", "ln", "in"),
+            (*_OF_BATCHES, "on", "evalnorm", "sn", "bin", "gn", "gn_ws", "ln", "in"),
             _SMALL,
             batch_size.CHAPTER,
         ),

@@ -11,6 +11,17 @@ Count the images that share statistics: those of one device, or of one virtual r
 | 2 | mabn | brn, cbn; syncbn on fast links |
 | 1 | mabn | brn, cbn; gn if serving may cost more. Not bn, not bkn |
 
+**One image a device** is where most has been proposed. *Where serving must be free*, the norm has
+to fold into the layer before it: mabn, brn and cbn do, whole; on (online normalization) does but
+for a clip of its outputs, and its paper calls it as accurate as bn without any batch. *Where
+serving may cost* the passes over the activations that statistics of each image take: gn_ws (group
+normalization of standardized kernels), which its paper has match or surpass bn on large batches; gn
+alone; sn, whose paper claims it for two images and more. A network that is trained already, with bn
+on two to eight images: evalnorm, by `tfnorm.convert(model, "evalnorm")`, which changes inference
+alone and costs there; its paper reports 6.18 points for two. bin is for images whose style says
+nothing, and claims nothing of small batches. These are the papers' words: the chapter on batch
+sizes has the same runs for all of them, and "-" where they have not been made yet.
+
 **By task.** *Classification from scratch:* the table above. *Detection and segmentation* with one
 to eight images a device: mabn in long schedules; brn or cbn where a pretrained bn network is
 converted, because `tfnorm.convert` leaves their answers what they are (mabn centralizes kernels and
@@ -25,8 +36,8 @@ runs* (hundreds of steps): mabn or syncbn; cbn's burn-in and brn's ramps take a 
 that waits little: syncbn is the simplest that is right, two collectives a layer and step;
 `python -m benchmarks.scaling` says from how many replicas on it costs more than it gives. Several
 machines: mabn, brn or cbn, which communicate nothing. TPU: all of them compile; XLA sees static
-shapes only. Serving: every norm but gn, ln and in folds into the layer before it and costs nothing;
-`python -m benchmarks.inference` measures that.
+shapes only. Serving: every norm but gn, gn_ws, ln, in, sn, bin and evalnorm folds into the layer
+before it and costs nothing (on leaves a clip); `python -m benchmarks.inference` measures that.
 
 **What they cost in training.**
 
@@ -38,7 +49,11 @@ shapes only. Serving: every norm but gn, ln and in folds into the layer before i
 | mabn | (2 + 2 · window · G) C | on C numbers; centralizing the kernel | none |
 | cbn | 2 C + (window − 1) · G · (kernel · (1 + g / C) + 2 C) | a kernel gradient more | none |
 | bkn | 2 C, and a transition of at most C × C' | small matrices between layers | none |
+| on | (2 + 4 · G) C | on C numbers for each image; a clip, at inference too | none |
+| evalnorm | 2 C + 2 · G | as gn at inference, moments of each image in training | none |
+| sn, bin | 2 C, and 6 or C weights | as gn, at inference too | none |
 | gn, ln, in | none | more passes over the activations, at inference too | none |
+| gn_ws | none | the same, and standardizing the kernel in training | none |
 
 G is the number of virtual replicas, 1 outside of studies; g a kernel's groups, 1 but for grouped
 and depthwise convolutions. `make bench` measures times and memory of layers and of whole networks:

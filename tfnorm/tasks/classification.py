@@ -23,12 +23,11 @@ class Classification:
         self.dataset = dataset
 
     def transform(self, *, training: bool) -> Transform:
-        """Brings images to one size and standardizes them; in training, augments them."""
-        sizing = self.dataset.sizing()
+        """Standardizes images and, in training, augments them."""
         if not training:
-            return compose(sizing, self._standardize)
+            return self._standardize
         augment = augmentation.get(self._settings.augment, self.dataset.image_shape)
-        return compose(augment.sizing or sizing, self._standardize, augment.standardized)
+        return compose(self._standardize, augment)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
         return {**batch, "image": self.dataset.standardize(batch["image"])}

@@ -1,0 +1,59 @@
+"""Batch-instance normalization (Nam & Kim 2018)."""
+
+import tensorflow as tf
+
+from tfnorm.functional import channelwise, examplewise
+from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.view import View
+
+
+def batch_instance_normalization(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    gate: tf.Tensor,
+    moving: tuple[tf.Tensor, tf.Tensor] | None = None,
+    *,
+    epsilon: float = 1e-3,
+    axis: int = -1,
+    mask: tf.Tensor | None = None,
+    groups: int = 1,
+) -> tuple[tf.Tensor, Moments]:
+    """Mixes what batch and instance normalization make of x, channel by channel (equation 3).
+
+    y = γ·(ρ·x̂_batch + (1 − ρ)·x̂_instance) + β, with x̂ = (x − μ)/sqrt(σ² + ε) by the moments of a
+    channel over all examples of a group, and of one example. Gradient flows through both.
+
+    Args:
+        x: any rank from 2, channels on `axis`.
+        gamma: scale [C], 1 if None.
+        beta: offset [C], 0 if None.
+        gate: ρ [C].
+        moving: (mean, variance), each [C], in place of the batch's: inference.
+        epsilon: added to the variances, inside the root.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, True where valid.
+        groups: the number of virtual replicas, consecutive parts of the batch.
+
+    Returns:
+        y, of the shape and dtype of x, and the `Moments` of each group.
+
+    Raises:
+        ValueError: `groups` does not divide the batch.
+    """
+    view = View(x, axis, groups)
+    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
+    gamma, beta = channelwise.scale_and_offset(rows, gamma, beta)
+    gate = tf.cast(gate, rows.dtype)
+    instance = examplewise.moments(rows, valid)
+    batch = examplewise.of_batch(instance, groups)
+    of_batch = (batch.mean, batch.variance) if moving is None else moving
+    mean, variance = (examplewise.to_examples(v, instance.mean) for v in of_batch)
+    of_batch_scale = gate * tf.math.rsqrt(variance + epsilon)
+    of_instance_scale = (1 - gate) * tf.math.rsqrt(instance.variance + epsilon)
+    # Both are one map of each example; about its mean, where nothing cancels.
+    scale = gamma * (of_batch_scale + of_instance_scale)
+    offset = beta + gamma * of_batch_scale * (instance.mean - mean)
+    y = examplewise.transform(rows, instance.mean, scale, offset, valid)
+    return tf.cast(view.restore(y), x.dtype), batch

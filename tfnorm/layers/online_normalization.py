@@ -1,0 +1,168 @@
+"""Online normalization."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnorm import functional
+from tfnorm.layers.base import ChannelNormalization
+from tfnorm.layers.batch_method import AveragedSteps
+
+_COMPENSATIONS = ("clamp", "layer_scaling")
+
+
+@keras.saving.register_keras_serializable(package="tfnorm")
+class OnlineNormalization(ChannelNormalization):
+    """ON: each example is normalized by running statistics of the examples before it.
+
+    No batch has statistics of its own: a batch is a sequence of examples, and one image at a time
+    trains as many at once do. In the order of the batch, with μ_i and v_i an example's own mean and
+    biased variance over its positions:
+        ŷ_i = (x_i − μ)/sqrt(σ² + ε),
+        σ² ← α·σ² + (1 − α)·v_i + α·(1 − α)·(μ_i − μ)², μ ← α·μ + (1 − α)·μ_i,
+        y = clip(γ·ŷ + β, −clamp, clamp), or (γ·ŷ + β)/sqrt(mean square of the example + ε).
+    Backward, with G = ∂L/∂ŷ and two sums u, w that keep its errors from growing:
+        g = G − (1 − α_b)·w·ŷ_i, w ← w + mean(g·ŷ_i),
+        h = g/σ_i − (1 − α_b)·u, u ← u + mean(h), ∂L/∂x_i = h.
+    Inference: the one formula of all normalizers, then the clamp or the scaling. With the clamp it
+    folds into the layer before it, and the clamp stays.
+
+    State: moving_mean μ [C], moving_variance σ² [C]; of each virtual replica running_mean and
+    running_variance [1, virtual_replicas, C], its own μ and σ² where there are several, and
+    gradient_sum u and product_sum w [1, virtual_replicas, C], written in the backward pass. All of
+    it is each replica's own until synchronized.
+
+    When: one to some images on each device, in networks that are trained from the start with it;
+    the recurrences need learning rates that do not change the statistics faster than 1/(1 − α)
+    examples follow. Cost: the passes over x of batch normalization, and recurrences over [C].
+    Nothing is communicated.
+
+    Source: Chiley et al., "Online Normalization for Training Neural Networks", 2019, equations 8 to
+    11, sections 3.3 and 3.4.
+
+    Args:
+        axis: the channel axis.
+        momentum: α, the decay of the forward statistics with each example.
+        *args: more of those of `ChannelNormalization`, in its order: epsilon, center, ...
+        gradient_momentum: α_b, that of the backward pass.
+        compensation: "clamp" or "layer_scaling", what bounds the errors of statistics that lag.
+        clamp: the largest |y| under "clamp".
+        **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: compensation is another word, or clamp is not above 0.
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.999,
+        *args: Any,
+        gradient_momentum: float = 0.99,
+        compensation: str = "clamp",
+        clamp: float = 5.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(axis, momentum, *args, **kwargs)
+        if compensation not in _COMPENSATIONS:
+            raise ValueError(
+                f"compensation must be one of {', '.join(_COMPENSATIONS)}. "
+                f"Received: {compensation!r}."
+            )
+        if not clamp > 0:
+            raise ValueError(f"clamp must be above 0, the largest |y|. Received: {clamp}.")
+        self.gradient_momentum = float(gradient_momentum)
+        self.compensation = compensation
+        self.clamp = float(clamp)
+
+    def build_state(self) -> None:
+        """Creates the statistics of each virtual replica, and the sums of the backward pass."""
+        names = ("running_mean", "running_variance", "gradient_sum", "product_sum")
+        for name in names:
+            initializer = self.moving_variance_initializer if "variance" in name else "zeros"
+            shape = (1, self.virtual_replicas)
+            setattr(self, name, self.add_state(name, shape, initializer))
+
+    def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """Normalizes the examples of each group in their order."""
+        running = (self.running_mean, self.running_variance)
+        moving = (self.moving_mean, self.moving_variance)
+        before = [self._of_groups(*pair) for pair in zip(running, moving)]
+        sums = [tf.convert_to_tensor(v)[0] for v in (self.gradient_sum, self.product_sum)]
+
+        def keep(*new: tf.Tensor) -> None:
+            for variable, value in zip((self.gradient_sum, self.product_sum), new):
+                variable.assign(value[None])
+
+        outputs, after = functional.online_normalization(
+            inputs,
+            self.gamma,
+            self.beta,
+            *before,
+            *sums,
+            keep,
+            forward_decay=self.momentum,
+            backward_decay=self.gradient_momentum,
+            clamp=self.clamp if self.compensation == "clamp" else None,
+            epsilon=self.epsilon,
+            axis=self.axis,
+            mask=mask,
+            groups=self.virtual_replicas,
+        )
+        for pair, old, new in zip(zip(running, moving), before, (after.mean, after.variance)):
+            if self.virtual_replicas > 1:
+                pair[0].assign(new[None])
+            self.assign_moving(pair[1], new, after.count, old)
+        return self._compensate(outputs, mask)
+
+    def _of_groups(self, running: keras.Variable, moving: keras.Variable) -> tf.Tensor:
+        """[G, C]: what each group knows, whose mean is the moving statistic."""
+        moving = tf.convert_to_tensor(moving)
+        if self.virtual_replicas == 1:
+            return moving[None]
+        own = tf.convert_to_tensor(running)[0]
+        # Others may have set the moving statistic meanwhile: a conversion, a checkpoint.
+        moved = own + (moving - tf.reduce_mean(own, 0))
+        return moved if running is self.running_mean else tf.maximum(moved, 0)
+
+    def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The formula of all normalizers, then the clamp or the scaling."""
+        return self.infer(inputs, None)
+
+    def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """The same; masked positions count in no scale."""
+        outputs = super().normalize_for_inference(inputs)
+        if self.compensation == "clamp":
+            return tf.clip_by_value(outputs, -self.clamp, self.clamp)
+        return self._compensate(outputs, mask)
+
+    def _compensate(self, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        if self.compensation == "clamp":
+            return outputs  # done
+        return functional.scale_layers(outputs, epsilon=self.epsilon, axis=self.axis, mask=mask)
+
+    def inference_scale_and_offset(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """That of the formula before the clamp; None with layer scaling, which is no such map."""
+        if self.compensation != "clamp":
+            return None
+        return super().inference_scale_and_offset()
+
+    def inference_bound(self) -> float | None:
+        """The largest |y|, to which the affine map is clipped at inference."""
+        return self.clamp if self.compensation == "clamp" else None
+
+    def averaged_steps(self) -> AveragedSteps:
+        """Those of the two decays, with one example a step."""
+        decays = (self.momentum, self.gradient_momentum)
+        return AveragedSteps(*((1 + decay) / (1 - decay) for decay in decays))
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "gradient_momentum": self.gradient_momentum,
+            "compensation": self.compensation,
+            "clamp": self.clamp,
+        }
