@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tfnorm"
 # From the ground up; what stands on one line may import the lines above it and nothing else.
 FLOORS = (
     ("errors", "output", "quiet", "version"),
+    ("paths",),
     ("functional", "schedules", "data", "commands", "files", "locks"),
     ("layers",),
     ("graph",),

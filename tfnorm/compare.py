@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfnorm import commands, locks, training
+from tfnorm import commands, locks, paths, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study import extras, placing, running
@@ -99,7 +99,7 @@ def _compare(values: flags.FlagValues) -> None:
         among = placing.workers() if values.distribution_strategy == _WORKERS else 1
         grid = placing.place(grid, values.distribution_strategy, values.tpu, among)
     quick = "-quick" if values.quick else ""
-    output = pathlib.Path(values.output_dir or f"runs/{values.study}{quick}")
+    output = paths.local(values.output_dir or f"runs/{values.study}{quick}", "output_dir")
     _check_output(output)
     if not chief:
         results = Results(output / "results.jsonl")

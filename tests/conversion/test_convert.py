@@ -358,24 +358,55 @@ class Derived(L.BatchNormalization):
     pass
 
 
-class Block(L.Layer):
+class Scaling(L.Layer):
+    """With a weight of its own."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        self.norm = L.BatchNormalization(name="norm")
+        self.norm.build(shape)
+
+    def call(self, inputs):
+        return self.norm(inputs) * self.scale
+
+
+class Noisy(L.Layer):
+    """Does something else in training."""
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.norm = L.BatchNormalization(name="norm")
 
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, inputs, training=None):
+        return 2 * self.norm(inputs) if training else self.norm(inputs)
+
+
+class Frozen(Noisy):
+    """Never lets its normalizer train."""
+
     def call(self, inputs):
-        return self.norm(inputs)
+        return self.norm(inputs, training=False)
+
+
+class TensorFlow(Noisy):
+    """Its code is not made for symbolic tensors."""
+
+    def call(self, inputs):
+        return tf.nn.relu(self.norm(inputs))
 
 
 LEFT = {
     "subclass": (Derived, "own", "Derived may do more than its base class; left as it is"),
-    "block": (Block, "own/norm", "inside own, which is one layer to us; left as it is"),
-    "time distributed": (
-        lambda name: L.TimeDistributed(L.BatchNormalization(name="norm"), name=name),
-        "own/norm",
-        "inside own, which is one layer to us; left as it is",
-    ),
-}
+    **{
+        make.__name__: (
+            make, "own/norm", "inside own, which is one layer to us; left as it is"
+        )
+        for make in (Scaling, Noisy, Frozen, TensorFlow)
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("make, name, reason", LEFT.values(), ids=LEFT)
@@ -408,14 +439,6 @@ def test_a_warning_of_what_could_not_be_placed(caplog):
     ]
 
 
-def subclassed():
-    class Net(keras.Model):
-        def call(self, x):
-            return x
-
-    return Net(name="net")
-
-
 ERRORS = {
     "norm": (
         lambda: tfnorm.convert(plain(), "mbn"),
@@ -441,12 +464,6 @@ ERRORS = {
         "where='bn(' is neither a regular expression (missing ), unterminated subpattern at "
         "position 2) nor a predicate. Give one for the paths of normalizers, such as "
         "where='conv5_.*', or a function of the layer that returns True or False.",
-    ),
-    "subclassed": (
-        lambda: tfnorm.convert(subclassed(), "brn"),
-        "The model 'net' of class Net has no graph of layers that can be read, because it is "
-        "subclassed. Build it as a functional model, keras.Model(inputs, outputs), or as a "
-        "keras.Sequential.",
     ),
     "no model": (
         lambda: tfnorm.convert("resnet50", "brn"),

@@ -108,12 +108,26 @@ def test_no_split_to_evaluate_on(tmp_path, rng):
         data.load("half", str(tmp_path))
     assert str(error.value) == (
         "data set 'half' has neither a test nor a validation split, only train (3); set a part of "
-        "it aside, as by --train_split='train[:80%]' --test_split='train[80%:]'"
+        "it aside with --test_split, such as --train_split='train[:80%]' --test_split='train[80%:]'"
     )
     half = data.load("half", str(tmp_path), None, "train[:2]", "train[2:]")
     assert (half.num_train, half.num_test) == (2, 1)
     np.testing.assert_array_equal(half.test.column("image"), images[2:])
     np.testing.assert_array_equal(half.train.column("label"), [0, 1])
+    with pytest.raises(UserError) as error:
+        data.load("half", str(tmp_path), None, "train[:0%]", "train")
+    assert str(error.value) == (
+        "--train_split='train[:0%]' of data set 'half' is empty; it has train (3)"
+    )
+    with pytest.raises(
+        UserError, match=r"^--test_split='trian\[:1\]' is no split of data set 'half'"
+    ):
+        data.load("half", str(tmp_path), None, "train", "trian[:1]")
+    assert half.notices == ()
+    assert data.load("half", str(tmp_path), None, "train", "train[1:]").notices == (
+        "2 of the 2 test examples of 'half' are training examples too: --train_split=train and "
+        "--test_split=train[1:] overlap",
+    )
 
 
 def test_images_of_no_fixed_size(tmp_path, rng):
@@ -124,10 +138,16 @@ def test_images_of_no_fixed_size(tmp_path, rng):
     images = rng.integers(0, 256, (3, 2, 2, 3), np.uint8)
     write(tmp_path, "photos", features, ["train"], lambda s: {"image": images, "label": [0, 1, 1]})
     with pytest.raises(UserError) as error:
-        data.load("photos", str(tmp_path))
+        data.load("photos", str(tmp_path), test_split="train")
     assert str(error.value) == (
-        "data set 'photos' has images of shape (None, None, 3) and type uint8; "
-        "needed are uint8 images of one size; choose another --dataset"
+        "images of data set 'photos' are of many sizes; say to which one to bring them, such as "
+        "--image_size=224,224"
+    )
+    with pytest.raises(UserError) as error:
+        data.load("photos", str(tmp_path), test_split="train", image_size=(2, 2), loading="memory")
+    assert str(error.value) == (
+        "--data_loading=memory is for images of one size with labels or masks, data set 'photos' "
+        "has image, label, images of shape (None, None, 3); choose --data_loading=stream"
     )
 
 
@@ -136,9 +156,9 @@ def test_unknown_data_set(digits, data_dir, name):
     with pytest.raises(UserError) as error:
         data.load(name, data_dir)
     assert str(error.value) == (
-        f"unknown data set '{name}'; prepared in {data_dir}: sklearn_digits; sklearn_digits needs "
-        "no download; other TFDS image-classification data sets, such as cifar10, are downloaded "
-        "by name"
+        f"unknown data set '{name}'; prepared in {data_dir}: sklearn_digits; sklearn_digits and "
+        "digit_scenes need no download; other TFDS image data sets, such as cifar10, are "
+        "downloaded by name"
     )
 
 
@@ -151,16 +171,16 @@ def test_failed_download(tmp_path, monkeypatch):
         data.load("cifar10", str(tmp_path))
     assert str(error.value) == (
         "cannot download data set 'cifar10' (ConnectionError: no route to host); "
-        f"prepared in {tmp_path}: none; sklearn_digits needs no download"
+        f"prepared in {tmp_path}: none; sklearn_digits and digit_scenes need no download"
     )
 
 
 def test_data_set_larger_than_memory(digits, data_dir, monkeypatch):
-    monkeypatch.setattr("tfnorm.data.dataset._MEMORY_LIMIT", 2**16)
+    monkeypatch.setattr("tfnorm.data.loading._MEMORY_LIMIT", 2**16)
     data.load.cache_clear()
     with pytest.raises(UserError) as error:
-        data.load("sklearn_digits", data_dir)
+        data.load("sklearn_digits", data_dir, loading="memory")
     assert str(error.value) == (
-        "data set 'sklearn_digits' takes 0 GiB in memory, more than the limit of 0 GiB; "
-        "lower --train_examples (now 1437)"
+        "data set 'sklearn_digits' takes 0 GiB in memory, more than the limit of 0 GiB; choose "
+        "--data_loading=stream"
     )

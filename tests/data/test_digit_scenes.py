@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.data import prepared
-from tfnorm.data import digit_scenes, roles
+from tfnorm.data import digit_scenes
+from tfnorm.data.features import offered
 from tfnorm.data.sklearn_digits import split_digits
 
 
@@ -64,7 +65,7 @@ def test_prepared_without_a_download(tmp_path, monkeypatch):
         "train": 6,
         "test": 3,
     }
-    assert roles.find(builder.info.features) == {
+    assert offered(builder.info.features) == {
         "image": "image",
         "mask": "segmentation_mask",
         "instances": "instance_map",

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfnorm.data import decoding, parsing, roles
+from tfnorm.data import decoding, parsing
 from tfnorm.data.example import ABSENT
+from tfnorm.data.features import offered
 
 OBJECTS = {
     "bbox": tfds.features.BBoxFeature(),
@@ -33,7 +34,7 @@ def features(objects=OBJECTS):
 
 def parse(record, rows=6, kinds=None):
     kinds = kinds or features()
-    parser = tf.function(parsing.Parser(kinds, roles.find(kinds), rows), autograph=False)
+    parser = tf.function(parsing.Parser(kinds, offered(kinds), rows), autograph=False)
     return {name: value.numpy() for name, value in parser(tf.constant(record)).items()}
 
 
@@ -131,12 +132,12 @@ def test_boxes_of_all_formats_come_to_the_same(rng, name, values):
     np.testing.assert_allclose(found["boxes"][0], [2, 10, 10, 40], rtol=1e-6)
 
 
-def test_roles_are_found_by_kind():
+def test_features_are_found_by_kind():
     image, mask = tfds.features.Image(), tfds.features.Image(shape=(None, None, 1))
     box, label = tfds.features.BBoxFeature(), tfds.features.ClassLabel(num_classes=2)
 
     def find(**own):
-        return roles.find(tfds.features.FeaturesDict(own))
+        return offered(tfds.features.FeaturesDict(own))
 
     faces = tfds.features.Sequence({"bbox": box, "blur": np.uint8, "occluded": np.bool_})
     kitti = tfds.features.Sequence({"bbox": box, "type": label})

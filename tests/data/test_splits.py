@@ -25,18 +25,18 @@ def builders(tmp_path_factory):
 
 
 def test_defaults(builders):
-    assert splits.train(builders["all"]).num_examples == 10
-    assert splits.test(builders["all"]).num_examples == 6
-    assert splits.test(builders["no_test"]).num_examples == 4
+    assert splits.train(builders["all"]) == "train"
+    assert splits.test(builders["all"]) == "test"
+    assert splits.test(builders["no_test"]) == "validation"
 
 
 def test_expressions(builders):
     builder = builders["train"]
     train, test = splits.train(builder, "train[:80%]"), splits.test(builder, "train[80%:]")
-    assert (train.num_examples, test.num_examples, splits.common(train, test)) == (8, 2, 0)
-    assert splits.common(splits.train(builder), test) == 2
-    mixed = splits.test(builders["all"], "train[7:]+test")
-    assert (mixed.num_examples, splits.common(splits.train(builders["all"]), mixed)) == (9, 3)
+    assert [builder.info.splits[split].num_examples for split in (train, test)] == [8, 2]
+    assert splits.common(builder, train, test) == 0
+    assert splits.common(builder, "train", test) == 2
+    assert splits.common(builders["all"], "train", "train[7:]+test") == 3
 
 
 def message(function, *arguments):
@@ -49,7 +49,7 @@ def message(function, *arguments):
 def test_without_a_split_the_error_says_just_that(builders):
     assert message(splits.test, builders["train"]) == (
         "data set 'one' has neither a test nor a validation split, only train (10); set a part of "
-        "it aside, as by --train_split='train[:80%]' --test_split='train[80%:]'"
+        "it aside with --test_split, such as --train_split='train[:80%]' --test_split='train[80%:]'"
     )
     assert message(splits.train, builders["test"]) == (
         "data set 'other' has no train split, only test (6); say what to train with by "

@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tests.data import prepared
-from tfnorm.data import roles, stream, tfrecords
+from tfnorm.data import stream, tfrecords
+from tfnorm.data.features import offered
 from tfnorm.errors import RunError, UserError
 
 TRAIN, TEST = 50, 7
@@ -37,7 +38,7 @@ def copied(photos, tmp_path):
 
 
 def opened(builder, expression="train", **options):
-    return stream.StreamRecords(builder, expression, roles.find(builder.info.features), **options)
+    return stream.StreamRecords(builder, expression, offered(builder.info.features), **options)
 
 
 def file_of(builder, number, split="train"):
@@ -112,9 +113,9 @@ def test_examples_that_cannot_be_used_are_named_and_counted(copied):
     prepared.spoil(file_of(copied, 2), 0)
     records = opened(copied)
     assert [*records.faults()] == [21, 33]
-    with pytest.raises(tf.errors.DataLossError) as error:
+    with pytest.raises(tf.errors.DataLossError):
         records.fetch(tf.constant([21], tf.int64))
-    text = str(records.explain(error.value))
+    text = str(records.explain())
     offset = prepared.records(file_of(copied, 1))[4][0] - 12
     assert text.startswith(
         f"cannot use 2 examples: example 21 of split 'train' of data set 'photos' "
@@ -125,7 +126,7 @@ def test_examples_that_cannot_be_used_are_named_and_counted(copied):
     )
     rest = opened(copied, left_out=records.faults(), limit=30)
     np.testing.assert_array_equal(rest.column("label"), np.delete(sound, [21, 33])[:30])
-    assert rest.faults() == {} and rest.explain(error.value) is None
+    assert rest.faults() == {} and rest.explain() is None
 
 
 def test_what_is_no_image_is_named(directory):

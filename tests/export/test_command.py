@@ -1,5 +1,6 @@
 """python -m tfnorm.export: what it prints, writes and returns."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -187,3 +188,40 @@ def test_mistakes(saved, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"tfnorm: error: Cannot load a model from '{tmp_path}/broken.keras': ")
     assert error.count("\n") == 1
+
+
+def test_the_card_of_an_extended_run_is_that_of_its_checkpoint(tmp_path, capsys, monkeypatch):
+    """A finished run goes on, and is killed after a checkpoint between two epochs."""
+    common = {"model": "resnet8", "width": 4, "train_examples": 16, "replica_batch_size": 4}
+    directory = str(tmp_path / "run")
+    config = training.Config(**common, steps=4, model_dir=directory)
+    finished = training.train(config, notice=lambda text: None)
+
+    def card():
+        export = ["export", f"--model_dir={directory}", f"--directory={tmp_path / 'out'}"]
+        assert main([*export, "--noverify"]) == 0, capsys.readouterr().err
+        newest = max((tmp_path / "out").iterdir(), key=lambda path: int(path.name))
+        return json.loads((newest / "assets.extra" / "model_card.json").read_text())
+
+    before = card()
+    assert before["metrics"] == {
+        "steps": 4,
+        "train_loss": finished.train_loss,
+        "test_loss": finished.test_loss,
+        "test_accuracy": finished.test_accuracy,
+    }
+
+    class Killed(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:  # after the checkpoint of step 6
+                raise KeyboardInterrupt
+
+    longer = dataclasses.replace(
+        config, steps=8, learning_rate=0.02, checkpoint_every=2, steps_per_loop=1
+    )
+    with pytest.raises(KeyboardInterrupt):
+        training.train(longer, [Killed()], notice=lambda text: None)
+    assert not (tmp_path / "run" / "result.json").exists()
+    after = card()
+    assert after["metrics"] == {"steps": 6}
+    assert after["training"]["learning_rate"] == 0.02

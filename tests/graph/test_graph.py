@@ -238,6 +238,16 @@ class Subclassed(keras.Model):
         return x
 
 
+class Scaled(keras.Model):
+    """With a weight of its own."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+
 class Overriding(keras.Model):
     """Functional by its constructor, something else when it is called."""
 
@@ -247,11 +257,21 @@ class Overriding(keras.Model):
 
 def test_models_without_a_graph():
     x = keras.Input((3,))
-    cure = "Build it as a functional model, keras.Model(inputs, outputs), or as a keras.Sequential."
+    scaled = Scaled(name="m")
+    scaled.build((None, 3))
+    why = (
+        "has no graph of layers that can be read, because it is subclassed. Build it as a "
+        "functional model, keras.Model(inputs, outputs), or as a keras.Sequential"
+    )
+    assert message_of(read, scaled) == (
+        f"The model 'm' of class Scaled {why}. Its code cannot be run on symbolic tensors, does "
+        "something else in training, or has weights of its own; tfnorm.convert takes any code "
+        "with in_place=True."
+    )
     for model in (Subclassed(name="m"), Overriding(x, L.Dense(2)(x), name="m")):
         assert message_of(read, model) == (
-            f"The model 'm' of class {type(model).__name__} has no graph of layers that can be "
-            f"read, because it is subclassed. {cure}"
+            f"The model 'm' of class {type(model).__name__} {why}; or call it once on data, and "
+            "its code is read."
         )
     assert message_of(read, keras.Sequential([L.Dense(2)], name="s")) == (
         "The Sequential model 's' has no graph yet, because its input shape is not known. "
@@ -279,22 +299,59 @@ class Growing(L.Layer):
 
     def build(self, shape):
         Growing.size += 1
-        self.add_weight(shape=(Growing.size,), name="w")
+        self.weight = self.add_weight(shape=(Growing.size,), name="w")
 
     def call(self, x):
-        return x
+        return x + keras.ops.sum(self.weight)
 
 
-def test_layers_that_cannot_be_copied():
+def test_layers_that_cannot_be_copied_are_used_as_they_are(rng):
     x = keras.Input((3,))
-    message = message_of(build, read(keras.Model(x, NoConfig(2)(x))))
-    assert message.startswith("The layer 'mine' of class NoConfig cannot be copied: ")
-    assert message.endswith(
-        " Give the class a get_config() that returns all arguments of its constructor."
-    )
-    message = message_of(build, read(keras.Model(x, Growing(name="g")(x))))
-    assert message.startswith("The weights of the layer 'g' do not fit a copy of it: ")
-    assert message.endswith(" Check get_config() and build() of Growing.")
+    model = randomize(keras.Model(x, L.Dense(2)(Growing(name="g")(NoConfig(2)(x)))), rng)
+    shared = []
+    again = build(read(model), shared)
+    assert shared == ["mine", "g"]
+    assert again.get_layer("g") is model.get_layer("g")
+    assert again.layers[-1] is not model.layers[-1]
+    image = rng.normal(size=(2, 3)).astype("float32")
+    np.testing.assert_allclose(again(image), model(image), rtol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Pair(L.Layer):
+    """Holds a layer that is given to it, and one of its own."""
+
+    def __init__(self, inner=None, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner or L.Dense(3)
+        self.own = L.Dense(3)
+
+    def build(self, shape):
+        if not self.inner.built:
+            self.inner.build(shape)
+        self.own.build(shape)
+
+    def call(self, x):
+        return self.own(self.inner(x))
+
+
+def test_what_layers_share_stays_shared_and_what_is_frozen_frozen(rng):
+    x = keras.Input((3,))
+    inner = L.Dense(3)
+    y = Pair(inner, name="a")(Pair(inner, name="b")(x))
+    model = randomize(keras.Model(x, Pair(name="alone")(y)), rng)
+    model.get_layer("alone").own.trainable = False
+    model.get_layer("alone").inner.bias.trainable = False
+    shared = []
+    again = build(inline(read(model)), shared)
+    assert shared == ["b", "a"]
+    assert again.count_params() == model.count_params()
+    copy = again.get_layer("alone")
+    assert copy is not model.get_layer("alone")
+    assert [x.trainable for x in copy._flatten_layers()] == [True, True, False]
+    assert len(copy.trainable_variables) == len(model.get_layer("alone").trainable_variables) == 1
+    image = rng.normal(size=(2, 3)).astype("float32")
+    np.testing.assert_allclose(again(image), model(image), rtol=1e-6)
 
 
 def test_graph_of_nothing_but_inputs():

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from tfnorm import models, training
+from tfnorm.data import AUGMENTATIONS
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import flags
@@ -12,6 +13,7 @@ CHANGED = {
     "task": "classification",
     "train_split": "train[:80%]",
     "test_split": "train[80%:]",
+    "data_loading": "stream", "image_size": "64,96", "skip_undecodable": True,
     "model": "resnet14", "width": 3, "stem_stride": 2, "norm": "brn",
     "norm_options": {"momentum": 0.5}, "virtual_replicas": 2, "dataset": "mnist", "data_dir": "/d",
     "train_examples": 7, "augment": "pad_crop", "sampling": "sorted",
@@ -94,7 +96,7 @@ def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
             "unknown distribution_strategy 'ps'; known: one_device, mirrored, "
             "multi_worker_mirrored, tpu",
         ),
-        ({"augment": "cut"}, "unknown augment 'cut'; known: none, pad_crop, pad_crop_flip"),
+        ({"augment": "cut"}, f"unknown augment 'cut'; known: {', '.join(AUGMENTATIONS)}"),
         ({"schedule": "line"}, "unknown schedule 'line'; known: cosine, step"),
         (
             {"mixed_precision": "float8"},
@@ -160,3 +162,32 @@ def test_values_of_another_kind(field, value, message):
     with pytest.raises(UserError) as error:
         training.Config(**{field: value})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        ("cbn", {"window": 0}),
+        ("cbn", {"window": "abc"}),
+        ("brn", {"r_max": "x"}),
+        ("bn", {"gamma_initializer": "foo"}),
+        ("bn", {"name": "x"}),
+        ("bn", {"epsilon": None}),
+        ("bn", {5: "x"}),
+    ],
+)
+def test_options_that_no_layer_takes(norm, options):
+    with pytest.raises(UserError) as error:
+        training.Config(norm=norm, norm_options=options)
+    assert "\n" not in str(error.value)
+    assert str(next(iter(options))) in str(error.value)
+
+
+def test_virtual_replicas_are_said_once():
+    assert training.Config(norm_options={"virtual_replicas": 4}, virtual_replicas=4)
+    with pytest.raises(UserError) as error:
+        training.Config(norm_options={"virtual_replicas": 2}, virtual_replicas=4)
+    assert str(error.value) == (
+        "norm_options has virtual_replicas=2, and virtual_replicas is 4; give --virtual_replicas "
+        "alone"
+    )

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.training.running import on_replicas
 from tfnorm import models, tasks
+from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import batches, strategies
 from tfnorm.training.optimizer import MomentumSGD
@@ -219,3 +220,15 @@ def test_optimizer_config_is_json(small):
     config = MomentumSGD(0.1, 0.9, l2=0.5).get_config()
     assert (config["momentum"], config["l2"]) == (0.9, 0.5)
     json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"), [({"epochs": 2}, "2"), ({"steps": 15}, "2.5"), ({"steps": 3}, "0.5")]
+)
+def test_a_warm_up_that_never_ends(small, changes, epochs):
+    with pytest.raises(UserError) as error:
+        make(small(warmup_epochs=1e8, **changes))
+    assert str(error.value) == (
+        f"warmup_epochs=100000000.0 is more than the {epochs} epochs of the run, which would never "
+        "reach its learning rate; choose a shorter --warmup_epochs"
+    )

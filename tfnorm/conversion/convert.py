@@ -16,6 +16,8 @@ from tfnorm.conversion.saved import record_when_saved
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 
+_LOGGER = logging.getLogger("tfnorm")
+
 Where = str | Callable[[keras.layers.Layer], bool]
 
 
@@ -122,7 +124,7 @@ def convert(
     after = probe.answers(converted)
     if dry_run:
         work.undo()
-        return Report(norm, rows, *difference(before, after))
+        return Report(norm, rows, *difference(before, after), shared=tuple(work.shared))
     if in_place and isinstance(after, str) and not isinstance(before, str):
         work.undo()
         raise UserError(
@@ -133,7 +135,11 @@ def convert(
     _warn_of_others(chosen, len(rows), norm)
     if in_place:
         record_when_saved(converted)
-    converted.conversion_report = Report(norm, rows, *difference(before, after))
+    report = Report(norm, rows, *difference(before, after), shared=tuple(work.shared))
+    converted.conversion_report = report
+    _warn_of_sharing(report)
+    if not in_place:
+        _warn_of_what_is_gone(model, norm)
     return converted
 
 
@@ -144,10 +150,49 @@ def _rows_of(selected: list[Found], rows: Sequence[Row], found: list[Found]) -> 
 def _warn_of_others(rows: list[Row], total: int, norm: str) -> None:
     elsewhere = [row for row in rows if not row.placed]
     if elsewhere:
-        logging.getLogger("tfnorm").warning(
+        _LOGGER.warning(
             "%d of %d normalizers could not become %s; see model.conversion_report",
             len(elsewhere),
             total,
+            norm,
+        )
+
+
+def _warn_of_sharing(report: Report) -> None:
+    if report.shared:
+        _LOGGER.warning(
+            "%s cannot be copied: the converted model shares the layers of the one that was given",
+            ", ".join(report.shared),
+        )
+
+
+_NAMED = 12  # so many that a line can be read
+_NO_BEHAVIOUR = {"build", "call", "compute_output_shape", "compute_output_spec", "get_config"}
+
+
+def _warn_of_what_is_gone(model: keras.Model, norm: str) -> None:
+    """Of a class with more than layers, the functional model that comes back has the layers."""
+    names: dict[str, None] = {}
+    for cls in type(model).__mro__:
+        if cls.__module__.partition(".")[0] in ("keras", "tensorflow", "builtins"):
+            continue
+        names |= {
+            name: None
+            for name, value in vars(cls).items()
+            if not name.startswith("_")
+            and name not in _NO_BEHAVIOUR
+            and not isinstance(value, classmethod | staticmethod | type)
+        }
+    if names:
+        first = [*names][:_NAMED]
+        rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        _LOGGER.warning(
+            "%r of class %s became a plain functional model, without what its class adds: %s%s. "
+            "tfnorm.convert(model, %r, in_place=True) keeps the class.",
+            model.name,
+            type(model).__name__,
+            ", ".join(first),
+            rest,
             norm,
         )
 

@@ -35,7 +35,10 @@ class InPlace:
 
     Attributes:
         found: its normalizers, in the order in which the model holds them.
+        shared: nothing, as there is one model.
     """
+
+    shared = ()
 
     def __init__(self, model: keras.Layer) -> None:
         if not isinstance(model, keras.Layer):
@@ -114,7 +117,7 @@ class InPlace:
     def _place_by_graph(self, changed: list[Found], norm: Normalizer) -> dict[Found, Placed]:
         """Where the layers before and after have to be known, as far as the graph tells them."""
         try:
-            graph = inline(read(self._model))
+            graph = inline(read(self._model), rebuild=False)
         except UserError:
             return {}
         calls = [(call.part, call.outputs[0]) for call in graph.calls]

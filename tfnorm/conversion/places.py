@@ -52,20 +52,28 @@ class Found:
 
 def find(graph: Graph) -> list[Found]:
     """All normalizers, in the order of their first calls."""
+    parts = dict.fromkeys(call.part for call in graph.calls)
+    whole = {part: _normalizers_inside(part) for part in parts}
+    holders = {layer: part.path for part, layers in whole.items() for layer in layers}
     found = []
-    for part in dict.fromkeys(call.part for call in graph.calls):
+    for part, inside in whole.items():
         layer = part.operation
-        if norms.name_of(layer) is not None:
+        if norms.name_of(layer) is not None and layer in holders:
+            obstacle = f"it is inside {holders[layer]} too, which is one layer to us; left as it is"
+            found.append(Found(part.path, layer, part, obstacle=obstacle))
+        elif norms.name_of(layer) is not None:
             found.append(found_layer(part.path, layer, part))
-        elif isinstance(layer, keras.Layer):
-            inside = layer._flatten_layers(recursive=True, include_self=False)
-            obstacle = f"inside {part.path}, which is one layer to us; left as it is"
-            found += [
-                Found(f"{part.path}/{x.name}", x, obstacle=obstacle)
-                for x in inside
-                if norms.name_of(x) is not None
-            ]
+        obstacle = f"inside {part.path}, which is one layer to us; left as it is"
+        found += [Found(f"{part.path}/{x.name}", x, obstacle=obstacle) for x in inside]
     return found
+
+
+def _normalizers_inside(part: Part) -> list[keras.Layer]:
+    layer = part.operation
+    if norms.name_of(layer) is not None or not isinstance(layer, keras.Layer):
+        return []
+    inside = layer._flatten_layers(recursive=True, include_self=False)
+    return [x for x in inside if norms.name_of(x) is not None]
 
 
 def found_layer(path: str, layer: keras.Layer, part: Part | None = None) -> Found:

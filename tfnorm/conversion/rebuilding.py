@@ -25,11 +25,13 @@ class Rebuilding:
 
     Attributes:
         found: its normalizers, in the order of their first calls.
+        shared: paths of the layers that the new model shares with it.
     """
 
     def __init__(self, model: keras.Model) -> None:
         self._graph = inline(read(model))
         self.found = find(self._graph)
+        self.shared: list[str] = []
 
     def place(self, selected: list[Found], norm: Normalizer) -> dict[Found, Placed]:
         """Puts `norm`, or what can stand there, into the places of those selected."""
@@ -39,7 +41,7 @@ class Rebuilding:
     def finish(self, norm: Normalizer) -> keras.Model:
         """The converted model."""
         try:
-            return build(self._graph)
+            return build(self._graph, self.shared)
         except UserError:
             raise
         except ValueError as error:  # of a layer that its options do not suit

@@ -35,12 +35,15 @@ class Report:
         difference: the largest difference of an output at inference from what it was, on random
             inputs, relative to the output's largest value; None if it could not be measured.
         remark: why it could not be, else empty.
+        shared: paths of the layers that a new model shares with the one it was made from, because
+            they cannot be copied: what trains one trains the other.
     """
 
     norm: str
     rows: tuple[Row, ...]
     difference: float | None
     remark: str = ""
+    shared: tuple[str, ...] = ()
 
     @property
     def placed(self) -> int:
@@ -66,4 +69,9 @@ class Report:
             f"{self.placed} of {len(self.rows)} normalizers are {self.norm} now; largest relative "
             f"difference of an output on random inputs: {measured}"
         )
+        if self.shared:
+            lines.append(
+                "Shared with the model that it was made from, because they cannot be copied: "
+                f"{', '.join(self.shared)}"
+            )
         return "\n".join(lines)

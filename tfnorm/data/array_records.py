@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from tfnorm.errors import RunError
 
@@ -25,6 +24,8 @@ class ArrayRecords:
     """
 
     def __init__(self, builder: Any, split: Any, expression: str) -> None:
+        import tensorflow_datasets as tfds
+
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._parts = split.file_instructions
         self._directory = builder.data_dir

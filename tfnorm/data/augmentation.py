@@ -1,8 +1,7 @@
-"""Random crops and flips of images of one size, drawn for a whole epoch at once.
+"""How training images are varied: by name, for images of one size and for photographs.
 
-The draws are NumPy arrays with one row an example, made from (seed, epoch) alone. So a run that
-resumes in mid-epoch, or on another number of replicas, sees the same crops, and the pipeline
-itself has no random op.
+What is random about an example is a function of (seed, epoch) and its number alone. So a run that
+resumes in mid-epoch, or on another number of replicas, sees the same.
 """
 
 import functools
@@ -12,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import transforms
 from tfnorm.data.records import Example, Transform, compose
+from tfnorm.data.transforms.each import OneTransform
 from tfnorm.errors import UserError
 
 
@@ -24,10 +25,24 @@ class Draws(NamedTuple):
     flip: np.ndarray  # [examples] bool, mirror left and right
 
 
+class Augmentation(NamedTuple):
+    """What happens to training images.
+
+    Attributes:
+        sizing: From encoded or decoded images of any size to float32 images of one size, pixels 0
+            to 255; None is what happens in an evaluation.
+        standardized: Of standardized images of one size.
+    """
+
+    sizing: Transform | None = None
+    standardized: Transform = compose()
+
+
 class PadCrop:
     """Pads standardized images with zeros (the mean colour), and crops each at its own place.
 
-    An `EpochTransform`; by how much it pads is what `padding_of` says.
+    An `EpochTransform`, whose draws are arrays with one row an example: it works on whole batches,
+    which for small images is much less work. By how much it pads is what `padding_of` says.
 
     Args:
         image_shape: (height, width, channels).
@@ -60,23 +75,47 @@ class PadCrop:
         raise TypeError("PadCrop is drawn for a whole epoch; call what for_epoch returns")
 
 
-def _none(image_shape: tuple[int, int, int]) -> Transform:
-    return compose()
+def _pad_crop(image_shape: tuple[int, int, int], *, flip: bool) -> Augmentation:
+    return Augmentation(standardized=PadCrop(image_shape, flip))
 
 
-# From (height, width, channels) to a transform of standardized images of this size.
-AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int]], Transform]] = {
-    "none": _none,
-    "pad_crop": functools.partial(PadCrop, flip=False),
-    "pad_crop_flip": functools.partial(PadCrop, flip=True),
+def _random_resized_crop(
+    image_shape: tuple[int, int, int], *others: Callable[[], OneTransform]
+) -> Augmentation:
+    height, width, channels = image_shape
+    crop = transforms.RandomResizedCrop((height, width), channels)
+    return Augmentation(sizing=transforms.each(crop, *(make() for make in others)))
+
+
+def _color(image_shape: tuple[int, int, int]) -> Augmentation:
+    if image_shape[-1] != 3:
+        raise UserError(
+            "augmentation 'random_resized_crop_flip_color' is for images of 3 channels, these have "
+            f"{image_shape[-1]}; choose random_resized_crop_flip"
+        )
+    return _random_resized_crop(image_shape, transforms.RandomFlip, transforms.ColorJitter)
+
+
+# From (height, width, channels) of the images that the network takes.
+AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int]], Augmentation]] = {
+    "none": lambda image_shape: Augmentation(),
+    "pad_crop": functools.partial(_pad_crop, flip=False),
+    "pad_crop_flip": functools.partial(_pad_crop, flip=True),
+    "random_resized_crop": _random_resized_crop,
+    "random_resized_crop_flip": lambda shape: _random_resized_crop(shape, transforms.RandomFlip),
+    "random_resized_crop_flip_color": _color,
 }
 
 
-def get(name: str, image_shape: tuple[int, int, int]) -> Transform:
-    """The augmentation of this name for standardized images of one size.
+def get(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
+    """The augmentation of this name.
+
+    Args:
+        name: A key of `AUGMENTATIONS`.
+        image_shape: (height, width, channels) of the images that the network takes.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is not for such images.
     """
     if name not in AUGMENTATIONS:
         raise UserError(

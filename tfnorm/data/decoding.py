@@ -63,7 +63,7 @@ def labels(image: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
     """The values of a mask or an instance map.
 
     Args:
-        image: [] string (PNG of 8 or 16 bits), or [h, w] int32.
+        image: [] string (PNG of 8 or 16 bits), or [h, w] integers.
         window: As of `pixels`.
 
     Returns:
@@ -75,7 +75,7 @@ def labels(image: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
         image = tf.cond(
             bits == 16, lambda: _decode(image, tf.uint16), lambda: _decode(image, tf.uint8)
         )
-    return _cut(image, window)
+    return tf.cast(_cut(image, window), tf.int32)
 
 
 def _decode(image: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -12,8 +12,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
+from tfnorm.data import decoding
 from tfnorm.data.example import IGNORED
+from tfnorm.data.records import Records
 
 # In a table: a value that a mask must not hold.
 INVALID = -2
@@ -52,6 +55,24 @@ class MaskClasses:
         table[[_IGNORED_VALUE, *ignored]] = IGNORED
         table[list(values.values())] = np.arange(len(values))
         return cls(tuple(values), table)
+
+
+def value_range(records: Records) -> tuple[int, int]:
+    """The least and the greatest value other than 255 in the masks of examples."""
+
+    def of_mask(mask: tf.Tensor) -> tf.Tensor:
+        values = decoding.labels(mask, None)
+        ignored = values == _IGNORED_VALUE
+        least = tf.reduce_min(tf.where(ignored, values.dtype.max, values))
+        return tf.stack([least, tf.reduce_max(tf.where(ignored, 0, values))])
+
+    masks = (
+        tf.data.Dataset.range(len(records))
+        .batch(1)
+        .map(lambda index: of_mask(records.fetch(index)["mask"][0]), num_parallel_calls=2)
+    )
+    ranges = np.array([*masks.as_numpy_iterator()])
+    return int(ranges[:, 0].min()), int(ranges[:, 1].max())
 
 
 def find(

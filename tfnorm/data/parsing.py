@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_parser
 
 from tfnorm.data import decoding
 from tfnorm.data.checking import checked
@@ -33,11 +31,14 @@ class Parser:
     Args:
         features: tfds.features.FeaturesDict of the data set.
         paths: From the entries of an example to the features that they are, as of
-            `tfnorm.data.roles`.
+            `tfnorm.data.features`.
         max_objects: Rows for objects.
     """
 
     def __init__(self, features: Any, paths: Mapping[str, str], max_objects: int) -> None:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import example_parser
+
         self._paths = dict(paths)
         self._max_objects = max_objects
         names = dict.fromkeys(path.partition("/")[0] for path in paths.values())

@@ -1,4 +1,4 @@
-"""What data sets, the pipeline and tasks agree on: examples, records and transforms."""
+"""What data sets, the pipeline and tasks agree on: records and transforms of examples."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable

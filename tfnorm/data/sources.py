@@ -1,6 +1,7 @@
 """From a name and a directory to a prepared TFDS data set; the network is the last resort."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import paths
 from tfnorm.data import features
 from tfnorm.errors import RunError, UserError
 
@@ -42,10 +44,10 @@ def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
 
     from tfnorm.data import digit_scenes, sklearn_digits  # noqa: F401  # TFDS knows them then.
 
-    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = paths.local(data_dir or tfds.core.constants.DATA_DIR, "data_dir")
     directory = _prepared_directory(name, root)
     if directory is not None:
-        return tfds.builder_from_directory(directory)
+        return _from_directory(directory)
     if not re.fullmatch(r"[a-z0-9_]+(/[\w.\-]+)?(:[\w.]+)?", name):
         raise _unknown(name, root)
     try:
@@ -68,13 +70,12 @@ def prepared_names(root: pathlib.Path) -> list[str]:
 
 
 def check_images(builder: "tfds.core.DatasetBuilder", path: str) -> None:
-    """Raises UserError unless a data set has uint8 images of one size."""
+    """Raises UserError unless the images of a data set are of bytes."""
     image = features.feature(builder, path)
-    if None in image.shape or image.np_dtype != np.uint8:
+    if image.np_dtype != np.uint8:
         raise UserError(
-            f"data set '{builder.name}' has images of shape {tuple(image.shape)} and type "
-            f"{np.dtype(image.np_dtype).name}; needed are uint8 images of one size; "
-            "choose another --dataset"
+            f"data set '{builder.name}' has images of type {np.dtype(image.np_dtype).name}; needed "
+            "are uint8 images; choose another --dataset"
         )
 
 
@@ -83,8 +84,9 @@ def spec(builder: "tfds.core.DatasetBuilder", paths: Mapping[str, str]) -> dict[
     found = {}
     for name, path in paths.items():
         feature = features.feature(builder, path)
-        dtype = tf.uint8 if name == "image" else tf.int32
-        found[name] = tf.TensorSpec(feature.shape, dtype, name)
+        shape = feature.shape[:2] if name == "mask" else feature.shape
+        dtype = tf.int32 if name == "label" else feature.tf_dtype
+        found[name] = tf.TensorSpec(shape, dtype, name)
     return found
 
 
@@ -102,6 +104,8 @@ def read(
     Returns:
         [n, ...] of each name.
     """
+    import tensorflow_datasets as tfds
+
     found = {
         name: np.empty((examples, *own.shape), own.dtype.as_numpy_dtype)
         for name, own in spec(builder, paths).items()
@@ -109,13 +113,58 @@ def read(
     position = 0
     if split in builder.info.splits:
         split = f"{split}[:{examples}]"
-    dataset = builder.as_dataset(split=split, shuffle_files=False).take(examples)
+    # File after file: the order is that of examples that are streamed.
+    order = tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=order)
+    dataset = dataset.take(examples)
     for batch in dataset.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
         end = min(position + _READ_BATCH, examples)
         for name, path in paths.items():
-            found[name][position:end] = batch[path]
+            own = found[name][position:end]
+            own[:] = batch[path].reshape(own.shape)
         position = end
     return found
+
+
+def _from_directory(directory: pathlib.Path) -> "tfds.core.DatasetBuilder":
+    """The data set that lies in a directory.
+
+    Raises:
+        RunError: Its description is broken, with the name of the file that is.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        own = dict(features.flat(builder.info.features))
+        _ = [builder.info.splits[name].num_examples for name in builder.info.splits]
+    except Exception as error:  # TFDS lets pass whatever its parsers raise.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{_broken_file(directory) or directory} does not describe a data set ({reason}); copy "
+            "or prepare the data set again"
+        ) from error
+    for path, feature in own.items():
+        classes = getattr(feature, "num_classes", None)
+        if classes and len({*feature.names}) != classes:  # Of which TFDS says nothing.
+            raise RunError(
+                f"{directory / path.replace('/', '-')}.labels.txt has {len({*feature.names})} "
+                f"different names, features.json beside it says {classes} classes; mend it, or "
+                "remove it to name classes by their numbers"
+            )
+    return builder
+
+
+def _broken_file(directory: pathlib.Path) -> pathlib.Path | None:
+    """Which of the files that describe a data set is no JSON object."""
+    for name in ("dataset_info.json", "features.json"):
+        try:
+            whole = isinstance(json.loads((directory / name).read_text()), dict)
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            return directory / name
+    return None
 
 
 def _prepared_directory(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -158,7 +207,7 @@ def _prepare(builder: "tfds.core.DatasetBuilder", root: pathlib.Path) -> None:
         raise RunError(
             f"cannot download data set '{builder.name}' ({reason}); "
             f"prepared in {root}: {', '.join(prepared_names(root)) or 'none'}; "
-            "sklearn_digits needs no download"
+            f"{' and '.join(_EMBEDDED)} need no download"
         ) from error
 
 
@@ -178,6 +227,6 @@ def _silence() -> Iterator[None]:
 def _unknown(name: str, root: pathlib.Path) -> UserError:
     return UserError(
         f"unknown data set '{name}'; prepared in {root}: "
-        f"{', '.join(prepared_names(root)) or 'none'}; sklearn_digits needs no download; "
-        "other TFDS image-classification data sets, such as cifar10, are downloaded by name"
+        f"{', '.join(prepared_names(root)) or 'none'}; {' and '.join(_EMBEDDED)} need no download; "
+        "other TFDS image data sets, such as cifar10, are downloaded by name"
     )

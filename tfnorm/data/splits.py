@@ -1,5 +1,6 @@
 """Which examples to train with and which to test on: TFDS' split expressions."""
 
+import itertools
 import re
 from typing import Any
 
@@ -9,8 +10,8 @@ from tfnorm.errors import UserError
 TEST_SPLITS = ("test", "validation")
 
 
-def select(builder: Any, expression: str, flag: str) -> Any:
-    """The part of a data set that a split expression names.
+def check(builder: Any, expression: str, flag: str) -> str:
+    """A split expression that names a part of a data set.
 
     Args:
         builder: A prepared tfds.core.DatasetBuilder.
@@ -19,14 +20,13 @@ def select(builder: Any, expression: str, flag: str) -> Any:
         flag: The flag that said so, for the messages.
 
     Returns:
-        A tfds.core.SplitInfo, with `num_examples` and `file_instructions`.
+        The expression.
 
     Raises:
         UserError: TFDS refuses the expression, or no example is in it.
     """
     try:
-        split = builder.info.splits[expression]
-        examples = split.num_examples
+        examples = builder.info.splits[expression].num_examples
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
             f"--{flag}='{expression}' is no split of data set '{builder.name}' "
@@ -37,56 +37,47 @@ def select(builder: Any, expression: str, flag: str) -> Any:
             f"--{flag}='{expression}' of data set '{builder.name}' is empty; it has "
             f"{listing(builder)}"
         )
-    return split
+    return expression
 
 
-def train(builder: Any, expression: str | None = None) -> Any:
+def train(builder: Any, expression: str | None = None) -> str:
     """The split to train with: the one asked for, or "train".
 
     Raises:
-        UserError: As `select`, or there is no split "train" and none was asked for.
+        UserError: As `check`, or there is no split "train" and none was asked for.
     """
     if expression is None and "train" not in builder.info.splits:
         raise UserError(
             f"data set '{builder.name}' has no train split, only {listing(builder)}; "
             "say what to train with by --train_split"
         )
-    return select(builder, "train" if expression is None else expression, "train_split")
+    return check(builder, "train" if expression is None else expression, "train_split")
 
 
-def test(builder: Any, expression: str | None = None) -> Any:
+def test(builder: Any, expression: str | None = None) -> str:
     """The split to evaluate on: the one asked for, else "test", else "validation".
 
     Raises:
-        UserError: As `select`, or there is neither and none was asked for.
+        UserError: As `check`, or there is neither and none was asked for.
     """
-    if expression is None:
-        expression = default_test(builder)
-    return select(builder, expression, "test_split")
-
-
-def default_test(builder: Any) -> str:
-    """The split to evaluate on where none is asked for: "test", else "validation".
-
-    Raises:
-        UserError: There is neither.
-    """
+    if expression is not None:
+        return check(builder, expression, "test_split")
     for name in TEST_SPLITS:
         if name in builder.info.splits:
-            return name
+            return check(builder, name, "test_split")
     raise UserError(
         f"data set '{builder.name}' has neither a test nor a validation split, only "
-        f"{listing(builder)}; set a part of it aside, as by "
+        f"{listing(builder)}; set a part of it aside with --test_split, such as "
         "--train_split='train[:80%]' --test_split='train[80%:]'"
     )
 
 
-def common(one: Any, other: Any) -> int:
+def common(builder: Any, one: str, other: str) -> int:
     """The number of examples that two splits share."""
+    parts = [builder.info.splits[expression].file_instructions for expression in (one, other)]
     return sum(
         max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
-        for a in one.file_instructions
-        for b in other.file_instructions
+        for a, b in itertools.product(*parts)
         if a.filename == b.filename
     )
 

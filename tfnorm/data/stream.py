@@ -34,7 +34,7 @@ class StreamRecords:
         builder: A prepared tfds.core.DatasetBuilder.
         expression: A split, as of `tfnorm.data.splits`.
         paths: From the entries of an example to the features that they are, as of
-            `tfnorm.data.roles`.
+            `tfnorm.data.features`.
         max_objects: Rows for objects in every example.
         limit: Only so many examples, the first ones; None is all.
         left_out: Numbers of examples to leave out, as `faults` returns them.
@@ -124,17 +124,14 @@ class StreamRecords:
             for index in np.flatnonzero(~sound)
         }
 
-    def explain(self, error: Exception) -> RunError | None:
+    def explain(self) -> RunError | None:
         """What is wrong with the files, after a pipeline of these records has failed.
 
         TensorFlow's errors do not say which example they are about. So all are looked through.
 
-        Args:
-            error: A tf.errors.OpError.
-
         Returns:
-            An error that names the first of the faulty examples and counts them; None if they all
-            are sound, so that the error's cause is another.
+            An error that names the first of the faulty examples and counts them; None if all are
+            sound, so that the cause is another.
         """
         faults = self.faults()
         if not faults:

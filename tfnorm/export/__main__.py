@@ -4,7 +4,6 @@ python -m tfnorm.export --model=model.keras --directory=exported
 python -m tfnorm.export --model_dir=runs/brn --directory=exported --uint8_images --top_k=3
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from tfnorm import commands, tasks, training
+from tfnorm import commands, paths, tasks, training
 from tfnorm.data.pipeline import training_batches
 from tfnorm.errors import UserError
 from tfnorm.export.formats import FORMATS
@@ -26,7 +25,6 @@ from tfnorm.export.writing import WEIGHTS_DTYPES
 from tfnorm.training.batches import first_images
 
 _RECALIBRATION_BATCH_SIZE = 128
-_METRICS = ("test_accuracy", "test_loss", "train_loss", "steps")
 
 
 def define() -> flags.FlagValues:
@@ -86,7 +84,7 @@ class Source(NamedTuple):
         model: a Keras model.
         task: what it was trained for, with its data; None if that is not known.
         training: its configuration, None in the same way.
-        metrics: what the training came to.
+        metrics: what was measured of these weights.
     """
 
     model: keras.Model
@@ -138,11 +136,8 @@ def load(values: flags.FlagValues) -> Source:
             "--model=model.keras, or --model_dir= of a training run."
         )
     if values.model:
-        return Source(_load_keras_file(Path(values.model)))
-    model, config = training.load_model(values.model_dir)
-    result = Path(values.model_dir).expanduser() / "result.json"
-    found = json.loads(result.read_text()) if result.exists() else {}
-    metrics = {name: found[name] for name in _METRICS if found.get(name) is not None}
+        return Source(_load_keras_file(paths.local(values.model, "model")))
+    model, config, metrics = training.load_run(values.model_dir)
     return Source(model, tasks.load(config), config.to_dict(), metrics)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfnorm import paths
 from tfnorm.errors import UserError
 from tfnorm.export.compare import answers_of, compare
 from tfnorm.export.fold import fold
@@ -119,7 +120,7 @@ def export_saved_model(
                 default_tolerance(model, given, weights_dtype) if tolerance is None else tolerance,
                 postprocessing,
             )
-    with new_version(Path(directory)) as (draft, place):
+    with new_version(paths.local(directory, "directory")) as (draft, place):
         if "saved_model" in formats:
             answering = write_saved_model(folded, signature, draft, weights_dtype)
         else:

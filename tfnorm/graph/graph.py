@@ -111,6 +111,7 @@ class Graph:
         outputs: structure of Tensors, in the form in which the model returns its outputs.
         calls: every call, after those whose outputs it uses.
         input_parts: for each input tensor, the part of its `keras.layers.InputLayer`.
+        written_out: whether a nested model is a call in it only where it has to be one.
     """
 
     def __init__(
@@ -120,12 +121,15 @@ class Graph:
         outputs: Any,
         calls: list[Call],
         input_parts: dict[Tensor, Part],
+        *,
+        written_out: bool = False,
     ) -> None:
         self.name = name
         self.inputs = inputs
         self.outputs = outputs
         self.calls = calls
         self.input_parts = input_parts
+        self.written_out = written_out
         self._producers: dict[Tensor, Call] = {}
         self._users: dict[Tensor, list[Call]] = {}
         for call in calls:

@@ -1,4 +1,4 @@
-"""Nested models written out, so that an edit sees across their borders."""
+"""Nested models and layers of layers written out, so that an edit sees across their borders."""
 
 import inspect
 from typing import Any
@@ -6,21 +6,29 @@ from typing import Any
 import keras
 
 from tfnorm.graph.graph import Call, Graph, Part, Tensor, map_tensors
+from tfnorm.graph.opening import open_layer
 from tfnorm.graph.reading import graph_of, read_function
+from tfnorm.layers import Absorbed, norms
 
 
-def inline(graph: Graph) -> Graph:
-    """Returns the graph with each nested functional or Sequential model replaced by its calls.
+def inline(graph: Graph, *, rebuild: bool = True) -> Graph:
+    """Returns the graph with nested models, and layers that hold normalizers, replaced by calls.
 
-    A nested model called twice becomes two sets of calls of the same parts. A nested model stays
-    one call where its calls alone would not do the same: it gets a mask, or an input of another
-    rank than its own. A float dtype that differs is cast, as Keras does at the border.
+    A nested functional or Sequential model is replaced by its own calls, a layer by those that its
+    code makes (`open_layer`). One that is called twice becomes two sets of calls of the same parts.
+    It stays one call where its calls alone would not do the same: it gets a mask, or an input of
+    another rank than its own. A float dtype that differs is cast, as Keras does at the border.
+
+    Args:
+        graph: what to write out; it stays as it is.
+        rebuild: whether the graph is to be built anew: what is to be built must not have weights
+            outside of layers, and needs no places of absorbed normalizers.
     """
     parts = {id(call.part.operation): call.part for call in graph.calls}
-    return _inline(graph, parts)
+    return _inline(graph, parts, rebuild)
 
 
-def _inline(graph: Graph, parts: dict[int, Part]) -> Graph:
+def _inline(graph: Graph, parts: dict[int, Part], rebuild: bool) -> Graph:
     templates: dict[Part, Graph] = {}
     calls: list[Call] = []
     replaced: dict[Tensor, Tensor] = {}
@@ -31,20 +39,45 @@ def _inline(graph: Graph, parts: dict[int, Part]) -> Graph:
     for call in graph.calls:
         args, kwargs = map_tensors(current, (call.args, call.kwargs))
         call = Call(call.part, args, kwargs, call.outputs)
+        if rebuild and isinstance(call.part.operation, Absorbed):
+            replaced[call.outputs[0]] = call.first
+            continue
         function = graph_of(call.part.operation)
-        values = None if function is None else _border_values(function, call)
-        if values is None:
+        if function is not None:
+            values = _border_values(function, call)
+            template = templates.get(call.part)
+        elif _holds_normalizers(call.part.operation):
+            function, values, template = _opened(call, rebuild), call.tensors, None
+        if function is None or values is None:
             calls.append(call)
             continue
-        if call.part not in templates:
+        if template is None:
             inner = read_function(function, graph.name, f"{call.part.path}/", parts)
-            templates[call.part] = _inline(inner, parts)
-        inner_calls, outputs = _instantiate(templates[call.part], values, call)
+            template = templates[call.part] = _inline(inner, parts, rebuild)
+        inner_calls, outputs = _instantiate(template, values, call)
         calls.extend(inner_calls)
         replaced.update(zip(call.outputs, outputs, strict=True))
-    return Graph(
-        graph.name, graph.inputs, map_tensors(current, graph.outputs), calls, graph.input_parts
+    outputs = map_tensors(current, graph.outputs)
+    inputs, input_parts = graph.inputs, graph.input_parts
+    return Graph(graph.name, inputs, outputs, calls, input_parts, written_out=True)
+
+
+def _holds_normalizers(operation: keras.Operation) -> bool:
+    """Whether there are some inside, and it is none itself nor a part of one."""
+    if not isinstance(operation, keras.Layer) or norms.name_of(operation) is not None:
+        return False
+    inside = operation._flatten_layers(include_self=False)
+    return any(norms.name_of(layer) is not None for layer in inside)
+
+
+def _opened(call: Call, rebuild: bool) -> keras.Function | None:
+    """What the code of the call's layer does."""
+    if any(x.has_mask for x in call.tensors):
+        return None
+    args, kwargs = map_tensors(
+        lambda x: keras.KerasTensor(x.shape, x.dtype), (call.args, call.kwargs)
     )
+    return open_layer(call.part.operation, args, kwargs, own_weights=not rebuild)
 
 
 def _border_values(function: keras.Function, call: Call) -> list[Tensor] | None:

@@ -5,27 +5,32 @@ from keras.src.models.functional import Functional  # Keras has no public name f
 
 from tfnorm.errors import UserError
 from tfnorm.graph.graph import Call, Graph, Part, Tensor
+from tfnorm.graph.opening import nodes_of, open_model, shape_of
 
 
 def read(model: keras.Model) -> Graph:
-    """Returns the graph of a functional or Sequential model; a nested model is one call in it.
+    """Returns the graph of a model; a nested model, or a layer of several, is one call in it.
 
     A layer that is used inside of a nested model and outside is two layers when the graph is
     built; `inline` first where it has to stay one.
 
     Raises:
-        UserError: if the model has no graph, because it is subclassed or not built.
+        UserError: if the model has no graph, because it is not built or its code does not tell.
     """
     return read_function(function_of(model), model.name, prefix="", parts={})
 
 
 def function_of(model: keras.Model) -> Functional:
-    """What a functional or Sequential model runs; it knows the model's inputs and outputs.
+    """What a model runs: of a subclassed one, the calls of layers that its code makes.
+
+    It knows the model's inputs and outputs.
 
     Raises:
-        UserError: if the model has no graph, because it is subclassed or not built.
+        UserError: if the model has no graph, because it is not built or its code does not tell.
     """
-    function = graph_of(model) if isinstance(model, keras.Model) else None
+    function = None
+    if isinstance(model, keras.Model):
+        function = graph_of(model) or open_model(model)
     if function is None:
         raise UserError(_why_not(model))
     return function
@@ -67,10 +72,7 @@ def read_function(function: Functional, name: str, prefix: str, parts: dict[int,
 
     input_parts = {tensor(x): part(x._keras_history.operation) for x in function.inputs}
     calls = []
-    by_depth = function._nodes_by_depth
-    for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
-        if node.is_input:
-            continue
+    for node in nodes_of(function):
         args = keras.tree.map_structure(argument, node.arguments.args)
         kwargs = keras.tree.map_structure(argument, node.arguments.kwargs)
         outputs = tuple(tensor(x) for x in node.outputs)
@@ -104,8 +106,14 @@ def _why_not(model: object) -> str:
             f"The Sequential model {model.name!r} has no graph yet, because its input shape is not "
             "known. Put a keras.Input first, or call the model once on data."
         )
-    return (
+    why_not = (
         f"The model {model.name!r} of class {type(model).__name__} has no graph of layers that "
         "can be read, because it is subclassed. Build it as a functional model, "
-        "keras.Model(inputs, outputs), or as a keras.Sequential."
+        "keras.Model(inputs, outputs), or as a keras.Sequential"
+    )
+    if shape_of(model) is None:
+        return f"{why_not}; or call it once on data, and its code is read."
+    return (
+        f"{why_not}. Its code cannot be run on symbolic tensors, does something else in training, "
+        "or has weights of its own; tfnorm.convert takes any code with in_place=True."
     )

@@ -90,6 +90,15 @@ class Normalizer:
         """Arguments of the layer for so many channels, without the axis."""
         return {**self.of_width(channels), **self.defaults, **self.options}
 
+    def make(self, channels: int) -> keras.layers.Layer | None:
+        """The layer for so many channels, around a convolution if it is of that kind."""
+        if self.layer_class is None:
+            return None
+        if self.place != "around":
+            return self.layer_class(name="made", **self.arguments(channels))
+        layer = keras.layers.Conv2D(channels, 1, use_bias=False, name="made_around")
+        return self.layer_class(layer, name="made", **{**self.defaults, **self.options})
+
     def wrap_kernel(self, layer: keras.layers.Layer, **kwargs: Any) -> keras.layers.Layer:
         """`layer` with the kernel that this normalizer wants before itself."""
         return layer if self.kernel is None else KERNELS[self.kernel](layer, **kwargs)

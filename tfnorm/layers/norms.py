@@ -81,7 +81,7 @@ def _identity(normalizer: Normalizer) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def get(name: str, **options: Any) -> Normalizer:
+def get(name: str, /, **options: Any) -> Normalizer:
     """The normalizer called `name`, its layer to be made with `options`.
 
     Two options are not the layer's: `kernel` (see `Normalizer`), and `centralize`, an older way to

@@ -14,6 +14,7 @@ _PLACES = ("model_dir", "data_dir", "resume")
 # Fields that came after results were recorded: so they were, although the records do not say it.
 _LATER = {
     "sampling": "shuffled", "task": "classification", "train_split": None, "test_split": None,
+    "data_loading": "auto", "image_size": None, "skip_undecodable": False,
 }  # fmt: skip
 
 

@@ -40,6 +40,9 @@ def load(settings: Settings) -> Task:
             settings.train_split,
             settings.test_split,
             task.needed,
+            loading=settings.data_loading,
+            image_size=data.parse_size(settings.image_size) if settings.image_size else None,
+            skip_undecodable=settings.skip_undecodable,
         )
     except MissingFeatures as error:
         fitting = [name for name in TASKS if set(TASKS[name].needed) <= set(error.offered)]

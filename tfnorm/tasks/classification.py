@@ -23,11 +23,12 @@ class Classification:
         self.dataset = dataset
 
     def transform(self, *, training: bool) -> Transform:
-        """Standardizes images and, in training, augments them."""
+        """Brings images to one size and standardizes them; in training, augments them."""
+        sizing = self.dataset.sizing()
         if not training:
-            return self._standardize
+            return compose(sizing, self._standardize)
         augment = augmentation.get(self._settings.augment, self.dataset.image_shape)
-        return compose(self._standardize, augment)
+        return compose(augment.sizing or sizing, self._standardize, augment.standardized)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
         return {**batch, "image": self.dataset.standardize(batch["image"])}

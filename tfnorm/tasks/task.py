@@ -21,6 +21,9 @@ class Settings(Protocol):
     train_examples: int
     train_split: str | None
     test_split: str | None
+    data_loading: str
+    image_size: str | None
+    skip_undecodable: bool
     augment: str
     model: str
     width: int

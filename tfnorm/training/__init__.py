@@ -4,7 +4,7 @@ from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
 from tfnorm.training.config import Config
 from tfnorm.training.recalibration import recalibrate
 from tfnorm.training.result import Evaluation, Result
-from tfnorm.training.run import evaluate, load_model, train
+from tfnorm.training.run import evaluate, load_model, load_run, train
 from tfnorm.training.statistics_monitor import StatisticsMonitor
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SynchronizeStatistics",
     "evaluate",
     "load_model",
+    "load_run",
     "recalibrate",
     "train",
 ]

@@ -1,11 +1,12 @@
 """Everything that decides the outcome of a training run, as one value."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfnorm import data, models, tasks
@@ -20,6 +21,7 @@ _CHOICES = {
     "task": tasks.TASKS,
     "norm": norms.NAMES,
     "augment": tuple(data.AUGMENTATIONS),
+    "data_loading": data.LOADINGS,
     "sampling": tuple(data.SAMPLINGS),
     "distribution_strategy": STRATEGIES,
     "schedule": SCHEDULES,
@@ -35,6 +37,7 @@ _NOT_NEGATIVE = (
     "weight_decay", "momentum", "seed", "checkpoint_every",
 )  # fmt: skip
 
+_ANY_WIDTH = 64  # Channels of the layer that is made to see whether it takes its options.
 _LARGEST = 2**31 - 1  # TensorFlow counts in int32.
 _LARGEST_OF = {"seed": 2**32 - 1}
 _KINDS = {
@@ -84,6 +87,17 @@ class Config:
     test_split: str | None = _field(
         None,
         "What to evaluate on, such as 'train[80%:]'; default: test, else validation.",
+    )
+    data_loading: str = _field(
+        "auto",
+        "memory: images of one size, decoded once. stream: any images, read when they are needed. "
+        "auto: memory where that fits comfortably.",
+    )
+    image_size: str | None = _field(
+        None, "H,W of the images that the network takes; default: the data set's, if that is one."
+    )
+    skip_undecodable: bool = _field(
+        False, "Look for images that cannot be decoded at the start and leave them out."
     )
     train_examples: int = _field(0, "Use only so many training images; 0 is all.")
     augment: str = _field("none", f"Augmentation: {', '.join(data.AUGMENTATIONS)}.")
@@ -170,7 +184,24 @@ class Config:
                 "sampling=pairs needs an even number of images that share statistics, received "
                 f"{self.statistics_batch_size} (replica_batch_size / virtual_replicas)"
             )
-        self.normalizer()
+        self._check_norm_options()
+
+    def _check_norm_options(self) -> None:
+        """Makes the layer once, where the user says how."""
+        options = self.norm_options
+        strange = [key for key in options if not isinstance(key, str)]
+        if strange:
+            raise UserError(f"norm_options must have names, received {strange[0]!r:.50} for one")
+        groups = options.get("virtual_replicas", self.virtual_replicas)
+        if self.virtual_replicas > 1 and groups != self.virtual_replicas:
+            raise UserError(
+                f"norm_options has virtual_replicas={groups}, and virtual_replicas is "
+                f"{self.virtual_replicas}; give --virtual_replicas alone"
+            )
+        norm = self.normalizer()
+        if options:
+            with options_told(self):
+                norm.make(_ANY_WIDTH)
 
     def _take_options_of_the_network(self) -> None:
         """Checks the model and the options meant for it; those that are open become its own."""
@@ -225,6 +256,21 @@ class Config:
                 f"unknown config field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
         return cls(**values)
+
+
+@contextlib.contextmanager
+def options_told(config: Config) -> Iterator[None]:
+    """Turns what a layer raises that does not take its options into a UserError of one line."""
+    try:
+        yield
+    except Exception as error:  # Each argument of each layer fails in its own way.
+        if isinstance(error, UserError) or not config.norm_options:
+            raise
+        given = ", ".join(f"{name}={value}" for name, value in config.norm_options.items())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"norm '{config.norm}' cannot be made with norm_options {given} ({reason:.300})"
+        ) from error
 
 
 def _kind(hint: Any) -> type:

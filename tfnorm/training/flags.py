@@ -61,7 +61,7 @@ def parse_options(text: str) -> Mapping[str, Any]:
             raise UserError(f"norm_options '{text}' is not of the form name=value,name=value")
         try:
             options[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             options[name.strip()] = value
     return options
 

@@ -1,6 +1,7 @@
 """What a run and an evaluation come to."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -71,3 +72,25 @@ class Evaluation:
     metrics: dict[str, float]
     examples: int
     checkpoint: str
+
+
+def measured(step: int, history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What was measured of the weights after a step of training.
+
+    Args:
+        step: Training steps made.
+        history: Rows as those of `Result.history`, of this run or of what it went on from.
+
+    Returns:
+        steps; and if a row is of that step train_loss and, where it has them, test_loss and
+        test_METRIC for each metric of the task.
+    """
+    found: dict[str, float] = {"steps": step}
+    for row in (row for row in history if row["step"] == step):
+        found["train_loss"] = row["loss"]
+        found |= {
+            f"test_{name.removeprefix('val_')}": value
+            for name, value in row.items()
+            if name.startswith("val_")
+        }
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
-from tfnorm import tasks
+from tfnorm import paths, tasks
 from tfnorm.training import replica_state, run_directory, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
@@ -15,7 +15,7 @@ from tfnorm.training.loop import Loop
 from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
 from tfnorm.training.preemption import SigtermWatch
-from tfnorm.training.result import Evaluation, Result
+from tfnorm.training.result import Evaluation, Result, measured
 from tfnorm.training.trainer import Trainer
 
 
@@ -50,6 +50,8 @@ def train(
             is gone.
         Preempted: SIGTERM has been received.
     """
+    if config.model_dir:
+        paths.local(config.model_dir, "model_dir")  # Before it costs any time.
     watch = SigtermWatch()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_policy(config.mixed_precision))
@@ -74,11 +76,14 @@ def train(
         files = []
         if directory and workers.is_chief(strategy):
             run_directory.write_json(directory / "config.json", config.to_dict())
+            if progress.step < trainer.total_steps:  # what lies there is no result of this run
+                (directory / "result.json").unlink(missing_ok=True)
             files = [
                 HistoryFile(directory / "history.csv", progress.history),
                 TensorBoardScalars(directory),
             ]
-        loop.run([*callbacks, *files])
+        with task.dataset.explained():
+            loop.run([*callbacks, *files])
         result = loop.result()
         if directory and workers.is_chief(strategy):
             run_directory.write_json(directory / "result.json", result.to_dict())
@@ -103,7 +108,8 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         with strategy.scope():
             checkpoints = Checkpoints(directory / "checkpoints", model=trainer.model)
             path = checkpoints.restore(notice, partial=True)
-        loss, metrics = trainer.evaluate()
+        with trainer.task.dataset.explained():
+            loss, metrics = trainer.evaluate()
     return Evaluation(loss, metrics, trainer.task.dataset.num_test, path)
 
 
@@ -120,13 +126,36 @@ def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model,
     Raises:
         UserError: There is no run in the directory.
     """
+    model, config, _ = load_run(model_dir, notice)
+    return model, config
+
+
+def load_run(
+    model_dir: str, notice: Notice = to_stderr
+) -> tuple[keras.Model, Config, dict[str, float]]:
+    """As `load_model`, with what was measured of these very weights.
+
+    A run that was extended, or ended between two epochs, has older results in its directory. The
+    configuration is the one that the checkpoint was written with, too.
+
+    Returns:
+        The model, the configuration and the numbers that `result.measured` finds.
+
+    Raises:
+        UserError: There is no run in the directory.
+    """
     directory = run_directory.existing(model_dir)
     config = run_directory.trained_config(directory, notice)
     task = tasks.load(config)
     with _policy(config.mixed_precision):
         model = task.build_model(config.normalizer())
-    Checkpoints(directory / "checkpoints", model=model).restore(notice, partial=True)
-    return model, config
+    progress = Progress()
+    checkpoints = Checkpoints(directory / "checkpoints", model=model, progress=progress)
+    checkpoints.restore(notice, partial=True)
+    if progress.config:
+        own = {**progress.config, "data_dir": config.data_dir, "model_dir": config.model_dir}
+        config = Config.from_dict(own)
+    return model, config, measured(progress.step, progress.history)
 
 
 def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) -> Checkpoints:
@@ -167,6 +196,8 @@ def _restore(
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     config, dataset = trainer.config, trainer.task.dataset
     left = dataset.num_train % trainer.global_batch_size
+    for text in dataset.notices:
+        notice(text)
     notice(
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "
         f"{trainer.replicas} x {config.replica_batch_size} a step, "

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tfnorm import locks
+from tfnorm import locks, paths
 from tfnorm.errors import UserError
 from tfnorm.files import remove_drafts, write_text
 from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
@@ -31,7 +31,7 @@ def opened_to_train(config: Config, write: bool, notice: Notice) -> Iterator[pat
     Raises:
         UserError: It cannot be written, another run writes to it, or what is there does not fit.
     """
-    directory = pathlib.Path(config.model_dir).expanduser()
+    directory = paths.local(config.model_dir, "model_dir")
     try:
         if write:
             directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def existing(model_dir: str | None) -> pathlib.Path:
     """
     if not model_dir:
         raise UserError("no model_dir; choose the --model_dir of a run")
-    directory = pathlib.Path(model_dir).expanduser()
+    directory = paths.local(model_dir, "model_dir")
     if not newest_first(directory / "checkpoints"):
         raise UserError(f"no checkpoint in model_dir {directory}; train first, or choose another")
     return directory

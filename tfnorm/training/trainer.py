@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import Example, Records, pipeline
+from tfnorm.errors import UserError
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.tasks import Task
 from tfnorm.training import batches
-from tfnorm.training.config import Config
+from tfnorm.training.config import Config, options_told
 from tfnorm.training.evaluation import Rows
 from tfnorm.training.inputs import iterate
 from tfnorm.training.learning_rate import WarmedUp
@@ -62,7 +63,8 @@ class Trainer:
         # Right here: whatever else draws from the global generators must not move the weights.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            self.model = task.build_model(config.normalizer())
+            with options_told(config):
+                self.model = task.build_model(config.normalizer())
             self.optimizer = self._build_optimizer()
             # What replicas add up on their own, read from outside as the sum of all: a step
             # communicates the gradients and nothing else.
@@ -74,6 +76,12 @@ class Trainer:
         peak = config.learning_rate
         if config.reference_batch_size:
             peak *= self.global_batch_size / config.reference_batch_size
+        epochs = self.total_steps / self.steps_per_epoch
+        if config.warmup_epochs > max(epochs, 1):
+            raise UserError(
+                f"warmup_epochs={config.warmup_epochs} is more than the {epochs:.3g} epochs of the "
+                "run, which would never reach its learning rate; choose a shorter --warmup_epochs"
+            )
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         self._schedule = WarmedUp(config.schedule, peak, warmup_steps, self.total_steps)
         optimizer = MomentumSGD(
