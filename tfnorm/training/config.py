@@ -30,7 +30,7 @@ _CHOICES = {
 _OF_THE_NETWORK = ("width", "stem_stride")
 _POSITIVE = (
     "virtual_replicas", "replica_batch_size", "epochs", "learning_rate",
-    "steps_per_loop", "evaluation_batch_size",
+    "steps_per_loop", "evaluation_batch_size", "worker_timeout",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "num_replicas", "train_examples", "steps", "reference_batch_size", "warmup_epochs",
@@ -116,6 +116,9 @@ class Config:
     )
     num_replicas: int = _field(
         0, "Replicas (of each worker); more than one needs mirrored. 0 is every GPU, else one CPU."
+    )
+    worker_timeout: float = _field(
+        1800.0, "Seconds to wait for the other workers (multi_worker_mirrored) to start."
     )
     replica_batch_size: int = _field(32, "Images of one replica in one step.")
     epochs: int = _field(20, "Passes over the training images.")

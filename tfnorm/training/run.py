@@ -3,11 +3,12 @@
 import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 
 from tfnorm import paths, tasks
-from tfnorm.training import replica_state, run_directory, strategies, workers
+from tfnorm.training import agreement, replica_state, run_directory, strategies, workers
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.config import Config
@@ -60,6 +61,7 @@ def train(
         if config.model_dir:
             stack.enter_context(watch)
         task = tasks.load(config)
+        workers.check_agreement(strategy, _saying(config, task, validate=validate))
         directory = None
         if config.model_dir:
             directory = stack.enter_context(
@@ -104,7 +106,9 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
     run_directory.check_architecture(config, directory, notice)
     with _policy(config.mixed_precision):
         strategy = strategies.create(config)
-        trainer = Trainer(config, tasks.load(config), strategy)
+        task = tasks.load(config)
+        workers.check_agreement(strategy, _saying(config, task, only_evaluate=True))
+        trainer = Trainer(config, task, strategy)
         with strategy.scope():
             checkpoints = Checkpoints(directory / "checkpoints", model=trainer.model)
             path = checkpoints.restore(notice, partial=True)
@@ -156,6 +160,15 @@ def load_run(
         own = {**progress.config, "data_dir": config.data_dir, "model_dir": config.model_dir}
         config = Config.from_dict(own)
     return model, config, measured(progress.step, progress.history)
+
+
+def _saying(config: Config, task: tasks.Task, **more: bool) -> dict[str, Any]:
+    """What all workers have to agree on: of the data, too, which each reads from its own disk."""
+    examples = {
+        "training_examples": task.dataset.num_train,
+        "test_examples": task.dataset.num_test,
+    }
+    return agreement.saying(config, **examples, **more)
 
 
 def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) -> Checkpoints:

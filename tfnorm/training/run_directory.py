@@ -19,7 +19,14 @@ from tfnorm.training.notices import Notice
 _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
 )  # fmt: skip
-_NOT_WORTH_A_WORD = ("model_dir", "data_dir", "resume", "steps_per_loop", "evaluation_batch_size")
+_NOT_WORTH_A_WORD = (
+    "model_dir",
+    "data_dir",
+    "resume",
+    "steps_per_loop",
+    "evaluation_batch_size",
+    "worker_timeout",
+)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """From flags to a tf.distribute.Strategy."""
 
 import contextlib
-import functools
-import json
 import os
 import signal
 import socket
@@ -13,7 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfnorm.errors import RunError, UserError
+from tfnorm.training import agreement, cluster, rendezvous
 from tfnorm.training.config import Config
+from tfnorm.training.notices import to_stderr
 
 
 def create(config: Config) -> tf.distribute.Strategy:
@@ -74,32 +74,24 @@ def _mirrored(config: Config) -> tf.distribute.Strategy:
 
 
 def _multi_worker_mirrored(config: Config) -> tf.distribute.Strategy:
-    _check_tf_config(os.environ.get("TF_CONFIG", ""))
+    members = cluster.read(os.environ.get("TF_CONFIG", ""))
     gpus = len(tf.config.list_physical_devices("GPU"))
     if gpus and config.num_replicas not in (0, gpus):
         raise UserError(
             f"num_replicas={config.num_replicas}, but each worker takes part with all of its "
             f"{gpus} GPUs; leave --num_replicas out, or hide GPUs with CUDA_VISIBLE_DEVICES"
         )
-    return _join_cluster(0 if gpus else max(config.num_replicas, 1))
+    replicas = 0 if gpus else max(config.num_replicas, 1)
+    if replicas not in _joined:
+        rendezvous.meet(members, agreement.saying(config), config.worker_timeout, to_stderr)
+        _joined[replicas] = _join_cluster(replicas)
+    return _joined[replicas]
 
 
-def _check_tf_config(text: str) -> None:
-    try:
-        values = json.loads(text)
-        cluster, task = values["cluster"], values["task"]
-        cluster["worker" if "chief" not in cluster else "chief"]
-        cluster[task["type"]][task["index"]]
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise UserError(
-            "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG "
-            f"in every worker, received '{text}'; such as "
-            '{"cluster": {"worker": ["host0:1234", "host1:1234"]}, '
-            '"task": {"type": "worker", "index": 0}}'
-        ) from None
+# A process joins its cluster once, and numbers all collectives in one sequence.
+_joined: dict[int, tf.distribute.Strategy] = {}
 
 
-@functools.cache  # A process joins its cluster once, and numbers all collectives in one sequence.
 def _join_cluster(cpu_replicas: int) -> tf.distribute.Strategy:
     try:
         with _signals_kept():
@@ -132,7 +124,9 @@ class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
 
             def _update_config_proto(self, config: Any) -> Any:
                 config = super()._update_config_proto(config)
-                config.experimental.coordination_config.heartbeat_timeout_in_ms = 30_000
+                coordination = config.experimental.coordination_config
+                coordination.heartbeat_timeout_in_ms = 30_000
+                coordination.cluster_register_timeout_in_ms = 300_000  # All are there already.
                 return config
 
         options = tf.distribute.experimental.CommunicationOptions()
@@ -143,8 +137,9 @@ class _CpuWorkers(tf.distribute.MultiWorkerMirroredStrategy):
 def _signals_kept() -> Iterator[None]:
     """Lets Ctrl-C end a process that waits for other workers to join, and takes SIGTERM back after.
 
-    TensorFlow waits up to an hour, in C++ and with Python's lock, so that no handler of ours runs;
-    and it takes SIGTERM for itself: while a process waits, only Ctrl-C and SIGKILL end it.
+    TensorFlow waits in C++ and with Python's lock, so that no handler of ours runs; and it takes
+    SIGTERM for itself: in that time, short as all workers are there, only Ctrl-C and SIGKILL end
+    it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

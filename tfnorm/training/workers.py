@@ -1,13 +1,19 @@
 """What the workers of a run, each a process with the same program, tell each other."""
 
 import contextlib
+import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.errors import RunError
+from tfnorm.errors import RunError, UserError
+from tfnorm.training import agreement, cluster
+
+_SAYING = 1 << 14  # Most bytes of what a worker tells the others.
 
 # What TensorFlow raises in a collective of which another worker is gone.
 LOST = (
@@ -49,6 +55,27 @@ def total(strategy: tf.distribute.Strategy, value: float) -> float:
     # A constant might come from a cache, and lie on a device that is not of the cluster.
     own = tf.identity(np.float64(value))
     return float(strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None))
+
+
+def check_agreement(strategy: tf.distribute.Strategy, says: Mapping[str, Any]) -> None:
+    """Sees to it that all workers are about to do the same; each has to ask at the same point.
+
+    Raises:
+        UserError: They are not, and none of them goes on.
+    """
+    if not are_several(strategy):
+        return
+    resolver = strategy.cluster_resolver
+    members = cluster.read(os.environ["TF_CONFIG"])
+    text = json.dumps(dict(says)).encode()[:_SAYING].ljust(_SAYING)
+    rows = np.zeros((len(members.addresses), _SAYING))
+    own = list(members.addresses).index(f"{resolver.task_type} {resolver.task_id}")
+    rows[own] = np.frombuffer(text, np.uint8)
+    whole = strategy.reduce(tf.distribute.ReduceOp.SUM, tf.identity(rows), axis=None)
+    texts = [row.astype(np.uint8).tobytes() for row in np.asarray(whole)]
+    found = agreement.differences(dict(zip(members.addresses, map(json.loads, texts))))
+    if found:
+        raise UserError(found)
 
 
 def check_step(strategy: tf.distribute.Strategy, step: int) -> None:
