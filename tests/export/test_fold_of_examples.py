@@ -83,4 +83,7 @@ def test_conversions_that_carry_what_they_can(name, randomized):
         np.testing.assert_array_equal(before.gamma, after.gamma)
         if hasattr(after, "moving_mean"):
             np.testing.assert_array_equal(before.moving_mean, after.moving_mean)
+    again = tfnorm.convert(converted, name, strict=True)
+    assert [type(x) for x in again.layers] == [type(x) for x in built.layers]
+    np.testing.assert_array_equal(*(m(np.ones((2, *IMAGE), "float32")) for m in (again, converted)))
     assert np.isfinite(converted(np.ones((2, *IMAGE), "float32"))).all()

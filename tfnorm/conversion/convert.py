@@ -42,7 +42,8 @@ def convert(
     Normalizers are Keras' BatchNormalization and GroupNormalization and all of tfnorm's. γ, β, the
     moving statistics and all other weights are carried over, and so are axis, momentum, epsilon,
     initializers, regularizers, constraints, dtype policy, `trainable`, masks and names. From bn
-    to brn, cbn or bkn and back the outputs at inference stay what they are. Otherwise:
+    to brn, cbn, bkn, bin or evalnorm and back the outputs at inference stay what they are; `on`
+    clips them, and `sn` mixes in what else an example tells. Otherwise:
 
     - `cbn` takes the convolution before it into itself; a bias becomes part of moving_mean, which
       is exact. The layer has the normalizer's name; in place it stands where the convolution
@@ -55,7 +56,8 @@ def convert(
     - `bkn` hands its state on along the graph: each layer takes that of the nearest one upstream;
       where branches meet, of the longest chain, the first of equally long ones. Not in place: the
       code of a model hands no state on.
-    - `gn`, `ln` and `in` take γ and β alone, and hand no more on.
+    - `gn`, `ln` and `in` take γ and β alone, and hand no more on; `gn_ws` standardizes the kernel
+      before it too, which changes the outputs.
     - Keras' BatchNormalization(renorm=True) counts as brn and becomes ours, with its statistics
       and the bounds of its `renorm_clipping`.
 

@@ -55,7 +55,11 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
     stays, at zero. The moving variance, of which MABN makes the mean square, is carried over.
     """
-    before = _layer_before(graph, place, norms.KERNELS[norm.kernel].KINDS)
+    wrapper = norms.KERNELS[norm.kernel]
+    makers = [graph.producer(call.first) for call in place.calls]
+    if all(maker is not None and type(maker.part.operation) is wrapper for maker in makers):
+        return place_plainly(graph, place, norm)
+    before = _layer_before(graph, place, wrapper.KINDS)
     (call,) = place.calls
     layer = before.part.operation
     if not (layer.trainable and place.source.arguments["trainable"]):

@@ -61,6 +61,20 @@ def transform(
     return compute(x, mean, scale, offset)
 
 
+@tf.custom_gradient
+def awaited(parameter: tf.Tensor):  # noqa: ANN201
+    """A parameter whose gradient waits for it to be read.
+
+    Where the loss is linear in the outputs, the gradient of γ or β does not depend on their values,
+    and an optimizer could update the variable before the forward pass has read it: TensorFlow's
+    graph optimizer can lose the control edge between the two. It does not know that a parameter is
+    finite.
+    """
+    return tf.identity(parameter), lambda gradient: tf.where(
+        tf.math.is_finite(parameter), gradient, parameter
+    )
+
+
 def of_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
     """[n, ...] as [G, n/G, ...], the examples of each group together."""
     return tf.reshape(values, [groups, -1, *values.shape[1:]])

@@ -127,7 +127,8 @@ def online_normalization(
         return (y, last_mean, last_variance), gradient
 
     rows = view.by_example(flat)
-    y, *last = normalize(rows, *channelwise.scale_and_offset(rows, gamma, beta))
+    parameters = channelwise.scale_and_offset(rows, gamma, beta)
+    y, *last = normalize(rows, *map(examplewise.awaited, parameters))
     return view.restore(y), channelwise.Moments(
         channelwise.positions(flat, view.flatten_mask(mask)), *last
     )

@@ -49,7 +49,8 @@ def switchable_normalization(
     view = View(x, axis, groups)
     valid = None if mask is None else view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
-    gamma, beta = channelwise.scale_and_offset(rows, gamma, beta)
+    parameters = channelwise.scale_and_offset(rows, gamma, beta)
+    gamma, beta = map(examplewise.awaited, parameters)
     instance = _unbiased(examplewise.moments(rows, valid))
     batch = examplewise.of_batch(instance, groups)
     of_batch = (batch.mean, batch.variance) if moving is None else moving
