@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 
 from tests.data import prepared
 from tfnorm import data
-from tfnorm.data import augmentation, pipeline, statistics
+from tfnorm.data import augmentation, pipeline, statistics, transforms
+from tfnorm.data.example import IGNORED
 from tfnorm.data.memory import MemoryRecords
 from tfnorm.data.records import compose
 from tfnorm.data.stream import StreamRecords
@@ -272,6 +273,45 @@ def test_broken_descriptions_are_named(tmp_path, name, content):
     assert str(error.value).startswith(f"{path} does not describe a data set (")
     assert str(error.value).endswith("); copy or prepare the data set again")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_value_that_is_no_class_of_a_mask_is_named(tmp_path, rng, loading):
+    features = {
+        "image": tfds.features.Image(shape=(6, 8, 3)),
+        "segmentation_mask": tfds.features.LabeledImage(
+            labels=["road", "void", "car"], shape=(6, 8, 1), encoding_format="png"
+        ),
+    }
+    masks = rng.integers(0, 3, (3, 6, 8, 1)).astype(np.uint8)
+    masks[1, 2, 3] = 7
+    image = np.zeros((6, 8, 3), np.uint8)
+    examples = [{"image": image, "segmentation_mask": mask} for mask in masks]
+    prepared.write(tmp_path, "roads", features, {"train": examples, "test": examples[:1]},
+                   disable_shuffling=True)  # fmt: skip
+    dataset = data.load("roads", str(tmp_path), needed=("image", "mask"), loading=loading)
+    assert dataset.label_names == ("road", "car")
+    transform = compose(
+        dataset.sizing(), transforms.each(transforms.ClassifyMask(dataset.mask_classes))
+    )
+    found = stack(pipeline.evaluation_batches(dataset.test, transform, 1))["mask"]
+    np.testing.assert_array_equal(found[0], np.array([0, IGNORED, 1])[masks[0, ..., 0]])
+    text = r"example 1 of split 'train' of .*: value in a mask that is no class: 7; mend"
+    with pytest.raises(RunError, match=text), dataset.explained():
+        stack(pipeline.evaluation_batches(dataset.train, transform, 1))
+
+
+def test_masks_that_say_no_classes_have_those_that_they_hold(tmp_path, rng):
+    features = {
+        "image": tfds.features.Image(shape=(6, 8, 3)),
+        "segmentation_mask": tfds.features.Image(shape=(6, 8, 1), encoding_format="png"),
+    }
+    masks = rng.choice([2, 3, 5, 255], (3, 6, 8, 1)).astype(np.uint8)
+    image = np.zeros((6, 8, 3), np.uint8)
+    examples = [{"image": image, "segmentation_mask": mask} for mask in masks]
+    prepared.write(tmp_path, "values", features, {"train": examples, "test": examples})
+    dataset = data.load("values", str(tmp_path), needed=("image", "mask"))
+    assert dataset.label_names == ("2", "3", "4", "5")
 
 
 @pytest.mark.parametrize("names, number", [("a\nb\n", 2), ("a\nb\nc\nd\n", 4), ("a\nb\nb\n", 2)])

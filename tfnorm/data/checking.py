@@ -16,6 +16,6 @@ def checked(tensor: tf.Tensor, holds: tf.Tensor, otherwise: str, value: tf.Tenso
         The tensor. Evaluating it raises tf.errors.InvalidArgumentError with `otherwise` and `value`
         if the condition does not hold.
     """
-    check = tf.debugging.Assert(holds, [otherwise, value])
+    check = tf.debugging.Assert(holds, [otherwise, value], summarize=16)
     with tf.control_dependencies([] if check is None else [check]):  # None when run eagerly.
         return tf.identity(tensor)

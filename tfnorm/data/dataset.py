@@ -107,7 +107,7 @@ class Dataset:
         except tf.errors.OpError as error:
             streams = [r for r in (self.train, self.test) if isinstance(r, StreamRecords)]
             for records in streams if "terator" in error.message else ():
-                found = records.explain()
+                found = records.explain(self.mask_classes and self.mask_classes.check)
                 if found is not None:
                     raise found from error
             raise

@@ -7,7 +7,8 @@ A batch of examples has one more axis in front.
 |---|---|---|
 | image | [] string, [h, w, c] uint8 or float32 | encoded, decoded or transformed; pixels 0 to 255 |
 | label | [] int32 | the class of the image |
-| mask | [] string or [h, w] int32 | the class of each pixel, `IGNORED` where there is none |
+| mask | [] string, [h, w] uint8 | values as in the file, of which `MaskClasses` says the classes |
+| | [h, w] int32 | transformed: the class of each pixel, `IGNORED` where there is none |
 | instances | [] string or [h, w] int32 | i + 1 where object i is seen, 0 elsewhere |
 | boxes | [n, 4] float32 | objects' top, left, bottom, right in pixels of `image` |
 | classes | [n] int32 | objects' classes, `ABSENT` in rows that hold no object |

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from tfnorm.data import features, mask_classes, sources, splits, stream
 from tfnorm.data.dataset import Dataset
 from tfnorm.data.mask_classes import MaskClasses
 from tfnorm.data.memory import MemoryRecords
-from tfnorm.data.stream import StreamRecords
+from tfnorm.data.stream import Check, StreamRecords
 from tfnorm.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,9 +82,12 @@ def load(
     notices = _overlap(builder, train, test)
     if skip_undecodable and loading == "memory":
         raise UserError("--skip_undecodable goes with --data_loading=stream; leave one of them out")
+    masks = _mask_classes(builder, train, paths)
+    check = masks and masks.check
     if not skip_undecodable and _fits_memory(builder, paths, sum(counts), loading):
         records = [
-            _in_memory(builder, split, paths, count) for split, count in zip((train, test), counts)
+            _in_memory(builder, split, paths, count, check)
+            for split, count in zip((train, test), counts)
         ]
     else:
         open_stream = functools.partial(
@@ -92,13 +95,12 @@ def load(
         )
         left_out = [{}, {}]
         if skip_undecodable:
-            left_out = [open_stream(split).faults() for split in (train, test)]
+            left_out = [open_stream(split).faults(check) for split in (train, test)]
             notices += [f"{stream.describe(f)}; left out" for f in left_out if f]
         records = [
             open_stream(split, limit=count, left_out=found)
             for split, count, found in zip((train, test), counts, left_out)
         ]
-    masks = _mask_classes(builder, paths, records[0])
     return Dataset(
         name=name,
         train=records[0],
@@ -162,31 +164,54 @@ def _machine_memory() -> int:
 
 
 def _in_memory(
-    builder: "tfds.core.DatasetBuilder", split: str, paths: Mapping[str, str], examples: int
+    builder: "tfds.core.DatasetBuilder",
+    split: str,
+    paths: Mapping[str, str],
+    examples: int,
+    check: Check | None,
 ) -> MemoryRecords:
     def read() -> Mapping[str, np.ndarray]:
         try:
             found = sources.read(builder, split, paths, examples)
         except tf.errors.OpError as error:
             # The stream of the same examples says which of them it is.
-            raise StreamRecords(builder, split, paths).explain() or error from error
-        labels = found.get("label", np.zeros(0))
-        classes = features.feature(builder, paths["label"]).num_classes if labels.size else 1
-        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-            raise StreamRecords(builder, split, paths).explain()
+            raise StreamRecords(builder, split, paths).explain(check) or error from error
+        if _has_wrong_label(builder, paths, found) or _has_wrong_mask(found, check):
+            raise StreamRecords(builder, split, paths).explain(check)
         return found
 
     return MemoryRecords(read, sources.spec(builder, paths), examples)
 
 
+def _has_wrong_label(
+    builder: "tfds.core.DatasetBuilder", paths: Mapping[str, str], found: Mapping[str, np.ndarray]
+) -> bool:
+    if "label" not in paths:
+        return False
+    classes = features.feature(builder, paths["label"]).num_classes
+    return bool(np.any((found["label"] < 0) | (found["label"] >= classes)))
+
+
+def _has_wrong_mask(found: Mapping[str, np.ndarray], check: Check | None) -> bool:
+    try:
+        for mask in found["mask"] if check else ():
+            check({"mask": tf.constant(mask, tf.int32)})
+    except tf.errors.InvalidArgumentError:
+        return True
+    return False
+
+
 def _mask_classes(
-    builder: "tfds.core.DatasetBuilder", paths: Mapping[str, str], records: Any
+    builder: "tfds.core.DatasetBuilder", train: str, paths: Mapping[str, str]
 ) -> MaskClasses | None:
+    """The classes of masks; where the data set does not say them, its training masks are read."""
     if "mask" not in paths:
         return None
     feature = features.feature(builder, paths["mask"])
     names = feature.names if getattr(feature, "num_classes", None) else None
-    return mask_classes.find(builder.name, names, lambda: mask_classes.value_range(records))
+    return mask_classes.find(
+        builder.name, names, lambda: mask_classes.value_range(StreamRecords(builder, train, paths))
+    )
 
 
 def _label_names(

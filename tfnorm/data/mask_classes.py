@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import decoding
-from tfnorm.data.example import IGNORED
+from tfnorm.data.checking import checked
+from tfnorm.data.example import IGNORED, Example
 from tfnorm.data.records import Records
 
 # In a table: a value that a mask must not hold.
@@ -55,6 +56,25 @@ class MaskClasses:
         table[[_IGNORED_VALUE, *ignored]] = IGNORED
         table[list(values.values())] = np.arange(len(values))
         return cls(tuple(values), table)
+
+    def classify(self, mask: tf.Tensor) -> tf.Tensor:
+        """The classes [...] int32 of values [...], integers; `IGNORED` stays what it is.
+
+        A value that is no class ends in tf.errors.InvalidArgumentError, which names it.
+        """
+        mask = tf.cast(mask, tf.int32)
+        table = tf.constant([*self.table, INVALID, IGNORED])
+        # Values beyond the table are invalid, and what is ignored already is the last entry.
+        place = tf.minimum(mask, len(self.table))
+        found = tf.gather(table, tf.where(mask == IGNORED, len(self.table) + 1, place))
+        invalid = found == INVALID
+        greatest = tf.reduce_max(tf.where(invalid, mask, 0))
+        text = "value in a mask that is no class:"
+        return checked(found, ~tf.reduce_any(invalid), text, greatest)
+
+    def check(self, example: Example) -> Example:
+        """The example, its mask replaced by classes."""
+        return {**example, "mask": self.classify(example["mask"])}
 
 
 def value_range(records: Records) -> tuple[int, int]:

@@ -139,6 +139,8 @@ def _seeds(seed: tuple[int, int], indices: tf.Tensor) -> tf.Tensor:
 
 
 def _pipeline(rows: np.ndarray, fetch: Transform) -> tf.data.Dataset:
+    # As it is: AutoGraph would turn the errors of data that are first read here into others.
+    fetch = tf.autograph.experimental.do_not_convert(fetch)
     options = tf.data.Options()
     # The destructor of an iterator waits for its autotuner to wake up, up to a minute, an epoch.
     options.autotune.enabled = False

@@ -8,7 +8,7 @@ workers that it is not for, is not read.
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,27 @@ import tensorflow as tf
 
 from tfnorm.data import decoding
 from tfnorm.data.array_records import ArrayRecords
+from tfnorm.data.checking import checked
 from tfnorm.data.example import Example
 from tfnorm.data.parsing import Parser
 from tfnorm.data.tfrecords import TFRecords
 from tfnorm.errors import RunError, UserError
 
+Check = Callable[[Example], Example]
+
 _CHUNK = 64
 _NAMED = 3
+
+
+def _outside_graphs(method: Callable) -> Callable:
+    """A method that runs eagerly, also where a pipeline that is being traced asks first."""
+
+    @functools.wraps(method)
+    def eager(*args: Any, **kwargs: Any) -> Any:
+        with tf.init_scope():
+            return method(*args, **kwargs)
+
+    return eager
 
 
 class StreamRecords:
@@ -82,15 +96,13 @@ class StreamRecords:
         with tf.init_scope(), tf.device("CPU:0"):  # Captured by graphs, and no part of any.
             return tf.constant(self._numbers)
 
+    @_outside_graphs
     def column(self, name: str) -> np.ndarray:
         """[n, ...], an entry of all examples, for which all of the files are read."""
         from tqdm import tqdm
 
-        batches = (
-            tf.data.Dataset.range(len(self))
-            .batch(_CHUNK)
-            .map(lambda indices: self.fetch(indices)[name], num_parallel_calls=_threads())
-        )
+        batches = tf.data.Dataset.range(len(self)).batch(_CHUNK)
+        batches = batches.map(lambda i: self.fetch(i)[name], num_parallel_calls=_threads())
         bar = tqdm(batches.with_options(_options()), f"Reading {name}", delay=2, leave=False)
         return np.concatenate([batch.numpy() for batch in bar])
 
@@ -99,8 +111,13 @@ class StreamRecords:
         number = int(self._numbers[index])
         return f"example {number} of {self._name} ({self._files.where(number)})"
 
-    def faults(self) -> dict[int, str]:
+    @_outside_graphs
+    def faults(self, check: Check | None = None) -> dict[int, str]:
         """Reads and decodes every example.
+
+        Args:
+            check: What raises if an example holds what it must not, besides; it gets one example
+                with image, mask and instances decoded.
 
         Returns:
             For those that cannot be read or decoded, or hold what the data set cannot hold: their
@@ -110,30 +127,35 @@ class StreamRecords:
 
         total = len(self)
         found = tf.data.Dataset.range(total).map(
-            lambda index: (index, self._check(index)), num_parallel_calls=_threads()
+            lambda index: (index, self._check(index, check)), num_parallel_calls=_threads()
         )
         # What raises is left out, and so the numbers missing are those of the faults.
-        found = found.ignore_errors().batch(_CHUNK).with_options(_options())
+        found = (
+            found.ignore_errors().map(lambda index, _: index).batch(_CHUNK).with_options(_options())
+        )
         sound = np.zeros(total, bool)
         with tqdm(total=total, desc=f"Checking {self._name}", delay=2, leave=False) as bar:
-            for indices, _ in found:
+            for indices in found:
                 sound[indices.numpy()] = True
                 bar.update(len(indices))
         return {
-            int(self._numbers[index]): f"{self.where(index)}: {self._reason(index)}"
+            int(self._numbers[index]): f"{self.where(index)}: {self._reason(index, check)}"
             for index in np.flatnonzero(~sound)
         }
 
-    def explain(self) -> RunError | None:
+    def explain(self, check: Check | None = None) -> RunError | None:
         """What is wrong with the files, after a pipeline of these records has failed.
 
         TensorFlow's errors do not say which example they are about. So all are looked through.
+
+        Args:
+            check: As of `faults`.
 
         Returns:
             An error that names the first of the faulty examples and counts them; None if all are
             sound, so that the cause is another.
         """
-        faults = self.faults()
+        faults = self.faults(check)
         if not faults:
             return None
         return RunError(
@@ -141,19 +163,23 @@ class StreamRecords:
             "--skip_undecodable"
         )
 
-    def _check(self, index: tf.Tensor) -> tf.Tensor:
-        """Raises what there is to raise about one example."""
+    def _check(self, index: tf.Tensor, check: Check | None) -> Example:
+        """One decoded example; raises what there is to raise about it."""
         example = tf.nest.map_structure(lambda value: value[0], self.fetch(index[None]))
-        shape = tf.shape(decoding.pixels(example["image"], None, self._channels))[:2]
+        example["image"] = decoding.pixels(example["image"], None, self._channels)
+        shape = tf.shape(example["image"])[:2]
         for entry in ("mask", "instances"):
             if entry in example:
-                size = tf.shape(decoding.labels(example[entry], None))
+                values = decoding.labels(example[entry], None)
+                size = tf.shape(values)
                 text = f"image and {entry} are of different sizes:"
-                tf.debugging.Assert(tf.reduce_all(size == shape), [text, shape, size])
-        return shape
+                both = tf.concat([shape, size], 0)
+                example[entry] = checked(values, tf.reduce_all(size == shape), text, both)
+        return check(example) if check else example
 
-    def _reason(self, index: int) -> str:
-        one = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64)).map(self._check)
+    def _reason(self, index: int, check: Check | None) -> str:
+        one = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64))
+        one = one.map(lambda index: self._check(index, check))
         try:
             next(iter(one.with_options(_options())))
         except tf.errors.OpError as error:
@@ -185,7 +211,7 @@ def _plain(message: str) -> str:
     """TensorFlow's message without what it says about graphs."""
     asserted = re.search(r"assertion failed: (.*)", message)
     if asserted:
-        return " ".join(re.findall(r"\[([^\[\]]*)\]", asserted.group(1)))
+        return " ".join(re.findall(r"\[([^\[\]]+)\]", asserted.group(1)))
     message = re.sub(r"\{\{.*?\}\}|Error in user-defined function .*? Iterator::\S*:", "", message)
     line = message.strip().splitlines()[0]
     return " ".join(line.split())
