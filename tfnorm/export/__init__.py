@@ -3,6 +3,7 @@
 from tfnorm.export.fold import fold
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.preprocessing import Preprocessing
+from tfnorm.export.quantization import Quantization
 from tfnorm.export.report import Report, Row
 from tfnorm.export.saved_model import ExportResult, export_saved_model
 from tfnorm.export.verify import Verification
@@ -11,6 +12,7 @@ __all__ = [
     "ExportResult",
     "Postprocessing",
     "Preprocessing",
+    "Quantization",
     "Report",
     "Row",
     "Verification",

@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from tfnorm import commands, paths, tasks, training
+from tfnorm import commands, data, paths, tasks, training
 from tfnorm.data.pipeline import training_batches
 from tfnorm.errors import UserError
 from tfnorm.export.formats import FORMATS
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.preprocessing import Preprocessing
+from tfnorm.export.quantization import MODES
 from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 from tfnorm.export.writing import WEIGHTS_DTYPES
-from tfnorm.training.batches import first_images
+from tfnorm.training.batches import of_evaluation
 
 _RECALIBRATION_BATCH_SIZE = 128
+_CALIBRATION_EXAMPLES = 256
+_EVALUATION_EXAMPLES = 1000
 
 
 def define() -> flags.FlagValues:
@@ -36,6 +40,11 @@ def define() -> flags.FlagValues:
         "directory": "Where the versions are: <directory>/1, 2, ...",
         "labels": "File with the names of the classes, one a line, for --top_k. Those of a "
         "training run are known.",
+        "quantize": f"{' or '.join(MODES)}: compute in 8-bit integers, with --format=litert, or "
+        "the dense layers with --format=saved_model; the drop in accuracy is printed, beside that "
+        "without folding.",
+        "calibration": "A .npy file of some hundred inputs, as the export takes them, that "
+        "--format=litert finds the scales for --quantize on. Those of a training run are known.",
         "weights_dtype": f"{' or '.join(WEIGHTS_DTYPES)}: kernels are stored in half the bytes, "
         "and computed with as before.",
     }
@@ -105,6 +114,7 @@ def export(values: flags.FlagValues) -> None:
     postprocessing = _postprocessing(values, source.task)
     model = source.model
     print(f"Exporting {model.name} ({model.count_params():,} parameters) ...", flush=True)
+    calibration, evaluation = _quantizing(values, source.task, preprocessing)
     result = export_saved_model(
         model,
         values.directory,
@@ -113,6 +123,9 @@ def export(values: flags.FlagValues) -> None:
         preprocessing=preprocessing,
         postprocessing=postprocessing,
         weights_dtype=values.weights_dtype,
+        quantize=values.quantize,
+        calibration=calibration,
+        evaluation=evaluation,
         warmup_batch_sizes=warmup_batch_sizes,
         formats=values.format,
         training=source.training,
@@ -121,6 +134,8 @@ def export(values: flags.FlagValues) -> None:
     print(result.report)
     if result.verification is not None:
         print(result.verification)
+    if result.quantization is not None:
+        print(result.quantization)
     print(f"wrote {result.path}")
 
 
@@ -180,10 +195,48 @@ def _examples(task: tasks.Task | None, preprocessing: Preprocessing | None) -> A
     """Test images in the form in which the export takes them; None is noise."""
     if task is None:
         return None
-    if not preprocessing:
-        return first_images(task, max(BATCH_SIZES))
-    records = task.dataset.test
-    return records.fetch(tf.range(min(max(BATCH_SIZES), len(records))))["image"].numpy()
+    return _fed(task, task.dataset.test, max(BATCH_SIZES), preprocessing)["image"]
+
+
+def _fed(
+    task: tasks.Task, records: data.Records, count: int, preprocessing: Preprocessing | None
+) -> Mapping[str, np.ndarray]:
+    """The first examples of a split: as the network is fed, or with images as they are."""
+    count = min(count, len(records))
+    batch = next(iter(of_evaluation(task, records, count)))
+    found = {name: x.numpy() for name, x in batch.items()}
+    if preprocessing:
+        found["image"] = records.fetch(tf.range(count))["image"].numpy()
+    return found
+
+
+def _quantizing(
+    values: flags.FlagValues, task: tasks.Task | None, preprocessing: Preprocessing | None
+) -> tuple[Any, Any]:
+    """Inputs for calibration, and labelled ones for the drop in accuracy; None if unknown."""
+    if values.quantize is None:
+        if values.calibration:
+            raise UserError("--calibration is for --quantize, which is not given.")
+        return None, None
+    calibration = _array(Path(values.calibration)) if values.calibration else None
+    if task is None:
+        return calibration, None
+    if calibration is None:
+        train = task.dataset.train
+        calibration = _fed(task, train, _CALIBRATION_EXAMPLES, preprocessing)["image"]
+    labelled = _fed(task, task.dataset.test, _EVALUATION_EXAMPLES, preprocessing)
+    if "label" not in labelled:
+        return calibration, None
+    return calibration, (labelled["image"], labelled["label"])
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read inputs from {str(path)!r}: {error}. Name a file that numpy.save wrote."
+        ) from error
 
 
 def _preprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Preprocessing | None:

@@ -10,6 +10,7 @@ import pathlib
 import re
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ def _to_litert(path: pathlib.Path, answering: Answering) -> None:
     with tempfile.TemporaryDirectory(dir=path) as folder:
         write(answering.function, answering.module, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[NAME])
+        if answering.calibration is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: iter(answering.calibration)
         try:
             content = converter.convert()
         except Exception as error:  # pages of a compiler's notes, of which this is what counts
@@ -140,13 +144,14 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
 
 @contextlib.contextmanager
 def _silent(*names: str) -> Iterator[None]:
-    """Nothing on stdout, nothing from these loggers: converters talk a lot."""
+    """Nothing on stdout, no warnings, nothing from these loggers: converters talk a lot."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels):

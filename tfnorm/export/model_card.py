@@ -1,5 +1,6 @@
 """What a user of an export should know, for programs (JSON) and for people (Markdown)."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfnorm.export.quantization import Quantization
 from tfnorm.export.report import Report
 from tfnorm.export.signature import NAME, Signature
 from tfnorm.export.verify import RUNTIMES, Verification
@@ -25,6 +27,7 @@ def model_card(
     weights_dtype: str | None,
     training: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | None,
+    quantization: Quantization | None = None,
 ) -> dict[str, Any]:
     """The card as data that JSON can hold.
 
@@ -38,7 +41,8 @@ def model_card(
         weights_dtype: kernels are stored in; None is their own.
         training: the configuration of the training run. Paths are left out: they say nothing
             where the export is served.
-        metrics: what the training came to.
+        metrics: what was measured of its weights.
+        quantization: what 8-bit integers cost, if there are any.
     """
     training = {
         key: value
@@ -68,6 +72,7 @@ def model_card(
             "tolerance": verification.tolerance,
             "rounding": verification.rounding,
         },
+        "quantization": quantization and dataclasses.asdict(quantization),
         "fold": report.to_dict(),
         "versions": versions("tensorflow", "keras", "numpy"),
     }
@@ -96,7 +101,8 @@ def markdown(card: Mapping[str, Any], report: Report) -> str:
         f"## Signature {signature['name']}",
         _table(("", "name", "type", "shape"), rows),
     ]
-    for title in ("preprocessing", "postprocessing", "metrics", "verification", "training"):
+    titles = ("preprocessing", "postprocessing", "metrics", "verification", "quantization")
+    for title in (*titles, "training"):
         if card[title]:
             pairs = [(key, _cell(value)) for key, value in card[title].items()]
             sections += [f"## {title.capitalize()}", _table(("", ""), pairs)]

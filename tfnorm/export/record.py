@@ -71,6 +71,16 @@ def example_inputs(
     return dict(sorted(found.items()))
 
 
+def inputs_by_name(signature: Signature, examples: Any) -> dict[str, np.ndarray]:
+    """Examples in the form in which an export takes them, by the names of its inputs.
+
+    Raises:
+        UserError: if they do not fit the inputs.
+    """
+    names = [spec.name for spec in signature.inputs]
+    return dict(zip(names, _checked(signature, examples)))
+
+
 def record(model: keras.Model, signature: Signature, examples: Any = None) -> list[Batch]:
     """Runs the model in inference mode, with what is around it in its export, on several batches.
 

@@ -17,6 +17,16 @@ from tfnorm.export.formats import FORMATS, check_formats, convert
 from tfnorm.export.model_card import model_card, write_model_card
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.preprocessing import Preprocessing
+from tfnorm.export.quantization import (
+    KERAS_TOLERANCE,
+    TOLERANCE,
+    Labelled,
+    Quantization,
+    calibration_inputs,
+    check_quantization,
+    measure,
+    quantize_by_keras,
+)
 from tfnorm.export.record import example_inputs, record
 from tfnorm.export.report import Report
 from tfnorm.export.signature import Signature
@@ -25,11 +35,13 @@ from tfnorm.export.versions import new_version
 from tfnorm.export.warmup import FILE as WARMUP_FILE
 from tfnorm.export.warmup import write_warmup
 from tfnorm.export.writing import (
+    Answering,
     answering_of,
     check_weights_dtype,
     round_weights,
     write_saved_model,
 )
+from tfnorm.graph import build, inline, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +53,14 @@ class ExportResult:
         version: its number.
         report: what became of each normalizer.
         verification: the comparison with the model, None if it was not asked for.
+        quantization: what 8-bit integers cost, None without them or without verification.
     """
 
     path: Path
     version: int
     report: Report
     verification: Verification | None
+    quantization: Quantization | None = None
 
 
 def export_saved_model(
@@ -59,6 +73,9 @@ def export_saved_model(
     preprocessing: Preprocessing | None = None,
     postprocessing: Postprocessing | None = None,
     weights_dtype: str | None = None,
+    quantize: str | None = None,
+    calibration: Any = None,
+    evaluation: tuple[Any, Any] | None = None,
     warmup_batch_sizes: Sequence[int] = (),
     formats: Sequence[str] = ("saved_model",),
     training: Mapping[str, Any] | None = None,
@@ -86,6 +103,14 @@ def export_saved_model(
         weights_dtype: "float16" or "bfloat16" rounds the kernels, and stores those of the
             SavedModel in half the bytes. What is computed in stays the same. Rounding alone may
             move the outputs by ten times the resolution of this dtype, or by `tolerance`.
+        quantize: "int8" computes in 8-bit integers, in one format: "litert" all that LiteRT's
+            converter can, weights and activations, with scales from `calibration`; "saved_model"
+            the dense layers, by Keras' `quantize`. Inputs and outputs stay as they are. The
+            outputs may move by `quantization.TOLERANCE`, or by `tolerance`. The same is done
+            without folding, to show beside it what folding gains.
+        calibration: inputs for it, in the form in which the export takes them, some hundred.
+        evaluation: inputs in the same form and the number of the class of each, on which the drop
+            in accuracy is measured.
         warmup_batch_sizes: of requests that TensorFlow Serving answers to itself on loading the
             model, before the first client waits for it. By default there are none.
         formats: of "saved_model", "litert" (model.tflite) and "onnx" (model.onnx), side by side.
@@ -101,6 +126,7 @@ def export_saved_model(
     """
     check_formats(formats)
     check_weights_dtype(weights_dtype)
+    check_quantization(quantize, formats, weights_dtype, calibration)
     if any(size < 1 for size in warmup_batch_sizes):
         raise UserError(f"Batches of warm-up must be 1 or more, received {warmup_batch_sizes}.")
     signature = Signature(model, preprocessing, postprocessing)
@@ -108,38 +134,66 @@ def export_saved_model(
     batches = record(model, signature, examples) if verify else None
     folded, report = fold(model)
     report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
-    rounding = None
+    given, moved = batches, None
+    by_keras = quantize is not None and "saved_model" in formats
+    labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
+    scales = None
+    if quantize is not None and not by_keras:
+        scales = calibration_inputs(signature, calibration)
     if weights_dtype is not None:
         round_weights(folded, weights_dtype)
-        if batches is not None:
-            given, batches = batches, record(folded, signature, examples)
-            rounding = compare(
-                f"The model with weights in {weights_dtype}",
-                given,
-                answers_of(batches),
-                default_tolerance(model, given, weights_dtype) if tolerance is None else tolerance,
-                postprocessing,
-            )
-    with new_version(paths.local(directory, "directory")) as (draft, place):
+    if by_keras:
+        quantize_by_keras(folded, quantize)
+    if batches is not None and (weights_dtype is not None or by_keras):
+        allowed = TOLERANCE if by_keras else default_tolerance(model, given, weights_dtype)
+        batches = record(folded, signature, examples)
+        moved = compare(
+            f"The model with weights in {weights_dtype or quantize}",
+            given,
+            answers_of(batches),
+            allowed if tolerance is None else tolerance,
+            postprocessing,
+        )
+    if tolerance is None and batches is not None:
+        tolerance = TOLERANCE if scales is not None else default_tolerance(model, batches)
+        tolerance = max(tolerance, KERAS_TOLERANCE) if by_keras else tolerance
+
+    def write(model: keras.Model, path: Path) -> Answering:
         if "saved_model" in formats:
-            answering = write_saved_model(folded, signature, draft, weights_dtype)
+            answering = write_saved_model(model, signature, path, weights_dtype)
         else:
-            answering = answering_of(folded, signature, weights_dtype)
-        convert(formats, draft, answering)
+            answering = answering_of(model, signature, weights_dtype)
+        convert(formats, path, answering._replace(calibration=scales))
+        return answering
+
+    def write_unfolded(path: Path) -> None:
+        unfolded = build(inline(read(model)))
+        if by_keras:
+            quantize_by_keras(unfolded, quantize)
+        write(unfolded, path)
+
+    with new_version(paths.local(directory, "directory")) as (draft, place):
+        answering = write(folded, draft)
         extra = draft / "assets.extra"
         extra.mkdir()
         if warmup and "saved_model" in formats:
             write_warmup(draft / WARMUP_FILE, model.name, signature, warmup.values())
-        verification = None
+        verification = quantization = None
         if batches is not None:
             verification = verify_export(
                 draft,
                 batches,
-                default_tolerance(model, batches) if tolerance is None else tolerance,
+                tolerance,
                 [runtime for name in formats for runtime in FORMATS[name].runtimes],
                 postprocessing,
             )
-            verification = dataclasses.replace(verification, rounding=rounding)
+            if weights_dtype is not None:
+                verification = dataclasses.replace(verification, rounding=moved)
+        if given is not None and quantize is not None:
+            runtime = FORMATS[formats[0]].runtimes[0]
+            quantization = measure(
+                quantize, runtime, signature, draft, write_unfolded, given, labelled
+            )
         (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         card = model_card(
             model.name,
@@ -151,10 +205,11 @@ def export_saved_model(
             weights_dtype=weights_dtype,
             training=training,
             metrics=metrics,
+            quantization=quantization,
         )
         write_model_card(extra, card, report)
         path = place()
-    return ExportResult(path, int(path.name), report, verification)
+    return ExportResult(path, int(path.name), report, verification, quantization)
 
 
 def _notes(signature: Signature) -> list[str]:

@@ -8,14 +8,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
 from tfnorm.errors import RunError
 from tfnorm.export import precision
-from tfnorm.export.compare import Answers, compare
+from tfnorm.export.compare import compare
 from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.record import Batch
 
@@ -99,26 +99,47 @@ def verify_export(
         RunError: if an output differs by more, or the export cannot be loaded or run.
     """
     with concurrent.futures.ThreadPoolExecutor(len(runtimes)) as pool:
-        answers = list(pool.map(lambda runtime: _answers(runtime, path, batches), runtimes))
+        inputs = {str(batch.size): batch.inputs for batch in batches}
+        results = list(pool.map(lambda runtime: answers(runtime, path, inputs), runtimes))
     worst = max(
         compare(
-            f"The exported model, run by {RUNTIMES[runtime]},", batches, found, tolerance, ranking
+            f"The exported model, run by {RUNTIMES[runtime]},",
+            batches,
+            {(int(key), name): value for (key, name), value in found.items()},
+            tolerance,
+            ranking,
         )
-        for runtime, found in zip(runtimes, answers)
+        for runtime, found in zip(runtimes, results)
     )
     return Verification(tuple(runtimes), tuple(batch.size for batch in batches), worst, tolerance)
 
 
-def _answers(runtime: str, path: str | os.PathLike, batches: Sequence[Batch]) -> Answers:
-    """What the export answers in a process of its own."""
+def answers(
+    runtime: str,
+    path: str | os.PathLike,
+    inputs: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[tuple[str, str], np.ndarray]:
+    """What an export answers in a process of its own.
+
+    Args:
+        runtime: what to run it with, a key of RUNTIMES.
+        path: of the export.
+        inputs: arrays by name, of each batch by a key of it.
+
+    Returns:
+        Arrays by key and name of the output.
+
+    Raises:
+        RunError: if it cannot be loaded or run.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        record, answers = os.path.join(folder, "record.npz"), os.path.join(folder, "answers.npz")
-        inputs = {f"{b.size}/{name}": x for b in batches for name, x in b.inputs.items()}
-        np.savez(record, **inputs)
+        record, answered = (os.path.join(folder, f"{name}.npz") for name in ("record", "answers"))
+        arrays = {f"{k}/{name}": x for k, batch in inputs.items() for name, x in batch.items()}
+        np.savez(record, **arrays)
         try:
             process = subprocess.run(
                 # -I: neither the script's folder nor the environment says what is imported.
-                [sys.executable, "-I", str(_SCRIPT), runtime, os.fspath(path), record, answers],
+                [sys.executable, "-I", str(_SCRIPT), runtime, os.fspath(path), record, answered],
                 input=json.dumps([os.path.abspath(p) for p in sys.path]),
                 capture_output=True,
                 text=True,
@@ -137,6 +158,5 @@ def _answers(runtime: str, path: str | os.PathLike, batches: Sequence[Batch]) ->
                 f"The exported model cannot be run by {RUNTIMES[runtime]} without tfnorm and "
                 f"Keras: {last} (exit code {process.returncode})."
             )
-        with np.load(answers) as arrays:
-            keys = {key: key.split("/", 1) for key in arrays}
-            return {(int(size), name): arrays[key] for key, (size, name) in keys.items()}
+        with np.load(answered) as arrays:
+            return {tuple(key.split("/", 1)): arrays[key] for key in arrays}

@@ -1,9 +1,11 @@
 """A model as a bare SavedModel: a graph, the variables and tables that it reads, no Keras."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.trackable.resource import CapturableResource
 
@@ -29,10 +31,13 @@ class Answering(NamedTuple):
     Attributes:
         function: takes and returns what the signature says, in batches of one or more.
         module: holds the variables and tables that it reads.
+        calibration: inputs by name, to find the range of each tensor on where a format is to
+            compute in 8-bit integers; None is as the function computes.
     """
 
     function: tf.types.experimental.GenericFunction
     module: tf.Module
+    calibration: Sequence[Mapping[str, np.ndarray]] | None = None
 
 
 def write_saved_model(
