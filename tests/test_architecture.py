@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tfnorm"
 FLOORS = (
     ("errors", "output", "quiet", "version"),
     ("paths",),
-    ("functional", "schedules", "data", "commands", "files", "locks"),
+    ("functional", "schedules", "data", "commands", "files", "locks", "boxes"),
     ("layers",),
     ("graph",),
     ("conversion",),

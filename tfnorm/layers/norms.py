@@ -124,8 +124,12 @@ def _kernel(norm: Normalizer, options: dict[str, Any]) -> str | None:
 
 
 def concatenate_states(states: Sequence[Any]) -> Any:
-    """The state of concatenated branches, from the states of the branches in the same order."""
-    return None if states[0] is None else batch_kalman_normalization.concatenate_states(states)
+    """The state of concatenated branches, from the states of the branches in the same order.
+
+    Branches without one have no part in it; None if none has one.
+    """
+    present = [state for state in states if state is not None]
+    return batch_kalman_normalization.concatenate_states(present) if present else None
 
 
 def entry_of(layer: Any) -> Normalizer | None:

@@ -12,10 +12,14 @@ import keras
 from tfnorm.errors import UserError
 from tfnorm.models import applications, hub
 from tfnorm.models.classifier import classifier
+from tfnorm.models.deeplabv3plus import deeplabv3plus
 from tfnorm.models.inception import inception
+from tfnorm.models.pspnet import pspnet
 from tfnorm.models.pyramid import Pyramid
 from tfnorm.models.resnet import LARGE_DEPTHS, SMALL_DEPTHS, resnet, small_resnet
+from tfnorm.models.retinanet import retinanet
 from tfnorm.models.scaling import PixelScaling
+from tfnorm.models.unet import unet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,13 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 NETWORKS: dict[str, Network] = {
-    name: Network("classification", classifier, name, is_fixed=True) for name in BACKBONES
+    **{name: Network("classification", classifier, name, is_fixed=True) for name in BACKBONES},
+    "pspnet": Network("segmentation", pspnet, "resnet50", backbone_options={"output_stride": 8}),
+    "deeplabv3plus": Network(
+        "segmentation", deeplabv3plus, "resnet50", backbone_options={"output_stride": 16}
+    ),
+    "unet": Network("segmentation", unet, "resnet34"),
+    "retinanet": Network("detection", retinanet, "resnet50"),
 }
 
 

@@ -1,0 +1,88 @@
+"""Which object each anchor is to find."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfnorm.boxes.coding import encode
+from tfnorm.boxes.overlaps import intersection_over_area, iou
+
+BACKGROUND = -1
+IGNORED = -2
+
+# Anchors that an object lies in have the same IoU with it but for rounding.
+_TIE = 1e-4
+
+
+class Targets(NamedTuple):
+    """What a detector is to predict of each anchor.
+
+    Attributes:
+        classes: [batch, anchors] int32: that of its object, BACKGROUND or IGNORED.
+        deltas: [batch, anchors, 4]: its object's box, encoded; of use where classes are 0 or more.
+        objects: [batch, anchors] int32: the index of its object; likewise.
+    """
+
+    classes: tf.Tensor
+    deltas: tf.Tensor
+    objects: tf.Tensor
+
+
+def match(
+    anchors: tf.Tensor,
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    crowd: tf.Tensor | None = None,
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    match_every_object: bool = True,
+) -> Targets:
+    """The targets of anchors, by their overlap with the objects of an image.
+
+    An anchor belongs to the object of the largest IoU with it if that is at least `positive`, to
+    the background if it is below `negative`, and is ignored in between ("Focal Loss for Dense
+    Object Detection", section 4). Beyond the paper, and as torchvision and Detectron2 do, the
+    anchors of the largest IoU with an object belong to it however small that is: else an object
+    that is smaller than all anchors is never found. A background anchor of which half lies in a
+    crowd is ignored.
+
+    Args:
+        anchors: [anchors, 4].
+        boxes: [batch, objects, 4], padded to a number of objects.
+        classes: [batch, objects] int, −1 for padding. A box without area is padding as well.
+        crowd: [batch, objects] bool: regions of many objects, or difficult ones, that are neither
+            found nor missed.
+        positive: the least IoU of an anchor with its object.
+        negative: the IoU from which on an anchor is no background.
+        match_every_object: whether every object has an anchor.
+    """
+    boxes = tf.cast(boxes, tf.float32)
+    exists = (classes >= 0) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
+    is_crowd = tf.zeros_like(exists) if crowd is None else tf.cast(crowd, tf.bool) & exists
+    is_object = exists & ~is_crowd
+    # −1 where there is no object: less than any overlap.
+    overlaps = tf.where(is_object[:, None, :], iou(anchors[None], boxes), -1.0)
+    overlaps = tf.pad(overlaps, [[0, 0], [0, 0], [0, 1]], constant_values=-1.0)  # of no objects
+    best, found = tf.reduce_max(overlaps, -1), tf.argmax(overlaps, -1, output_type=tf.int32)
+    is_positive = best >= positive
+    if match_every_object:
+        most = tf.reduce_max(overlaps, 1, keepdims=True)
+        is_best = (overlaps >= most * (1 - _TIE)) & (most > 0)
+        is_forced = tf.reduce_any(is_best, -1)
+        # Of several objects that an anchor is the best of, the one it overlaps most.
+        forced = tf.argmax(tf.where(is_best, overlaps, -1.0), -1, output_type=tf.int32)
+        found = tf.where(is_forced & ~is_positive, forced, found)
+        is_positive |= is_forced
+    in_crowd = tf.where(is_crowd[:, None, :], intersection_over_area(anchors[None], boxes), 0.0)
+    in_crowd = tf.reduce_any(in_crowd >= 0.5, -1)
+    padded_boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]])
+    padded_classes = tf.pad(tf.cast(classes, tf.int32), [[0, 0], [0, 1]])
+    rest = tf.where((best < negative) & ~in_crowd, BACKGROUND, IGNORED)
+    own = tf.gather(padded_classes, found, batch_dims=1)
+    targets = encode(tf.gather(padded_boxes, found, batch_dims=1), anchors)
+    return Targets(
+        tf.where(is_positive, own, rest),
+        tf.where(is_positive[..., None], targets, 0.0),
+        tf.where(is_positive, found, -1),
+    )

@@ -1,0 +1,59 @@
+"""From a detector's predictions to a few boxes."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Detections(NamedTuple):
+    """The detections of each image, best first, padded with zeros to one number.
+
+    Attributes:
+        boxes: [batch, detections, 4].
+        scores: [batch, detections], from 0 to 1.
+        classes: [batch, detections] int32.
+        count: [batch] int32, how many there are.
+    """
+
+    boxes: tf.Tensor
+    scores: tf.Tensor
+    classes: tf.Tensor
+    count: tf.Tensor
+
+
+def suppress(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    *,
+    detections: int = 100,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.05,
+    candidates: int = 1000,
+) -> Detections:
+    """Non-maximum suppression, each class for itself ("Focal Loss", section 4.1, inference).
+
+    Of boxes of a class that overlap, the one of the highest score stays; of all that stay, the best
+    `detections` of the image.
+
+    Args:
+        boxes: [batch, boxes, 4].
+        scores: [batch, boxes, classes], from 0 to 1.
+        detections: the most that are returned of an image.
+        iou_threshold: the IoU above which a box suppresses another of its class.
+        score_threshold: what a score must exceed.
+        candidates: so many boxes, of the highest scores in any class, are looked at.
+    """
+    best = tf.reduce_max(scores, -1)
+    number = tf.minimum(candidates, tf.shape(best)[1])
+    _, chosen = tf.math.top_k(best, number)
+    found = tf.image.combined_non_max_suppression(
+        tf.gather(boxes, chosen, batch_dims=1)[:, :, None],
+        tf.gather(scores, chosen, batch_dims=1),
+        max_output_size_per_class=detections,
+        max_total_size=detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        clip_boxes=False,
+    )
+    classes = tf.cast(found.nmsed_classes, tf.int32)
+    return Detections(found.nmsed_boxes, found.nmsed_scores, classes, found.valid_detections)
