@@ -36,6 +36,7 @@ def tiny(images, normalizer):
 
 @pytest.fixture(autouse=True)
 def _tiny_backbone(monkeypatch):
+    keras.utils.set_random_seed(1)
     monkeypatch.setitem(registry.BACKBONES, "tiny", models.Backbone(tiny))
 
 
@@ -86,7 +87,7 @@ def test_every_normalizer_trains_a_step_and_folds(name, norm, rng):
     assert all(row.folded == norms.get(norm).foldable for row in report.rows)
     assert report.rows or norm == "none"
     for ours, theirs in zip(tf.nest.flatten(folded(x)), tf.nest.flatten(model(x))):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,10 @@ def test_the_training_step_compiles(name, norm, rng):
 
 def test_outputs():
     assert build("unet").output_shape == (None, *SHAPE[:2], CLASSES)
-    outputs = build("retinanet").output_shape
+    outputs = build("retinanet").output
     anchors = AnchorGrid(2, 4).boxes(*SHAPE[:2]).shape[0]
-    assert outputs == {
-        "class_logits": (None, anchors, CLASSES),
-        "box_deltas": (None, anchors, 4),
-    }
+    assert outputs["class_logits"].shape == (None, anchors, CLASSES)
+    assert outputs["box_deltas"].shape == (None, anchors, 4)
     keras.config.set_dtype_policy("mixed_bfloat16")
     for name in NETWORKS:
         model = build(name)
@@ -125,7 +124,7 @@ def test_outputs():
 
 def test_anchors_are_rare_at_first(rng):
     logits = build("retinanet")(images(rng))["class_logits"]
-    np.testing.assert_allclose(tf.sigmoid(logits), 0.01, rtol=0.5)
+    np.testing.assert_allclose(tf.reduce_mean(tf.sigmoid(logits)), 0.01, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

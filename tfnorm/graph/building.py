@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+from keras.src.saving.serialization_lib import ObjectSharingScope  # not in Keras' public names
 
 from tfnorm.errors import UserError
 from tfnorm.graph.filling import borrowing
@@ -70,7 +71,8 @@ def _is_models_own(part: Part) -> bool:
 
 def _built(graph: Graph, as_they_are: set[Part]) -> keras.Model:
     names = _unique_names(dict.fromkeys(_parts(graph)))
-    made = {part: _made(part, name, as_they_are) for part, name in names.items()}
+    with ObjectSharingScope():  # so that what several layers hold is made once
+        made = {part: _made(part, name, as_they_are) for part, name in names.items()}
     values: dict[Tensor, keras.KerasTensor] = {
         tensor: made[part].output for tensor, part in graph.input_parts.items()
     }

@@ -1,6 +1,7 @@
 """Cross-iteration batch normalization."""
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,11 @@ from tfnorm.functional import Moments, PastMoments
 from tfnorm.layers import history, linear, replicas
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
+
+# The normalizers around a layer: more than one where places share it, each with its own.
+_HOLDERS: weakref.WeakKeyDictionary[keras.layers.Layer, weakref.WeakSet] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -50,7 +56,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     where the official code averages the batch's own.
 
     Args:
-        layer: a Conv1D, 2D or 3D, DepthwiseConv1D or 2D, or Dense, use_bias=False.
+        layer: a Conv1D, 2D or 3D, DepthwiseConv1D or 2D, or Dense, use_bias=False. Several
+            normalizers may hold one layer, each with statistics of its own, as the levels of a
+            pyramid share a detector's head.
         *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
         window: k, number of steps whose statistics are taken together, with this one.
         burn_in_steps: training calls before the history starts.
@@ -81,6 +89,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
                 f"window must be at least 1, the present step alone. Received: {window}."
             )
         self.layer = layer
+        _HOLDERS.setdefault(layer, weakref.WeakSet()).add(self)
         self.window = int(window)
         self.burn_in_steps = int(burn_in_steps)
         self.compensate = compensate
@@ -293,10 +302,16 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments of the constructor; the layer as its own configuration."""
+        """All arguments of the constructor; the layer as its own configuration.
+
+        One that several normalizers hold has a mark by which Keras makes it once when it loads.
+        """
+        layer = keras.saving.serialize_keras_object(self.layer)
+        if len(_HOLDERS[self.layer]) > 1:
+            layer["shared_object_id"] = id(self.layer)  # as Keras numbers objects
         return {
             **super().get_config(),
-            "layer": keras.saving.serialize_keras_object(self.layer),
+            "layer": layer,
             "window": self.window,
             "burn_in_steps": self.burn_in_steps,
             "compensate": self.compensate,

@@ -153,7 +153,10 @@ class Trainer:
                 # The optimizer adds up what all replicas say, of the layers' own penalties too.
                 penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self.replicas
                 objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
-            gradients = tape.gradient(objective, variables)
+            # A weight may have no part in the loss, such as the noise of a chain of one link.
+            gradients = tape.gradient(
+                objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
         if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
             gradients = poison_overflow(gradients)
         self.optimizer.apply(gradients, variables)
