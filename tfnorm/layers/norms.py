@@ -170,7 +170,7 @@ def is_plain(layer: Any) -> bool:
     A subclass may do anything in a method of its own; one that tells its map at inference itself
     (`inference_scale_and_offset`, `effective_kernel`) is taken at its word.
     """
-    registered = {norm.layer_class for norm in _REGISTRY.values()}
+    registered = {*KERNELS.values(), *(norm.layer_class for norm in _REGISTRY.values())}
     for cls in type(layer).__mro__:
         if cls in registered or cls is keras.layers.BatchNormalization:
             return True
