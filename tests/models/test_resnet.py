@@ -66,8 +66,8 @@ def test_small_ones_have_levels_by_stride():
     assert {level: x.shape[1] for level, x in found.levels.items()} == {0: 64, 1: 32, 2: 32}
 
 
-@pytest.mark.parametrize("name", norms.NAMES)
-def test_every_normalizer_trains_a_step_of_resnet18(name, rng):
+@pytest.mark.parametrize("name", ["mabn", "cbn", "bkn"])  # all others stand as bn does
+def test_resnet18_trains_a_step(name, rng):
     model = models.build("resnet18", norms.get(name), (32, 32, 3), 3, width=16)
     x = tf.constant(rng.normal(size=(2, 32, 32, 3)), tf.float32)
     with tf.GradientTape() as tape:
