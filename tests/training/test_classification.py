@@ -16,6 +16,10 @@ from tfnorm.training import strategies
 REAL_DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tfds"
 
 
+# All that would follow from the length of the run, which it did not before.
+BRN = {"r_max": 3.0, "d_max": 5.0, "momentum": 0.99}
+
+
 def compare(config, notices):
     """Nine steps, which are two epochs and a part of a third."""
     dataset = load(config.dataset, config.data_dir, config.train_examples)
@@ -39,7 +43,7 @@ def compare(config, notices):
     "changes",
     [
         {"norm": "bn", "augment": "pad_crop_flip"},
-        {"norm": "brn", "norm_options": {"r_max": 3.0, "d_max": 5.0}, "sampling": "pairs"},
+        {"norm": "brn", "norm_options": BRN, "sampling": "pairs"},
         {"norm": "gn", "augment": "none", "mixed_precision": "mixed_float16"},
     ],
     ids=lambda changes: changes["norm"],

@@ -7,13 +7,23 @@ from tfnorm import models, training
 from tfnorm.data import AUGMENTATIONS
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
-from tfnorm.training import flags
+from tfnorm.training import flags, options
 
 CHANGED = {
     "task": "classification",
     "train_split": "train[:80%]",
     "test_split": "train[80%:]",
     "data_loading": "stream", "image_size": "64,96", "skip_undecodable": True,
+    "backbone": "resnet14",
+    "weights": "/w",
+    "freeze": "stem",
+    "backbone_norm": "gn",
+    "accumulate_steps": 3,
+    "optimizer": "adamw",
+    "optimizer_options": {"beta_2": 0.9},
+    "schedule_drops": "0.25,0.5",
+    "label_smoothing": 0.125,
+    "ema_decay": 0.875,
     "model": "resnet14", "width": 3, "stem_stride": 2, "norm": "brn",
     "norm_options": {"momentum": 0.5}, "virtual_replicas": 2, "dataset": "mnist", "data_dir": "/d",
     "train_examples": 7, "augment": "pad_crop", "sampling": "sorted",
@@ -39,7 +49,7 @@ def test_every_field_is_a_flag():
     assert same == ["task"]  # there is but one
     arguments = ["train"]
     for name, value in CHANGED.items():
-        text = "momentum=0.5" if name == "norm_options" else value
+        text = options.in_words(value) if isinstance(value, dict) else value
         arguments.append(f"--{name}={text}")
     values = flags.define()
     values(arguments)
@@ -59,14 +69,32 @@ def test_options_of_the_network_are_its_own_where_none_are_given():
     assert training.Config(model="ResNet50").width is None
 
 
-def test_norm_options():
-    text = "window=4,compensate=false,covariance=full,initial_gain=0.5"
-    assert flags.parse_options(text) == {
-        "window": 4, "compensate": False, "covariance": "full", "initial_gain": 0.5,
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"freeze": "(stem"}, "freeze='(stem' is no regular expression: "),
+        ({"ema_decay": 1.0}, "ema_decay must be below 1, received 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be 0 or above, received -0.1"),
+        ({"accumulate_steps": 0}, "accumulate_steps must be above 0, received 0"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; known: momentum, rmsprop, adamw"),
+        ({"backbone_norm": "bm"}, "unknown norm 'bm'; the known ones are "),
+        (
+            {"schedule_drops": "0.5,2"},
+            "schedule_drops='0.5,2' are not rising numbers between 0 and 1, as in "
+            "--schedule_drops=0.3,0.6,0.9",
+        ),
+    ],
+)
+def test_wrong_values(fields, message):
     with pytest.raises(UserError) as error:
-        flags.parse_options("window")
-    assert str(error.value) == ("norm_options 'window' is not of the form name=value,name=value")
+        training.Config(**fields)
+    assert str(error.value).startswith(message)
+
+
+def test_a_frozen_backbone_infers():
+    frozen = training.Config(backbone_norm="frozen", norm="gn").backbone_normalizer(100)
+    assert (frozen.name, frozen.options) == ("bn", {"trainable": False})
+    assert training.Config(norm="gn").backbone_normalizer(100) is None
 
 
 def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
@@ -75,7 +103,7 @@ def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
         for name in norms.NAMES
         if "virtual_replicas" in training.Config(norm=name, virtual_replicas=4).normalizer().options
     }
-    assert told == set(norms.NAMES) - {"gn", "ln", "in", "none"}
+    assert told == set(norms.NAMES) - {"gn", "gn_ws", "ln", "in", "none"}
     assert training.Config(norm="bn", virtual_replicas=1).normalizer().options == {}
 
 
@@ -98,7 +126,7 @@ def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
             "multi_worker_mirrored, tpu",
         ),
         ({"augment": "cut"}, f"unknown augment 'cut'; known: {', '.join(AUGMENTATIONS)}"),
-        ({"schedule": "line"}, "unknown schedule 'line'; known: cosine, step"),
+        ({"schedule": "line"}, "unknown schedule 'line'; known: cosine, step, polynomial"),
         (
             {"mixed_precision": "float8"},
             "unknown mixed_precision 'float8'; known: float32, mixed_float16, mixed_bfloat16",
@@ -140,7 +168,7 @@ def test_options_that_a_norm_does_not_take():
 def test_unknown_field():
     with pytest.raises(UserError) as error:
         training.Config.from_dict({"norms": "bn", "seed": 1})
-    assert str(error.value).startswith("unknown config field norms; known: augment, checkpoint_ev")
+    assert str(error.value).startswith("unknown config field norms; known: accumulate_steps, augm")
 
 
 @pytest.mark.parametrize(

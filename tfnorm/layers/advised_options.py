@@ -20,10 +20,12 @@ def brn_of_steps(steps: int) -> dict[str, Any]:
 
 
 def mabn_of_steps(steps: int) -> dict[str, Any]:
-    """The step after which MABN corrects; that of the official code in long runs."""
-    # The correction starts at step 1,000; in a short run after a quarter of it, but not before its
-    # moving average is there (300 steps are six of its time constants).
-    return {} if steps >= 4000 else {"correction_start_step": max(steps // 4, 300)}
+    """The steps after which MABN averages and corrects; those of the official code in long runs."""
+    # Averages start at step 100, or after a quarter of a run that is very short. The correction
+    # starts at step 1,000, or after a quarter of the run, but not before its moving average is
+    # there (300 steps are six of its time constants).
+    warmup = {"warmup_steps": steps // 4} if steps < 400 else {}
+    return {} if steps >= 4000 else {"correction_start_step": max(steps // 4, 300), **warmup}
 
 
 def cbn_of_steps(steps: int) -> dict[str, Any]:

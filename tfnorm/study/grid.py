@@ -12,9 +12,13 @@ Labels = Mapping[str, str | int | float]
 # Fields of a configuration that say where a run is kept and where its data are, not what it does.
 _PLACES = ("model_dir", "data_dir", "resume")
 # Fields that came after results were recorded: so they were, although the records do not say it.
+_NEVER = object()
 _LATER = {
     "sampling": "shuffled", "task": "classification", "train_split": None, "test_split": None,
     "data_loading": "auto", "image_size": None, "skip_undecodable": False,
+    "backbone": None, "weights": None, "freeze": None, "backbone_norm": None, "accumulate_steps": 1,
+    "optimizer": "momentum", "optimizer_options": {}, "schedule_drops": "0.5,0.75",
+    "label_smoothing": 0.0, "ema_decay": 0.0,
 }  # fmt: skip
 
 
@@ -44,7 +48,7 @@ class Cell:
         config = {
             name: value
             for name, value in self.config.to_dict().items()
-            if name not in _PLACES and _LATER.get(name) != value
+            if name not in _PLACES and _LATER.get(name, _NEVER) != value
         }
         if self.config.distribution_strategy == "multi_worker_mirrored":
             config["replicas"] = self.labels["replicas"]  # The configuration knows one worker's.

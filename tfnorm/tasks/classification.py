@@ -34,21 +34,40 @@ class Classification:
         return {**batch, "image": self.dataset.standardize(batch["image"])}
 
     def build_model(
-        self, normalizer: Normalizer, backbone_normalizer: Normalizer | None = None
+        self,
+        normalizer: Normalizer,
+        backbone_normalizer: Normalizer | None = None,
+        weights: str | keras.Model | None = None,
     ) -> keras.Model:
-        """The network with fresh weights."""
+        """The network."""
+        settings = self._settings
+        given = {
+            "backbone": settings.backbone,
+            "backbone_normalizer": backbone_normalizer,
+            "weights": weights,
+            "width": settings.width,
+            "stem_stride": settings.stem_stride,
+        }
         return models.build(
-            self._settings.model,
+            settings.model,
             normalizer,
             self.dataset.image_shape,
             self.dataset.num_classes,
-            width=self._settings.width,
-            stem_stride=self._settings.stem_stride,
+            **{name: value for name, value in given.items() if value is not None},
         )
 
     def losses(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
-        """[b], the cross-entropy of each image."""
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs)
+        """[b], the cross-entropy of each image with its label, or with the smoothed label.
+
+        With smoothing s it is (1 − s)·H(label) + s·mean over all classes of H(class), in training
+        and in evaluation (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
+        """
+        own = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs)
+        smoothing = self._settings.label_smoothing
+        if not smoothing:
+            return own
+        even = -tf.reduce_mean(tf.nn.log_softmax(outputs), axis=-1)
+        return (1 - smoothing) * own + smoothing * even
 
     def sums(self, outputs: tf.Tensor, batch: Example, losses: tf.Tensor) -> tf.Tensor:
         """[2]: how many images are classified rightly, of how many."""

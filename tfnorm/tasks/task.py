@@ -25,9 +25,11 @@ class Settings(Protocol):
     image_size: str | None
     skip_undecodable: bool
     augment: str
+    label_smoothing: float
     model: str
-    width: int
-    stem_stride: int
+    backbone: str | None
+    width: int | None
+    stem_stride: int | None
 
 
 class Evaluator(Protocol):
@@ -102,13 +104,18 @@ class Task(Protocol):
         ...
 
     def build_model(
-        self, normalizer: Normalizer, backbone_normalizer: Normalizer | None = None
+        self,
+        normalizer: Normalizer,
+        backbone_normalizer: Normalizer | None = None,
+        weights: str | keras.Model | None = None,
     ) -> keras.Model:
-        """The network with fresh weights.
+        """The network.
 
         Args:
             normalizer: Of the whole network.
             backbone_normalizer: Of its backbone, if that is another.
+            weights: What the backbone starts with, as of `tfnorm.models.build`; None is fresh
+                weights.
         """
         ...
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,10 @@ from typing import Any
 from tfnorm import data, models, tasks
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
+from tfnorm.training.learning_rate import SCHEDULES
+from tfnorm.training.optimizer import OPTIMIZERS
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
-SCHEDULES = ("cosine", "step")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _CHOICES = {
@@ -24,17 +26,18 @@ _CHOICES = {
     "data_loading": data.LOADINGS,
     "sampling": tuple(data.SAMPLINGS),
     "distribution_strategy": STRATEGIES,
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "mixed_precision": POLICIES,
 }
 _OF_THE_NETWORK = ("width", "stem_stride")
 _POSITIVE = (
-    "virtual_replicas", "replica_batch_size", "epochs", "learning_rate",
+    "virtual_replicas", "replica_batch_size", "accumulate_steps", "epochs", "learning_rate",
     "steps_per_loop", "evaluation_batch_size", "worker_timeout",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "num_replicas", "train_examples", "steps", "reference_batch_size", "warmup_epochs",
-    "weight_decay", "momentum", "seed", "checkpoint_every",
+    "weight_decay", "momentum", "seed", "checkpoint_every", "label_smoothing", "ema_decay",
 )  # fmt: skip
 
 _ANY_WIDTH = 64  # Channels of the layer that is made to see whether it takes its options.
@@ -53,6 +56,10 @@ def _field(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def _mapping(help: str) -> Any:
+    return dataclasses.field(default_factory=dict, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One training run. Every field is a flag of `python -m tfnorm.train`, with this help.
@@ -69,10 +76,31 @@ class Config:
     stem_stride: int | None = _field(
         None, "Stride of the first convolution; by default the network's own."
     )
+    backbone: str | None = _field(
+        None,
+        f"What the network stands on: {', '.join(models.BACKBONE_NAMES)}; by default the network's "
+        "own choice.",
+    )
+    weights: str | None = _field(
+        None,
+        "What the backbone starts with: imagenet or a file of weights for a network of "
+        "keras.applications, preset for one of KerasHub, a .keras file, or the --model_dir of "
+        "another run on the same backbone. By default random weights.",
+    )
+    freeze: str | None = _field(
+        None,
+        "Layers whose names match this regular expression are not trained; normalizers infer.",
+    )
     norm: str = _field("bn", f"Normalizer: {', '.join(norms.NAMES)}.")
-    norm_options: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict,
-        metadata={"help": "Arguments of the normalizer, as name=value,name=value."},
+    norm_options: Mapping[str, Any] = _mapping(
+        "Arguments of the normalizer, as name=value,name=value; a schedule is written as "
+        "r_max=ramp(1,3,200,1600): 1 until step 200, 3 from step 1600, a straight line between. "
+        "What is not given and depends on the length of the run follows from it, and is printed."
+    )
+    backbone_norm: str | None = _field(
+        None,
+        "Normalizer of the backbone, if it is another: frozen (bn that infers with the statistics "
+        "of its weights), or a name as of --norm.",
     )
     virtual_replicas: int = _field(
         1, "Groups of a replica's batch that are normalized as if each were a replica."
@@ -120,7 +148,14 @@ class Config:
     worker_timeout: float = _field(
         1800.0, "Seconds to wait for the other workers (multi_worker_mirrored) to start."
     )
-    replica_batch_size: int = _field(32, "Images of one replica in one step.")
+    replica_batch_size: int = _field(
+        32, "Images of one replica in one step, or in one of its --accumulate_steps."
+    )
+    accumulate_steps: int = _field(
+        1,
+        "Micro-batches of --replica_batch_size whose gradients make one step of the optimizer; to "
+        "normalizers each is a step of its own.",
+    )
     epochs: int = _field(20, "Passes over the training images.")
     steps: int = _field(0, "Training steps; if not 0 it takes the place of --epochs.")
     learning_rate: float = _field(
@@ -131,15 +166,36 @@ class Config:
         "The peak learning rate is scaled by (global batch / this), the linear scaling rule; "
         "0 is no scaling.",
     )
+    optimizer: str = _field(
+        "momentum", f"Keras' optimizer: {', '.join(OPTIMIZERS)} (momentum is SGD)."
+    )
+    optimizer_options: Mapping[str, Any] = _mapping(
+        "More arguments of the optimizer, as name=value,name=value, such as rho=0.9,epsilon=1."
+    )
     schedule: str = _field(
-        "cosine", "cosine to zero, or step: a tenth after one half and after three quarters."
+        "cosine",
+        "cosine to zero, polynomial to zero (power 0.9), or step: a tenth at each of "
+        "--schedule_drops.",
+    )
+    schedule_drops: str = _field(
+        "0.5,0.75", "Parts of the run after which the learning rate of --schedule=step drops."
     )
     warmup_epochs: float = _field(1.0, "Epochs in which the learning rate rises linearly from 0.")
-    momentum: float = _field(0.9, "Momentum of SGD.")
+    momentum: float = _field(0.9, "Momentum of SGD and RMSprop; beta_1 of AdamW.")
     weight_decay: float = _field(
         1e-4,
         "L2 penalty of the kernels, weight_decay/2 · |w|², part of the gradient (as SGD with "
-        "momentum has it in the literature) and not of the loss that is shown.",
+        "momentum has it in the literature) and not of the loss that is shown; with AdamW its own "
+        "decay of the kernels.",
+    )
+    label_smoothing: float = _field(
+        0.0, "Part of the label that is spread evenly over all classes (Szegedy et al. 2016)."
+    )
+    ema_decay: float = _field(
+        0.0,
+        "Averages all weights, moving statistics included, over the steps: avg = d·avg + (1 - d)·w "
+        "with d this, less in the first steps. The run is evaluated and exported with them. 0 is "
+        "without.",
     )
     seed: int = _field(0, "Decides initial weights, order of the images and augmentation.")
     mixed_precision: str = _field("float32", f"Keras dtype policy: {', '.join(POLICIES)}.")
@@ -187,6 +243,18 @@ class Config:
                 "sampling=pairs needs an even number of images that share statistics, received "
                 f"{self.statistics_batch_size} (replica_batch_size / virtual_replicas)"
             )
+        for name in ("label_smoothing", "ema_decay"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{name} must be below 1, received {getattr(self, name)}")
+        self.backbone_normalizer()
+        self.drops()
+        if self.freeze is not None:
+            try:
+                re.compile(self.freeze)
+            except re.error as error:
+                raise UserError(
+                    f"freeze='{self.freeze}' is no regular expression: {error}"
+                ) from None
         self._check_norm_options()
 
     def _check_norm_options(self) -> None:
@@ -210,7 +278,7 @@ class Config:
         """Checks the model and the options meant for it; those that are open become its own."""
         if self.model not in models.NAMES and not self.model.startswith("hub:"):
             raise UserError(f"unknown model '{self.model}'; known: {', '.join(models.NAMES)}")
-        own = models.options_of(self.model)
+        own = models.options_of(self.model, self.backbone)
         for name in _OF_THE_NETWORK:
             value = getattr(self, name)
             if value is None:
@@ -228,20 +296,60 @@ class Config:
         """Images that a normalizer of batches takes its statistics from."""
         return self.replica_batch_size // self.virtual_replicas
 
-    def normalizer(self) -> norms.Normalizer:
+    def options_of_run(self, steps: int) -> dict[str, Any]:
+        """Options of the normalizer that follow from so many of its steps, and are not given."""
+        advised = norms.get(self.norm).of_steps(steps)
+        return {name: value for name, value in advised.items() if name not in self.norm_options}
+
+    def normalizer(self, steps: int | None = None) -> norms.Normalizer:
         """The normalizer of the run.
 
         Those of single examples are the same however the batch is grouped; only those of a batch
         are told of virtual replicas.
+
+        Args:
+            steps: How often it will be called in training, from which some of its options follow;
+                None leaves these to the layer.
         """
         options = dict(self.norm_options)
-        if self.virtual_replicas > 1 and norms.get(self.norm).takes_batch_statistics:
-            options["virtual_replicas"] = self.virtual_replicas
-        return norms.get(self.norm, **options)
+        if steps is not None:
+            options |= self.options_of_run(steps)
+        return self._grouped(self.norm, options)
+
+    def backbone_normalizer(self, steps: int | None = None) -> norms.Normalizer | None:
+        """The normalizer of the backbone, if that is another one; `steps` as of `normalizer`."""
+        if self.backbone_norm is None:
+            return None
+        if self.backbone_norm == "frozen":
+            return models.frozen(norms.get("bn"))
+        options = norms.get(self.backbone_norm).of_steps(steps) if steps is not None else {}
+        return self._grouped(self.backbone_norm, options)
+
+    def _grouped(self, name: str, options: Mapping[str, Any]) -> norms.Normalizer:
+        if self.virtual_replicas > 1 and norms.get(name).takes_batch_statistics:
+            options = {**options, "virtual_replicas": self.virtual_replicas}
+        return norms.get(name, **options)
+
+    def drops(self) -> tuple[float, ...]:
+        """The parts of the run in --schedule_drops."""
+        try:
+            parts = tuple(float(part) for part in self.schedule_drops.split(",") if part.strip())
+        except ValueError:
+            parts = (math.nan,)
+        if not all(0 < part < 1 for part in parts) or list(parts) != sorted(parts):
+            raise UserError(
+                f"schedule_drops='{self.schedule_drops}' are not rising numbers between 0 and 1, "
+                "as in --schedule_drops=0.3,0.6,0.9"
+            )
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON takes them."""
-        return {**dataclasses.asdict(self), "norm_options": dict(self.norm_options)}
+        mappings = ("norm_options", "optimizer_options")
+        return {
+            **dataclasses.asdict(self),
+            **{name: dict(getattr(self, name)) for name in mappings},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":

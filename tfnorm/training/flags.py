@@ -1,15 +1,13 @@
 """absl flags from the fields of Config: one table, in config.py."""
 
 import dataclasses
-import json
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
-from tfnorm.errors import UserError
+from tfnorm.training import options
 from tfnorm.training.config import Config
 
 _DEFINE = {
@@ -18,6 +16,7 @@ _DEFINE = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
 }
+_OPTIONS = ("norm_options", "optimizer_options")
 
 
 def define() -> flags.FlagValues:
@@ -26,7 +25,7 @@ def define() -> flags.FlagValues:
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         text = field.metadata["help"]
-        if field.name == "norm_options":
+        if field.name in _OPTIONS:
             flags.DEFINE_string(field.name, "", text, flag_values=values)
         else:
             kind = _plain(hints[field.name])
@@ -38,32 +37,13 @@ def config(values: flags.FlagValues) -> Config:
     """The configuration that the flags ask for.
 
     Raises:
-        UserError: As Config; or norm_options are not of the form name=value,name=value.
+        UserError: As Config; or options are not of the form name=value,name=value.
     """
     fields = {field.name: values[field.name].value for field in dataclasses.fields(Config)}
     if values.tpu and values["distribution_strategy"].using_default_value:
         fields["distribution_strategy"] = "tpu"
-    return Config(**{**fields, "norm_options": parse_options(values.norm_options)})
-
-
-def parse_options(text: str) -> Mapping[str, Any]:
-    """{"window": 4, "compensate": False} from "window=4,compensate=false".
-
-    Values are JSON where they can be, else strings.
-
-    Raises:
-        UserError: A part has no "=".
-    """
-    options = {}
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"norm_options '{text}' is not of the form name=value,name=value")
-        try:
-            options[name.strip()] = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            options[name.strip()] = value
-    return options
+    given = {name: options.parse(values[name].value, name) for name in _OPTIONS}
+    return Config(**{**fields, **given})
 
 
 def _plain(hint: Any) -> type:

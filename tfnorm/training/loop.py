@@ -10,8 +10,6 @@ import keras
 import numpy as np
 
 from tfnorm.errors import RunError
-from tfnorm.layers.replicas import synchronize_statistics
-from tfnorm.training import replica_state
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.notices import Notice
 from tfnorm.training.optimizer import loss_scale
@@ -67,7 +65,7 @@ class Loop:
                 self._save()
             self._stop_if_asked()
         self._save()
-        synchronize_statistics(trainer.model)
+        trainer.finish()
         listeners.on_train_end()
 
     def _epoch(self, epoch: int, listeners: keras.callbacks.CallbackList) -> dict[str, Any]:
@@ -127,7 +125,7 @@ class Loop:
 
     def _save(self) -> None:
         if self._checkpoints and self._saved_step != self._progress.step:
-            synchronize_statistics(self._trainer.model)
+            self._trainer.synchronize()
             self._write()
             self._saved_step = self._progress.step
 
@@ -143,7 +141,7 @@ class Loop:
         if not self._watch.noted(trainer.strategy):
             return
         if self._saved_step != progress.step:
-            progress.keep_replicas(replica_state.read(trainer.strategy, trainer.model))
+            progress.keep_replicas(trainer.replica_state())
             self._write()
         self._notice(
             f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
@@ -155,6 +153,7 @@ class Loop:
         """What the run came to, after `run`."""
         trainer, history = self._trainer, self._progress.history
         last, payloads = history[-1], trainer.payloads
+        parts = trainer.config.accumulate_steps
         return Result(
             config=trainer.config,
             model=trainer.model,
@@ -169,8 +168,8 @@ class Loop:
             },
             step_time_median=statistics.median(self._step_times[1:] or [0.0]) or None,
             params=sum(math.prod(v.shape) for v in trainer.model.trainable_variables),
-            normalization_collectives=None if payloads is None else len(payloads),
-            normalization_bytes=None if payloads is None else sum(payloads),
+            normalization_collectives=None if payloads is None else parts * len(payloads),
+            normalization_bytes=None if payloads is None else parts * sum(payloads),
             model_dir=trainer.config.model_dir,
         )
 

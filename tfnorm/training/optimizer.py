@@ -1,14 +1,36 @@
-"""SGD with momentum and L2 decay, made for many replicas: one collective and few ops a step."""
+"""Keras' optimizers, made for many replicas: one collective a step; SGD with few ops besides."""
 
+import inspect
 import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfnorm.errors import UserError
 from tfnorm.layers import replicas
 
+Rate = float | keras.optimizers.schedules.LearningRateSchedule
 
-class MomentumSGD(keras.optimizers.SGD):
+
+class _OneCollective:
+    """Packs the gradients of all variables into one vector before replicas add them up."""
+
+    def _all_reduce_sum_gradients(
+        self, grads_and_vars: list[tuple[tf.Tensor, tf.Variable]]
+    ) -> list[tuple[tf.Tensor, tf.Variable]]:
+        if tf.distribute.in_cross_replica_context():
+            return grads_and_vars
+        gradients, variables = zip(*grads_and_vars)
+        packed = replicas.reduce_sum(tf.concat([tf.reshape(g, [-1]) for g in gradients], 0))
+        parts = tf.split(packed, [math.prod(g.shape) for g in gradients])
+        shaped = [tf.reshape(part, g.shape) for part, g in zip(parts, gradients)]
+        return list(zip(shaped, variables))
+
+
+class MomentumSGD(_OneCollective, keras.optimizers.SGD):
     """Keras' SGD with momentum, and an L2 penalty on kernels as part of the gradient.
 
     For a network of 80,000 parameters on 4 CPU replicas of 2 images, Keras' own optimizer takes
@@ -24,7 +46,7 @@ class MomentumSGD(keras.optimizers.SGD):
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        learning_rate: Rate,
         momentum: float,
         l2: float = 0.0,
         **kwargs,
@@ -51,20 +73,116 @@ class MomentumSGD(keras.optimizers.SGD):
             momentum=tf.constant(self.momentum, variable.dtype),
         )
 
-    def _all_reduce_sum_gradients(
-        self, grads_and_vars: list[tuple[tf.Tensor, tf.Variable]]
-    ) -> list[tuple[tf.Tensor, tf.Variable]]:
-        if tf.distribute.in_cross_replica_context():
-            return grads_and_vars
-        gradients, variables = zip(*grads_and_vars)
-        packed = replicas.reduce_sum(tf.concat([tf.reshape(g, [-1]) for g in gradients], 0))
-        parts = tf.split(packed, [math.prod(g.shape) for g in gradients])
-        shaped = [tf.reshape(part, g.shape) for part, g in zip(parts, gradients)]
-        return list(zip(shaped, variables))
+    def get_config(self) -> dict:
+        """The arguments."""
+        return {**super().get_config(), "l2": self.l2}
+
+
+class RMSprop(_OneCollective, keras.optimizers.RMSprop):
+    """Keras' RMSprop, and an L2 penalty on kernels as part of the gradient.
+
+    Args:
+        learning_rate: As Keras has it.
+        l2: Adds l2 · w to the gradients of variables whose names end in "kernel", and of no others.
+        **kwargs: As Keras has them.
+    """
+
+    def __init__(self, learning_rate: Rate, l2: float = 0.0, **kwargs) -> None:
+        super().__init__(learning_rate, **kwargs)
+        self.l2 = l2
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Updates one variable and its averages, on one device."""
+        index = self._get_variable_index(variable)
+        if self.l2 and self._trainable_variables[index].name.endswith("kernel"):
+            gradient = tf.cast(gradient, variable.dtype) + self.l2 * variable
+        super().update_step(gradient, variable, learning_rate)
 
     def get_config(self) -> dict:
         """The arguments."""
         return {**super().get_config(), "l2": self.l2}
+
+
+class AdamW(_OneCollective, keras.optimizers.AdamW):
+    """Keras' AdamW: w ← w − rate · weight_decay · w, besides, of kernels alone.
+
+    Args:
+        learning_rate: As Keras has it.
+        weight_decay: As Keras has it, for variables whose names end in "kernel".
+        **kwargs: As Keras has them.
+    """
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes the averages of these variables."""
+        self.exclude_from_weight_decay([v for v in variables if not v.name.endswith("kernel")])
+        super().build(variables)
+
+
+def _momentum(rate: Rate, momentum: float, weight_decay: float, **options: Any) -> MomentumSGD:
+    return MomentumSGD(rate, momentum, weight_decay, **options)
+
+
+def _rmsprop(rate: Rate, momentum: float, weight_decay: float, **options: Any) -> RMSprop:
+    return RMSprop(rate, weight_decay, momentum=momentum, **options)
+
+
+def _adamw(rate: Rate, momentum: float, weight_decay: float, **options: Any) -> AdamW:
+    return AdamW(rate, weight_decay=weight_decay, **{"beta_1": momentum, **options})
+
+
+_BUILDERS: dict[str, tuple[Callable[..., keras.Optimizer], type[keras.Optimizer]]] = {
+    "momentum": (_momentum, keras.optimizers.SGD),
+    "rmsprop": (_rmsprop, keras.optimizers.RMSprop),
+    "adamw": (_adamw, keras.optimizers.AdamW),
+}
+# Arguments that are flags, or would act on each replica's part of a gradient.
+_NO_OPTIONS = (
+    "learning_rate", "momentum", "weight_decay", "name", "clipnorm", "clipvalue", "global_clipnorm",
+    "use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+
+OPTIMIZERS = tuple(_BUILDERS)
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The arguments of Keras' optimizer that `build` takes besides."""
+    _, cls = _BUILDERS[name]
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    return tuple(option for option in named if option not in _NO_OPTIONS)
+
+
+def build(
+    name: str, rate: Rate, momentum: float, weight_decay: float, options: Mapping[str, Any]
+) -> keras.Optimizer:
+    """The optimizer of this name.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        rate: Learning rate.
+        momentum: Of SGD and RMSprop; AdamW's beta_1.
+        weight_decay: Of kernels: an L2 penalty in the gradient of SGD and RMSprop, AdamW's own.
+        options: More of Keras' arguments, such as {"rho": 0.9, "epsilon": 1.0}.
+
+    Raises:
+        UserError: It does not take one of the options, or not such a value.
+    """
+    make, _ = _BUILDERS[name]
+    unknown = sorted(set(options) - set(options_of(name)))
+    if unknown:
+        raise UserError(
+            f"optimizer '{name}' does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(options_of(name))}"
+        )
+    wrong = [option for option, value in options.items() if not isinstance(value, numbers.Real)]
+    if wrong:
+        raise UserError(
+            f"{wrong[0]} of optimizer '{name}' must be a number, received {options[wrong[0]]!r:.50}"
+        )
+    return make(rate, momentum, weight_decay, **options)
 
 
 def without_loss_scale(optimizer: keras.Optimizer) -> keras.Optimizer:

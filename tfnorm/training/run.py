@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfnorm import paths, tasks
-from tfnorm.training import agreement, replica_state, run_directory, strategies, workers
+from tfnorm.training import agreement, options, run_directory, strategies, workers
+from tfnorm.training.averages import Averages
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.config import Config
@@ -17,7 +19,7 @@ from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
 from tfnorm.training.preemption import SigtermWatch
 from tfnorm.training.result import Evaluation, Result, measured
-from tfnorm.training.trainer import Trainer
+from tfnorm.training.trainer import Trainer, build_model
 
 
 def train(
@@ -67,7 +69,7 @@ def train(
             directory = stack.enter_context(
                 run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
             )
-        trainer = Trainer(config, task, strategy)
+        trainer = Trainer(config, task, strategy, _weights(config, notice))
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
         if directory:
@@ -110,8 +112,7 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         workers.check_agreement(strategy, _saying(config, task, only_evaluate=True))
         trainer = Trainer(config, task, strategy)
         with strategy.scope():
-            checkpoints = Checkpoints(directory / "checkpoints", model=trainer.model)
-            path = checkpoints.restore(notice, partial=True)
+            path = _restore_to_evaluate(directory, notice, trainer.model, trainer.averages)
         with trainer.task.dataset.explained():
             loss, metrics = trainer.evaluate()
     return Evaluation(loss, metrics, trainer.task.dataset.num_test, path)
@@ -152,10 +153,12 @@ def load_run(
     config = run_directory.trained_config(directory, notice)
     task = tasks.load(config)
     with _policy(config.mixed_precision):
-        model = task.build_model(config.normalizer())
+        model = build_model(config, task)
+    averages = Averages(model, config.ema_decay) if config.ema_decay else None
     progress = Progress()
-    checkpoints = Checkpoints(directory / "checkpoints", model=model, progress=progress)
-    checkpoints.restore(notice, partial=True)
+    _restore_to_evaluate(directory, notice, model, averages, progress=progress)
+    if averages:
+        averages.assign_to_model()
     if progress.config:
         own = {**progress.config, "data_dir": config.data_dir, "model_dir": config.model_dir}
         config = Config.from_dict(own)
@@ -171,9 +174,32 @@ def _saying(config: Config, task: tasks.Task, **more: bool) -> dict[str, Any]:
     return agreement.saying(config, **examples, **more)
 
 
+def _weights(config: Config, notice: Notice) -> str | keras.Model | None:
+    """What --weights names: the network of another run, or what `tfnorm.models.build` takes."""
+    if config.weights and (pathlib.Path(config.weights).expanduser() / "checkpoints").is_dir():
+        return load_model(config.weights, notice)[0]
+    return config.weights
+
+
+def _restore_to_evaluate(
+    directory: pathlib.Path,
+    notice: Notice,
+    model: keras.Model,
+    averages: Averages | None,
+    **others: tf.train.experimental.PythonState,
+) -> str | None:
+    """Restores what is evaluated from a checkpoint, which holds more; returns its path."""
+    held = {"model": model, **others}
+    if averages is not None:
+        held["averages"] = averages
+    return Checkpoints(directory / "checkpoints", **held).restore(notice, partial=True)
+
+
 def _checkpoints(directory: pathlib.Path, trainer: Trainer, progress: Progress) -> Checkpoints:
+    averages = {} if trainer.averages is None else {"averages": trainer.averages}
     return Checkpoints(
         directory / "checkpoints",
+        **averages,
         keep=workers.is_chief(trainer.strategy),
         model=trainer.model,
         optimizer=without_loss_scale(trainer.optimizer),
@@ -195,7 +221,7 @@ def _restore(
         set_loss_scale(trainer.optimizer, progress.loss_scale)
     state = progress.take_replicas()
     if state is not None and len(state) == trainer.replicas:
-        replica_state.assign(trainer.strategy, trainer.model, state)
+        trainer.set_replica_state(state)
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
     if before != trainer.global_batch_size:
         # The same place in the same epoch, counted in steps of another size.
@@ -211,12 +237,19 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     left = dataset.num_train % trainer.global_batch_size
     for text in dataset.notices:
         notice(text)
+    size = f"{config.replica_batch_size}"
+    if config.accumulate_steps > 1:
+        size += f" x {config.accumulate_steps}"
     notice(
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "
-        f"{trainer.replicas} x {config.replica_batch_size} a step, "
+        f"{trainer.replicas} x {size} a step, "
         f"steps {progress.step} to {trainer.total_steps}, {trainer.steps_per_epoch} an epoch"
         + (f"; dropped in each epoch, being less than a step: {left}" if left else "")
     )
+    calls = trainer.total_steps * config.accumulate_steps
+    of_run = config.options_of_run(calls)
+    if of_run:
+        notice(f"{config.norm} in {calls} steps: --norm_options={options.in_words(of_run)}")
 
 
 @contextlib.contextmanager

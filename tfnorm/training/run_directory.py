@@ -18,6 +18,7 @@ from tfnorm.training.notices import Notice
 # What a checkpoint's weights depend on; all else may change from one part of a run to the next.
 _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
+    "backbone", "backbone_norm", "ema_decay",
 )  # fmt: skip
 _NOT_WORTH_A_WORD = (
     "model_dir",

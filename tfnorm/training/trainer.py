@@ -1,5 +1,6 @@
 """One run's model, optimizer and compiled loops, under a strategy."""
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from tfnorm.data import Example, Records, pipeline
 from tfnorm.errors import UserError
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.tasks import Task
-from tfnorm.training import batches
+from tfnorm.training import batches, freezing, replica_state
+from tfnorm.training import optimizer as optimizers
+from tfnorm.training.averages import Averages
 from tfnorm.training.config import Config, options_told
 from tfnorm.training.evaluation import Rows
 from tfnorm.training.inputs import iterate
 from tfnorm.training.learning_rate import WarmedUp
-from tfnorm.training.optimizer import MomentumSGD, poison_overflow
+from tfnorm.training.optimizer import poison_overflow
 
 
 class Measured(NamedTuple):
@@ -40,10 +43,11 @@ class Trainer:
 
     Attributes:
         model: The network.
-        optimizer: SGD with momentum (in a LossScaleOptimizer for mixed_float16).
+        optimizer: In a LossScaleOptimizer for mixed_float16.
+        averages: Of all weights, by which it is evaluated; None without --ema_decay.
         task: What it is trained for, with its data.
         strategy: The tf.distribute strategy.
-        global_batch_size: Examples of a step.
+        global_batch_size: Examples of a step, of all its accumulated micro-batches.
         steps_per_epoch: Whole global batches in the training examples.
         total_steps: Steps of the run.
         payloads: Bytes that a replica hands to each collective of its normalizers in a step;
@@ -52,20 +56,28 @@ class Trainer:
 
     payloads: list[int] | None = None
 
-    def __init__(self, config: Config, task: Task, strategy: tf.distribute.Strategy) -> None:
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        strategy: tf.distribute.Strategy,
+        weights: str | keras.Model | None = None,
+    ) -> None:
         self.config = config
         self.task = task
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
-        self.global_batch_size = self.replicas * config.replica_batch_size
+        self.global_batch_size = self.replicas * config.replica_batch_size * config.accumulate_steps
         self.steps_per_epoch = pipeline.steps_per_epoch(task.dataset.train, self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
+        self._parts = self.replicas * config.accumulate_steps
         # Right here: whatever else draws from the global generators must not move the weights.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            with options_told(config):
-                self.model = task.build_model(config.normalizer())
+            self.model = build_model(config, task, self.total_steps, weights)
             self.optimizer = self._build_optimizer()
+            self.averages = Averages(self.model, config.ema_decay) if config.ema_decay else None
+            self._gradients = self._build_accumulators()
             # What replicas add up on their own, read from outside as the sum of all: a step
             # communicates the gradients and nothing else.
             self._records = _sum_over_replicas((config.steps_per_loop, 1 + task.num_sums))
@@ -83,16 +95,48 @@ class Trainer:
                 "run, which would never reach its learning rate; choose a shorter --warmup_epochs"
             )
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
-        self._schedule = WarmedUp(config.schedule, peak, warmup_steps, self.total_steps)
-        optimizer = MomentumSGD(
+        self._schedule = WarmedUp(
+            config.schedule, peak, warmup_steps, self.total_steps, config.drops()
+        )
+        optimizer = optimizers.build(
+            config.optimizer,
             self._schedule,
-            momentum=float(config.momentum),
-            l2=config.weight_decay,
+            float(config.momentum),
+            config.weight_decay,
+            config.optimizer_options,
         )
         if config.mixed_precision == "mixed_float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         optimizer.build(self.model.trainable_variables)
         return optimizer
+
+    def _build_accumulators(self) -> list[tf.Variable]:
+        """Where each replica adds up the gradients of its micro-batches; none if there is one."""
+        if self.config.accumulate_steps == 1:
+            return []
+        return [_sum_over_replicas(v.shape, v.dtype) for v in self.model.trainable_variables]
+
+    def synchronize(self) -> None:
+        """Gives all replicas the mean of their statistics, and of the averages of these."""
+        synchronize_statistics(self.model)
+        if self.averages:
+            self.averages.synchronize()
+
+    def finish(self) -> None:
+        """Leaves the model as it is evaluated: synchronized, and with the averages of a run."""
+        self.synchronize()
+        if self.averages:
+            self.averages.assign_to_model()
+
+    def replica_state(self) -> np.ndarray | None:
+        """What each replica keeps for itself, see `tfnorm.training.replica_state`."""
+        others = self.averages.per_replica if self.averages else []
+        return replica_state.read(self.strategy, self.model, others)
+
+    def set_replica_state(self, state: np.ndarray) -> None:
+        """Gives every replica what `replica_state` returned."""
+        others = self.averages.per_replica if self.averages else []
+        replica_state.assign(self.strategy, self.model, state, others)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, counted from 0."""
@@ -127,11 +171,22 @@ class Trainer:
 
     @tf.function
     def _train_loop(self, iterator: tf.distribute.DistributedIterator, count: tf.Tensor) -> None:
-        for index in tf.range(count):
-            self.strategy.run(self._train_step, (index, next(iterator)))
+        if self.config.accumulate_steps == 1:
+            for index in tf.range(count):
+                self.strategy.run(self._train_step, (index, next(iterator)))
+        else:
+            for index in tf.range(count):
+                batch = next(iterator)
+                for part in tf.range(self.config.accumulate_steps):
+                    self.strategy.run(self._accumulate, (index, part, batch))
+                self.strategy.run(self._apply_accumulated)
 
     def _train_step(self, index: tf.Tensor, batch: Example) -> None:
-        record = self.step(batch)
+        self._record(index, self.step(batch), 0.0)
+
+    def _record(self, index: tf.Tensor, record: tf.Tensor, keep: tf.Tensor | float) -> None:
+        if not isinstance(keep, float):
+            record += keep * self._records[index]
         records = tf.tensor_scatter_nd_update(self._records, [[index]], [record])
         self._records.assign(records)
 
@@ -144,6 +199,11 @@ class Trainer:
         Returns:
             [1 + K]: sum of the replica's losses, and the task's sums.
         """
+        gradients, record = self._gradients_of(batch)
+        self._apply(gradients)
+        return record
+
+    def _gradients_of(self, batch: Example) -> tuple[list[tf.Tensor], tf.Tensor]:
         variables = self.model.trainable_variables
         with recorded() as self.payloads:  # Not those of the gradients, below.
             with tf.GradientTape() as tape:
@@ -151,17 +211,40 @@ class Trainer:
                 losses = self.task.losses(outputs, batch)
                 loss = tf.reduce_sum(losses)
                 # The optimizer adds up what all replicas say, of the layers' own penalties too.
-                penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self.replicas
+                penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self._parts
                 objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
             # A weight may have no part in the loss, such as the noise of a chain of one link.
             gradients = tape.gradient(
                 objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
+        weighted = {**batch, "weight": tf.ones_like(losses)}
+        record = tf.concat([loss[None], self.task.sums(outputs, weighted, losses)], 0)
+        return gradients, record
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
         if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
             gradients = poison_overflow(gradients)
-        self.optimizer.apply(gradients, variables)
-        weighted = {**batch, "weight": tf.ones_like(losses)}
-        return tf.concat([loss[None], self.task.sums(outputs, weighted, losses)], 0)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        if self.averages:
+            self.averages.update(self.optimizer.iterations)
+
+    def _accumulate(self, index: tf.Tensor, part: tf.Tensor, batch: Example) -> None:
+        """A micro-batch of a step: the rows of this part, which its normalizers see alone."""
+        size = self.config.replica_batch_size
+
+        def rows(values: tf.Tensor) -> tf.Tensor:
+            parts = tf.reshape(values, [self.config.accumulate_steps, size, *values.shape[1:]])
+            return parts[part]
+
+        gradients, record = self._gradients_of({key: rows(v) for key, v in batch.items()})
+        for total, gradient in zip(self._gradients, gradients):
+            total.assign_add(gradient)
+        self._record(index, record, tf.cast(part > 0, record.dtype))
+
+    def _apply_accumulated(self) -> None:
+        self._apply([tf.identity(total) for total in self._gradients])
+        for total in self._gradients:
+            total.assign(tf.zeros_like(total))
 
     def evaluate(self, records: Records | None = None) -> Measured:
         """Loss and metrics over every one of some examples, each counted once.
@@ -172,8 +255,11 @@ class Trainer:
         Args:
             records: The examples; None is the test examples.
         """
+        with self.averages.in_model() if self.averages else contextlib.nullcontext():
+            return self._evaluate(self.task.dataset.test if records is None else records)
+
+    def _evaluate(self, records: Records) -> Measured:
         synchronize_statistics(self.model)
-        records = self.task.dataset.test if records is None else records
         batch = min(self.config.evaluation_batch_size, math.ceil(len(records) / self.replicas))
         steps = math.ceil(len(records) / (batch * self.replicas))
 
@@ -225,9 +311,35 @@ class Trainer:
         return outputs
 
 
-def _sum_over_replicas(shape: tuple[int, ...]) -> tf.Variable:
+def build_model(
+    config: Config,
+    task: Task,
+    steps: int | None = None,
+    weights: str | keras.Model | None = None,
+) -> keras.Model:
+    """The network of a run.
+
+    Args:
+        config: The run.
+        task: Its task.
+        steps: Of the run, from which options of normalizers follow; None is the layers' own.
+        weights: What its backbone starts with; None is fresh weights.
+
+    Raises:
+        UserError: --freeze matches no layer, or leaves nothing to train.
+    """
+    calls = None if steps is None else steps * config.accumulate_steps
+    normalizer, of_backbone = config.normalizer(calls), config.backbone_normalizer(calls)
+    with options_told(config):
+        model = task.build_model(normalizer, of_backbone, weights)
+    if config.freeze:
+        freezing.freeze(model, config.freeze)
+    return model
+
+
+def _sum_over_replicas(shape: tuple[int, ...], dtype: str = "float32") -> tf.Variable:
     return tf.Variable(
-        tf.zeros(shape),
+        tf.zeros(shape, dtype),
         trainable=False,
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.SUM,
