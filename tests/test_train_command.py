@@ -63,7 +63,7 @@ def test_training_alone(command, tmp_path):
     ("arguments", "message"),
     [
         ([], "no model_dir; choose where to write with --model_dir"),
-        (["--schedule=x"], "unknown schedule 'x'; known: cosine, step"),
+        (["--schedule=x"], "unknown schedule 'x'; known: cosine, step, polynomial"),
         (["--nosuch=1"], "Unknown command line flag 'nosuch'"),
         (["--epochs=a"], "flag --epochs=a: invalid literal for int() with base 10: 'a'"),
         (["bn"], "unexpected argument 'bn'; flags start with --"),

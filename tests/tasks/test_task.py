@@ -55,7 +55,7 @@ class Brightness:
 
         return compose(scale)
 
-    def build_model(self, normalizer, backbone_normalizer=None):
+    def build_model(self, normalizer, backbone_normalizer=None, weights=None):
         images = keras.Input(self.dataset.image_shape)
         x, _ = normalizer(keras.layers.Conv2D(4, 3, use_bias=False), images)
         x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("relu")(x))
