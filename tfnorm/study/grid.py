@@ -9,8 +9,8 @@ from tfnorm import training
 
 Labels = Mapping[str, str | int | float]
 
-# Fields of a configuration that say where a run is kept and where its data are, not what it does.
-_PLACES = ("model_dir", "data_dir", "resume")
+# Fields of a configuration that say where and when a run is made, not what it does.
+_PLACES = ("model_dir", "data_dir", "resume", "worker_timeout")
 # Fields that came after results were recorded: so they were, although the records do not say it.
 _NEVER = object()
 _LATER = {
