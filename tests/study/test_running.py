@@ -27,8 +27,9 @@ def trained(monkeypatch):
         notice("starting")
         history = [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
         return types.SimpleNamespace(
-            test_accuracy=0.75, test_loss=0.5, train_loss=2.5, steps=9, step_time_median=0.125,
-            params=1234, normalization_collectives=18, normalization_bytes=23456, history=history,
+            metrics={"accuracy": 0.75}, test_loss=0.5, train_loss=2.5, steps=9,
+            step_time_median=0.125, params=1234, normalization_collectives=18,
+            normalization_bytes=23456, history=history,
         )  # fmt: skip
 
     monkeypatch.setattr(training, "train", train)

@@ -12,6 +12,11 @@ from tests.training.running import on_replicas
 from tfnorm import tasks, train, training
 from tfnorm.data.records import compose
 from tfnorm.errors import UserError
+from tfnorm.study import running
+from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.inference import Inference
+from tfnorm.study.summary import Row
+from tfnorm.study.tables import Comparison
 from tfnorm.training import strategies
 from tfnorm.training.trainer import Trainer
 
@@ -132,6 +137,21 @@ def test_a_run_of_the_task_from_the_command_line(config, tmp_path, capsys):
     assert "val_median" in (directory / "history.csv").read_text()
     assert train.main(["train", *arguments, f"--model_dir={directory}", "--mode=eval"]) == 0
     assert f"test median {result['metrics']['median']:.4f}" in capsys.readouterr().out
+
+
+def test_studies_know_its_metrics_by_name(config, tmp_path):
+    labels = {"norm": "bn", "replicas": 1, "replica_batch": 12, "statistics_batch": 12}
+    cell = Cell(labels, config, ("batch_statistics",))
+    told = []
+    record = running.run_cell(cell, str(tmp_path / "run"), told.append)
+    row = Row.of(labels, [record])
+    assert (row.headline, row.best()) == ("closeness", record)
+    assert row.mean(row.metric) == record["history"][-1]["val_closeness"]
+    assert {"test_median", "test_loss"} < set(record["result"])
+    assert "test_closeness_batch_statistics" in record["probes"]["batch_statistics"]
+    table = Comparison(Grid("a", "b", (cell,), labels, {}), [row], [Inference(0.5, 2, 2)])
+    assert "test closeness" in table.text() and table.winner() is row
+    assert ",test_closeness,test_closeness_spread," in table.csv()
 
 
 def test_a_data_set_that_fits_another_task(config, monkeypatch, tmp_path):

@@ -40,7 +40,7 @@ class Found:
     def mean(self, **labels: object) -> float:
         """Its mean test accuracy, where a run that failed counts 0; NaN if it has none."""
         row = self.find(**labels)
-        values = row.values("test_accuracy") + [0.0 for _ in row.failures]
+        values = row.values(row.metric) + [0.0 for _ in row.failures]
         return statistics.fmean(values) if values else math.nan
 
     def cell(self, **labels: object) -> str:
@@ -51,9 +51,9 @@ class Found:
         """A row's test accuracy in percent with the spread."""
         if not row.records:
             return "failed" if row.failures else "-"
-        text = percent(row.mean("test_accuracy"))
+        text = percent(row.mean(row.metric))
         if len(row.records) > 1:
-            text += f" ± {percent(row.spread('test_accuracy'))}"
+            text += f" ± {percent(row.spread(row.metric))}"
         return text + (f" ({len(row.failures)} failed)" if row.failures else "")
 
 

@@ -18,7 +18,7 @@ from tfnorm.study.summary import Row
 def accuracy(
     rows: Sequence[Row], name: Callable[[Row], str], title: str, path: str | os.PathLike[str]
 ) -> None:
-    """Plots the test accuracy of every row: each repetition, their mean and spread.
+    """Plots the headline metric of every row: each repetition, their mean and spread.
 
     Args:
         rows: The rows, drawn from top to bottom; those without a result are left out.
@@ -32,8 +32,8 @@ def accuracy(
         axes = figure.subplots()
         for place, row in enumerate(rows):
             colour, marker = style_of(row.labels["norm"])
-            percent = [100 * value for value in row.values("test_accuracy")]
-            mean, spread = (100 * f("test_accuracy") for f in (row.mean, row.spread))
+            percent = [100 * value for value in row.values(row.metric)]
+            mean, spread = (100 * f(row.metric) for f in (row.mean, row.spread))
             axes.errorbar(
                 mean, place, xerr=spread, color=colour, marker=marker, markersize=8, capsize=4
             )
@@ -45,7 +45,7 @@ def accuracy(
         axes.set_ylim(len(rows) - 0.4, -0.7)
         axes.margins(x=0.08)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_xlabel("test accuracy (%): mean, spread (half the range) and every seed")
+        axes.set_xlabel(f"test {_headline(rows)} (%): mean, spread (half the range) and every seed")
         set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
 
@@ -77,7 +77,7 @@ def lines(
     names: Sequence[str] = (),
     log: bool = True,
 ) -> None:
-    """Plots test accuracy over a quantity: mean and spread of the repetitions.
+    """Plots the headline metric over a quantity: mean and spread of the repetitions.
 
     Args:
         drawn: The lines.
@@ -95,7 +95,7 @@ def lines(
         for line in drawn:
             colour, marker = style_of(line.norm)
             means, spreads = (
-                [100 * getattr(row, name)("test_accuracy") for row in line.rows.values()]
+                [100 * getattr(row, name)(row.metric) for row in line.rows.values()]
                 for name in ("mean", "spread")
             )
             axes.errorbar(
@@ -107,13 +107,14 @@ def lines(
             name = names[number] if names else row.labels["norm"]
             colour, _ = style_of(row.labels["norm"])
             style = ("--", "-.", ":")[number % 3]
-            axes.axhline(100 * row.mean("test_accuracy"), color=colour, linestyle=style, label=name)
+            axes.axhline(100 * row.mean(row.metric), color=colour, linestyle=style, label=name)
         if log:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
         axes.set_xlabel(label)
-        axes.set_ylabel("test accuracy (%)")
+        shown = [row for line in drawn for row in line.rows.values()]
+        axes.set_ylabel(f"test {_headline(shown)} (%)")
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center", frameon=False)
         set_title(figure, title)
@@ -123,7 +124,7 @@ def lines(
 def learning_curves(
     rows: Sequence[Row], name: Callable[[Row], str], title: str, path: str | os.PathLike[str]
 ) -> None:
-    """Plots training loss and test accuracy over the epochs, the mean over the repetitions.
+    """Plots training loss and the headline metric over the epochs, the mean over the repetitions.
 
     Args:
         rows: The rows. Of a norm's rows the first has a solid line, the next a dashed one.
@@ -135,12 +136,12 @@ def learning_curves(
     norms = [row.labels["norm"] for row in rows]
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
+        loss, metric = figure.subplots(1, 2)
         for number, row in enumerate(rows):
             line = ("-", "--", ":")[min(norms[:number].count(norms[number]), 2)]
             _curve(loss, row, "loss", 1, line)
-            _curve(accuracy, row, "val_accuracy", 100, line)
-        for axes, label in ((loss, "training loss"), (accuracy, "test accuracy (%)")):
+            _curve(metric, row, f"val_{row.headline}", 100, line)
+        for axes, label in ((loss, "training loss"), (metric, f"test {_headline(rows)} (%)")):
             axes.set_xlabel("epoch")
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
@@ -153,6 +154,11 @@ def learning_curves(
         figure.legend(loss.lines, names, loc="outside right center", frameon=False)
         set_title(figure, title)
         write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    """Of all rows of a plot, which are of one task."""
+    return next((row.headline for row in rows), "metric")
 
 
 def _curve(axes: Axes, row: Row, metric: str, factor: float, line: str) -> None:

@@ -24,8 +24,8 @@ Tell = Callable[[str], None]
 
 _FIELDS = ("labels", "seed", "error", "result", "history", "config", "seconds")
 
-_METRICS = (
-    "test_accuracy", "test_loss", "train_loss", "steps", "step_time_median", "params",
+_NUMBERS = (
+    "test_loss", "train_loss", "steps", "step_time_median", "params",
     "normalization_collectives", "normalization_bytes",
 )  # fmt: skip
 
@@ -108,7 +108,10 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         probing = _probes(cell, config)
         callbacks = [training.ProgressLines(), *probing.values()]
         outcome = training.train(config, callbacks, notice=tell)
-        record["result"] = {metric: getattr(outcome, metric) for metric in _METRICS}
+        record["result"] = {
+            **{f"test_{name}": value for name, value in outcome.metrics.items()},
+            **{name: getattr(outcome, name) for name in _NUMBERS},
+        }
         record["history"] = outcome.history
         if probing:
             record["probes"] = probes.results(probing)
@@ -140,5 +143,6 @@ def machine() -> dict[str, str | int | None]:
 def _outcome(record: dict) -> str:
     if record["error"] is not None:
         return f"failed: {record['error']}"
-    accuracy = 100 * record["result"]["test_accuracy"]
-    return f"test accuracy {accuracy:.1f} % in {duration(record['seconds'])}"
+    headline = tasks.get(record["config"]["task"]).headline
+    value = 100 * record["result"][f"test_{headline}"]
+    return f"test {headline} {value:.1f} % in {duration(record['seconds'])}"

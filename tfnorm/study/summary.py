@@ -8,8 +8,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from tfnorm import tasks
 from tfnorm.study.grid import Grid
 from tfnorm.study.results import Results
+
+_FIRST_TASK = "classification"  # Of records that are older than tasks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +23,13 @@ class Row:
         labels: The labels that the repetitions share.
         records: Their records that ended well.
         failures: What the others failed of.
+        headline: Name of the metric of their task that runs are compared by.
     """
 
     labels: Mapping[str, str | int | float]
     records: tuple[dict, ...]
     failures: tuple[str, ...]
+    headline: str = "accuracy"
 
     @classmethod
     def of(cls, labels: Mapping, records: Sequence[dict]) -> Self:
@@ -33,7 +38,13 @@ class Row:
             labels,
             tuple(r for r in records if r["error"] is None),
             tuple(r["error"] for r in records if r["error"] is not None),
+            *(_headline(r.get("config", {})) for r in records[:1]),
         )
+
+    @property
+    def metric(self) -> str:
+        """The headline in results: that of the test examples."""
+        return f"test_{self.headline}"
 
     def values(self, metric: str) -> list[float]:
         """One number a repetition, NaN where it was not measured; none if all failed."""
@@ -66,13 +77,17 @@ class Row:
         return min(values, default=math.nan)
 
     def best(self) -> dict:
-        """The record of the repetition with the highest test accuracy."""
-        return max(self.records, key=lambda record: record["result"]["test_accuracy"])
+        """The record of the repetition with the highest metric."""
+        return max(self.records, key=lambda record: record["result"][self.metric])
 
     def spread(self, metric: str) -> float:
         """Half the range over the repetitions: mean ± spread covers about all of them."""
         values = self.values(metric)
         return (max(values) - min(values)) / 2 if values else float("nan")
+
+
+def _headline(config: Mapping) -> str:
+    return tasks.get(config.get("task", _FIRST_TASK)).headline
 
 
 def rows_of(grid: Grid, results: Results) -> list[Row]:

@@ -9,7 +9,7 @@ from tfnorm.study.progress import count
 from tfnorm.study.summary import Row, csv_table, text_table
 
 _NUMBERS = (
-    "runs", "failed", "test_accuracy", "test_accuracy_spread", "train_loss", "train_loss_spread",
+    "runs", "failed", "metric", "metric_spread", "train_loss", "train_loss_spread",
     "step_seconds", "step_time", "normalization_collectives", "normalization_bytes",
     "inference_seconds", "inference_time", "folded", "normalizers",
 )  # fmt: skip
@@ -43,7 +43,7 @@ class Comparison:
         step = row.least("step_time_median")
         values = (
             len(row.records), len(row.failures),
-            row.mean("test_accuracy"), row.spread("test_accuracy"),
+            row.mean(row.metric), row.spread(row.metric),
             row.mean("train_loss"), row.spread("train_loss"),
             step, step / self._step,
             row.least("normalization_collectives"), row.least("normalization_bytes"),
@@ -54,7 +54,7 @@ class Comparison:
         return dict(zip(_NUMBERS, values, strict=True))
 
     def winner(self) -> Row | None:
-        """The row of the highest mean test accuracy whose normalizers all fold.
+        """The row of the highest mean metric whose normalizers all fold.
 
         The reference does not compete.
         """
@@ -63,7 +63,7 @@ class Comparison:
             for row, inference in zip(self.rows, self.inference)
             if inference and inference.foldable and row.labels != self.grid.reference
         ]
-        return max(foldable, key=lambda row: row.mean("test_accuracy"), default=None)
+        return max(foldable, key=lambda row: row.mean(row.metric), default=None)
 
     def csv(self) -> str:
         """One line a row: its labels, then its numbers."""
@@ -71,7 +71,8 @@ class Comparison:
             [*row.labels.values(), *self.numbers(row, inference).values()]
             for row, inference in zip(self.rows, self.inference)
         ]
-        return csv_table([*self.grid.baseline, *_NUMBERS], lines)
+        titles = [name.replace("metric", self.rows[0].metric) for name in _NUMBERS]
+        return csv_table([*self.grid.baseline, *titles], lines)
 
     def text(self) -> str:
         """The table, and below it what its columns mean and which runs failed."""
@@ -79,7 +80,7 @@ class Comparison:
             "norm",
             "replicas\nx images",
             "statistics\nbatch",
-            "test accuracy\n(%)",
+            f"test {self.rows[0].headline}\n(%)",
             "train\nloss",
             "step\ntime",
             "collectives\na step",
@@ -103,8 +104,7 @@ class Comparison:
         failed = f" ({len(row.failures)} failed)" if row.failures else ""
         return [
             *head,
-            f"{100 * numbers['test_accuracy']:.1f} ± "
-            f"{100 * numbers['test_accuracy_spread']:.1f}{failed}",
+            f"{100 * numbers['metric']:.1f} ± {100 * numbers['metric_spread']:.1f}{failed}",
             _decimals(numbers["train_loss"], 4),
             _decimals(numbers["step_time"], 2),
             _decimals(numbers["normalization_collectives"], 0),
@@ -117,8 +117,8 @@ class Comparison:
         runs = max(len(row.records) + len(row.failures) for row in self.rows)
         baseline = name(Row.of(self.grid.baseline, ()))
         notes = [
-            f"Test accuracy: mean ± spread, half of the range over {count(runs, 'seed')}. "
-            "Statistics batch: images that share a mean.",
+            f"Test {self.rows[0].headline}: mean ± spread, half of the range over "
+            f"{count(runs, 'seed')}. Statistics batch: images that share a mean.",
             f"Times are multiples of those of {baseline}: "
             f"{1e3 * self._step:.1f} ms a training step, {1e3 * self._inference:.2f} ms a batch of "
             "the folded model.",
