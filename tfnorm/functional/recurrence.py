@@ -2,15 +2,18 @@
 
 import tensorflow as tf
 
+# Up to so many steps all are taken together at once; more are taken block by block.
+_FEW = 64
+_BLOCK = 16
+
 
 def recurrence(
     factors: tf.Tensor, terms: tf.Tensor, start: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Solves s ← f_i·s + t_i for i = 0, 1, ..., T − 1: s before each step, and after the last.
 
-    Two steps together are a step of the same form, (f_i, t_i) and (f_j, t_j) one of
-    (f_j·f_i, f_j·t_i + t_j). So log2 T doublings of what is taken together (Hillis & Steele, "Data
-    parallel algorithms", 1986) do the work of T steps one after the other.
+    Several steps together are a step of the same form, (f_i, t_i) and (f_j, t_j) one of
+    (f_j·f_i, f_j·t_i + t_j). So what each step makes of `start` can be found for many at a time.
 
     Args:
         factors: f [G, T, C] or [G, T, 1].
@@ -20,36 +23,95 @@ def recurrence(
     Returns:
         s before each step [G, T, C], and after the last [G, C].
     """
+    factors, terms = _from_the_first(factors, terms)
+    start = tf.expand_dims(start, 1)
+    everything = tf.concat([start, _step(factors, terms, start)], 1)
+    return everything[:, :-1], everything[:, -1]
+
+
+def _step(factors: tf.Tensor, terms: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    # Where factors are large, their product may be infinite and what it is a factor of still 0.
+    return tf.math.multiply_no_nan(before, factors) + terms
+
+
+def _from_the_first(factors: tf.Tensor, terms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(f, t) of all steps up to each of them, this one included."""
+    length = terms.shape[1]
+    if length is None:
+        return _by_blocks(factors, terms, tf.shape(terms)[1])
+    return _by_blocks(factors, terms, length) if length > _FEW else _by_doubling(factors, terms)
+
+
+def _by_doubling(factors: tf.Tensor, terms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """In log2 T times over all of them (Hillis & Steele, "Data parallel algorithms", 1986)."""
     length = terms.shape[1]
     if length is not None:
         reach = 1
         while reach < length:
             factors, terms = _doubled(factors, terms, reach)
             reach *= 2
-    else:
-        unknown = tf.shape(terms)[1]
-        shapes = (
-            tf.TensorShape([]),
-            *(tf.TensorShape([v.shape[0], None, v.shape[2]]) for v in (factors, terms)),
-        )
-        _, factors, terms = tf.while_loop(
-            lambda reach, *_: reach < unknown,
-            lambda reach, factors, terms: (2 * reach, *_doubled(factors, terms, reach)),
-            (tf.constant(1), factors, terms),
-            shape_invariants=shapes,
-        )
-    start = tf.expand_dims(start, 1)
-    after = tf.math.multiply_no_nan(start, factors) + terms
-    everything = tf.concat([start, after], 1)
-    return everything[:, :-1], everything[:, -1]
+        return factors, terms
+    unknown = tf.shape(terms)[1]
+    shapes = (
+        tf.TensorShape([]),
+        *(tf.TensorShape([v.shape[0], None, v.shape[2]]) for v in (factors, terms)),
+    )
+    _, factors, terms = tf.while_loop(
+        lambda reach, *_: reach < unknown,
+        lambda reach, factors, terms: (2 * reach, *_doubled(factors, terms, reach)),
+        (tf.constant(1), factors, terms),
+        shape_invariants=shapes,
+    )
+    return factors, terms
 
 
 def _doubled(
     factors: tf.Tensor, terms: tf.Tensor, reach: tf.Tensor | int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Each step together with the one `reach` before it; the first have none before them."""
+    factors_before, terms_before = _later(factors, terms, reach)
+    return factors * factors_before, _step(factors, terms, terms_before)
+
+
+def _later(
+    factors: tf.Tensor, terms: tf.Tensor, reach: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both moved on by `reach`; before them stand steps that change nothing."""
     padding = [[0, 0], [reach, 0], [0, 0]]
-    factors_before = tf.pad(factors[:, :-reach], padding, constant_values=1)
-    terms_before = tf.pad(terms[:, :-reach], padding)
-    # Where factors are large, their product may be infinite and what it is a factor of still 0.
-    return factors * factors_before, tf.math.multiply_no_nan(terms_before, factors) + terms
+    return tf.pad(factors[:, :-reach], padding, constant_values=1), tf.pad(
+        terms[:, :-reach], padding
+    )
+
+
+def _by_blocks(
+    factors: tf.Tensor, terms: tf.Tensor, length: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Step after step in all blocks of steps at once, then likewise from block to block.
+
+    That touches each of many steps some times, where doublings touch it log2 T times.
+    """
+    padding = [[0, 0], [0, -length % _BLOCK], [0, 0]]
+    factors, terms = tf.pad(factors, padding, constant_values=1), tf.pad(terms, padding)
+    one = tf.ones([], terms.dtype)
+    together = [(one, tf.zeros([], terms.dtype))]
+    for factor, term in zip(*(tf.unstack(_blocks(v), axis=2) for v in (factors, terms))):
+        factor_before, term_before = together[-1]
+        together.append((factor * factor_before, _step(factor, term, term_before)))
+    factors, terms = (tf.stack(v, 2) for v in zip(*together[1:]))
+    last = factors[:, :, -1], terms[:, :, -1]
+    of_blocks = _by_doubling(*last) if tf.is_tensor(length) else _from_the_first(*last)
+    factors_before, terms_before = (tf.expand_dims(v, 2) for v in _later(*of_blocks, 1))
+    terms = _step(factors, terms, terms_before)
+    factors = factors * factors_before
+    return tuple(_joined(v)[:, :length] for v in (factors, terms))
+
+
+def _blocks(values: tf.Tensor) -> tf.Tensor:
+    """[G, T, C] as [G, T/B, B, C]."""
+    groups, _, channels = values.shape
+    return tf.reshape(values, [groups, -1, _BLOCK, channels])
+
+
+def _joined(values: tf.Tensor) -> tf.Tensor:
+    groups, *_, channels = values.shape
+    return tf.reshape(values, [groups, -1, channels])
