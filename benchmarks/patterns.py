@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfnorm import layers
 from tfnorm.layers import norms
@@ -231,7 +232,7 @@ def _between() -> Iterator[Pattern]:
         ("through average pooling, channels first", IMAGE,
          stack(conv_first, pool_first, bn(axis=1)), [True]),
         ("through average pooling of other axes", IMAGE,
-         after_conv(L.AveragePooling2D((1, 2), data_format="channels_first"), bn()), [False]),
+         after_conv(L.AveragePooling2D((1, 2), data_format="channels_first"), bn()), [True]),
         ("through global average", IMAGE, after_conv(L.GlobalAveragePooling2D(), bn()), [True]),
         ("through global average, kept axes", IMAGE,
          after_conv(L.GlobalAveragePooling2D(keepdims=True), bn()), [True]),
@@ -294,6 +295,10 @@ def _operators(x):
 
 def _constant_added(x):
     return bn()(L.Conv2D(4, 1)(x) + 1.5)
+
+
+def _constant_channels_added(x):
+    return bn()(L.Conv2D(4, 1)(x) + np.arange(4, dtype="float32").reshape(1, 1, 1, 4))
 
 
 def _half_linear(kind: type[keras.Layer]) -> Callable[[Any], Any]:
@@ -371,7 +376,8 @@ def _branches() -> Iterator[Pattern]:
         ("multiplied", _merge(L.Multiply), [False], {"Mul": 1}),
         ("added, one shared layer", _of_pooled_and_shared, [True], add),
         ("operators", _operators, [True], {"AddV2": 1, "Sub": 1}),
-        ("constant added", _constant_added, [False], add),
+        ("constant added", _constant_added, [True], add),
+        ("constant channels added", _constant_channels_added, [True], {}),
         ("fork to two layers", _fork_to(lambda: L.Conv2D(4, 3), lambda: L.Dense(5)), [True], {}),
         ("fork to conv2d and relu", _fork_to(lambda: L.Conv2D(4, 3), L.ReLU), [False], {}),
         ("beside another, into conv2d", _beside_a_norm, [True, True], {}),

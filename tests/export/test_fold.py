@@ -350,3 +350,29 @@ def test_zero_padding_lets_a_pure_scale_through(randomized, difference):
     folded, report = fold(model)
     assert [row.folded for row in report.rows] == [True]
     assert difference(model, folded) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pooling", "is_folded"),
+    [((1, 2), True), ((1, 3), False)],
+)
+def test_average_of_channels_into_the_layer_after(pooling, is_folded, randomized, difference):
+    """Only channels of one map may be averaged together."""
+    x = keras.Input((6, 7, 12))
+    norm = bn()
+    y = L.AveragePooling2D(pooling, data_format="channels_first")(norm(x))
+    model = randomized(keras.Model(x, L.Conv2D(4, 3)(y)))
+    for variable in norm.weights:
+        variable.assign(np.repeat(variable.numpy()[::2], 2))
+    folded, report = fold(model)
+    assert report.rows[0].folded == is_folded
+    assert difference(model, folded) < 1e-5
+
+
+@pytest.mark.parametrize("value", [1.5, np.arange(4, dtype="float32"), np.ones((1, 6, 7, 1), "float32")])
+def test_a_constant_that_is_added(value, randomized, difference):
+    x = keras.Input((6, 7, 3))
+    model = randomized(keras.Model(x, bn()(L.Conv2D(4, 1)(x) + value)))
+    folded, report = fold(model)
+    assert report.rows[0].folded == (np.size(value) < 7)
+    assert difference(model, folded) < 1e-5

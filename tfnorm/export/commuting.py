@@ -75,6 +75,25 @@ def _over_windows(call: Call, affine: Affine, source: Tensor, target: Tensor) ->
     return _with_axis(call, affine, axis, axis)
 
 
+def _averaged(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
+    """An average of windows that do not overlap may be along the channels too."""
+    if affine.axis in (0, _channel_axis(call, source)):
+        return _over_windows(call, affine, source, target)
+    pooling, axis = call.part.operation, affine.axis
+    place = axis - (2 if pooling.data_format == "channels_first" else 1)
+    size, narrow, wide = pooling.pool_size[place], *sorted((source.shape[axis], target.shape[axis]))
+    if pooling.strides[place] != size or narrow * size != wide:
+        raise Obstacle(f"{call.part.path} lies in between and averages channels that overlap")
+    values = (affine.scale, affine.offset)
+    if len(affine.scale) == narrow:
+        scale, offset = (np.repeat(x, size) for x in values)
+    else:
+        scale, offset = (x[::size] for x in values)
+        if not all(np.array_equal(np.repeat(x[::size], size), x) for x in values):
+            raise Obstacle(f"{call.part.path} lies in between and averages different channels")
+    return dataclasses.replace(affine, scale=scale, offset=offset)
+
+
 def _increasing(call: Call, affine: Affine, source: Tensor, target: Tensor) -> Affine:
     """The largest value stays the largest under an increasing map."""
     _check_increasing(call, affine)
@@ -162,7 +181,7 @@ def _rules() -> dict[type, Callable[[Call, Affine, Tensor, Tensor], Affine]]:
     ranks = ("1D", "2D", "3D")
     rules = dict.fromkeys(_NOTHING_AT_INFERENCE, _same)
     for kind, rule in {
-        "AveragePooling": _over_windows,
+        "AveragePooling": _averaged,
         "UpSampling": _over_windows,
         "Cropping": _over_windows,
         "AdaptiveAveragePooling": _over_windows,

@@ -23,6 +23,10 @@ def move_before(call: Call, affine: Affine) -> list[tuple[Tensor, Affine]]:
     Raises:
         Obstacle: if there are none.
     """
+    constant = _added_constant(call, affine)
+    if constant is not None:  # s·(x + c) + o = (s·x + s·c + o − c) + c
+        moved = affine.offset + (affine.scale - 1) * constant
+        return [(call.tensors[0], dataclasses.replace(affine, offset=moved))]
     _check_no_constant(call)
     inputs, scale, offset = call.tensors, affine.scale, affine.offset
     if isinstance(call.part.operation, _CONCATENATIONS):
@@ -60,6 +64,21 @@ def move_after(call: Call, tensor: Tensor, affine: Affine) -> Affine:
         if x is tensor:
             scale[start:end], offset[start:end] = affine.scale, affine.offset
     return dataclasses.replace(affine, scale=scale, offset=offset)
+
+
+def _added_constant(call: Call, affine: Affine) -> np.ndarray | None:
+    """What a sum adds to its only tensor, one number for each channel or for all; else None."""
+    values = keras.tree.flatten((call.args, call.kwargs))
+    if not isinstance(call.part.operation, _SUMS) or len(values) != 2 or len(call.tensors) != 1:
+        return None
+    constant = np.asarray(next(x for x in values if not isinstance(x, Tensor)), "float64")
+    rank = len(call.outputs[0].shape)
+    sizes = [1] * (rank - constant.ndim) + [*constant.shape]
+    others = sizes[: affine.axis] + sizes[affine.axis + 1 :]
+    # Keras takes an array of another axis for one of the last, where their sizes are the same.
+    fits = set(others) <= {1} and (constant.size == 1 or affine.axis == rank - 1)
+    same_shape = call.tensors[0].shape == call.outputs[0].shape
+    return constant.reshape(-1) if fits and same_shape else None
 
 
 def _check_no_constant(call: Call) -> None:
