@@ -369,7 +369,9 @@ def test_average_of_channels_into_the_layer_after(pooling, is_folded, randomized
     assert difference(model, folded) < 1e-5
 
 
-@pytest.mark.parametrize("value", [1.5, np.arange(4, dtype="float32"), np.ones((1, 6, 7, 1), "float32")])
+@pytest.mark.parametrize(
+    "value", [1.5, np.arange(4, dtype="float32"), np.ones((1, 6, 7, 1), "float32")]
+)
 def test_a_constant_that_is_added(value, randomized, difference):
     x = keras.Input((6, 7, 3))
     model = randomized(keras.Model(x, bn()(L.Conv2D(4, 1)(x) + value)))
