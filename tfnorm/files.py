@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
+import math
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tfnorm.errors import RunError
 
@@ -59,3 +60,12 @@ def remove_drafts(directory: pathlib.Path) -> None:
     """Removes what killed processes left unfinished; for the only writer of the directory."""
     for path in directory.glob(f"{DRAFT}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def finite(value: object) -> object:
+    """What is to be written as JSON, with None for numbers that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """Trains a network under a normalizer: python -m tfnorm.train --norm=brn --model_dir=runs/brn."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -31,9 +32,12 @@ def _train(values: flags.FlagValues) -> None:
         evaluation = training.evaluate(config)
         measured = {"loss": evaluation.loss, **evaluation.metrics}
         print(f"{_in_words(measured)}  ({evaluation.examples} images, {evaluation.checkpoint})")
+        print(_table(evaluation.metrics_by_class), end="")
     else:
         validate = values.mode == "train_and_eval"
-        print(_summary(training.train(config, [training.ProgressLines()], validate=validate)))
+        result = training.train(config, [training.ProgressLines()], validate=validate)
+        print(_summary(result))
+        print(_table(result.metrics_by_class), end="")
 
 
 def _summary(result: training.Result) -> str:
@@ -47,6 +51,21 @@ def _summary(result: training.Result) -> str:
 
 def _in_words(measured: Mapping[str, float]) -> str:
     return "  ".join(f"test {name} {value:.4f}" for name, value in measured.items())
+
+
+def _table(by_class: Mapping[str, Mapping[str, float]]) -> str:
+    """A line a class; nothing for tasks that measure none of them alone."""
+    if not by_class:
+        return ""
+    names = list(next(iter(by_class.values())))
+    width = max(map(len, by_class))
+    lines = ["".join([" " * width, *(f"{name:>10}" for name in names)])]
+    for label, row in by_class.items():
+        cells = (
+            f"{row[name]:10.4f}" if math.isfinite(row[name]) else f"{'-':>10}" for name in names
+        )
+        lines.append("".join([f"{label:{width}}", *cells]))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class MedianError:
     def row(self, example):
         return float(example["error"]), int(example["label"])
 
+    def by_class(self, rows):
+        return {}
+
     def results(self, rows):
         errors, labels = map(np.array, zip(*rows))
         weights = np.arange(1, len(rows) + 1)
@@ -50,6 +53,8 @@ class Brightness:
     needed = ("image", "label")
     headline = "closeness"
     num_sums = 2
+    largest_evaluation_batch = None
+    defaults = tasks.task.Defaults("sklearn_digits", "resnet8")
 
     def __init__(self, settings, dataset):
         self.dataset = dataset
@@ -76,6 +81,9 @@ class Brightness:
     def results(self, sums):
         return {"closeness": float(1 - sums[0] / sums[1])}
 
+    def by_class(self, sums):
+        return {}
+
     def evaluator(self):
         return MedianError()
 
@@ -100,7 +108,7 @@ def config(tmp_path):
 def test_an_evaluator_sees_every_example_once_and_in_order(config, replicas):
     trainer = Trainer(*pair(on_replicas(config, replicas)))
     trainer.train_steps(trainer.epoch_iterator(0, 0), 2)
-    loss, metrics = trainer.evaluate()
+    loss, metrics, _ = trainer.evaluate()
     test = trainer.task.dataset.test
     labels = test.column("label")
     outputs = trainer.model(test.column("image") / np.float32(255), training=False)[:, 0].numpy()
@@ -170,4 +178,4 @@ def test_a_data_set_that_fits_another_task(config, monkeypatch, tmp_path):
 def test_unknown_tasks_are_user_errors():
     with pytest.raises(UserError) as error:
         training.Config(task="clasification")
-    assert str(error.value) == "unknown task 'clasification'; known: classification, brightness"
+    assert str(error.value) == f"unknown task 'clasification'; known: {', '.join(tasks.TASKS)}"

@@ -36,7 +36,7 @@ def test_they_are_the_formula(small, replicas):
     assert max(np.abs(a - v.numpy()).max() for a, v in zip(found, averaged(trainer.model))) > 1e-3
     # An evaluation is by them, and leaves the weights that go on.
     before = [v.numpy() for v in trainer.model.variables]
-    loss, _ = trainer.evaluate()
+    loss, _, _ = trainer.evaluate()
     for a, b in zip(before, trainer.model.variables, strict=True):
         np.testing.assert_array_equal(a, b.numpy())
     clone = keras.models.clone_model(trainer.model)

@@ -106,7 +106,7 @@ def test_evaluation_counts_every_example_once(small, replicas):
     config = on_replicas(small(norm="bn", evaluation_batch_size=50, replica_batch_size=6), replicas)
     trainer = make(config)
     trainer.train_steps(trainer.epoch_iterator(0, 0), 3)
-    loss, metrics = trainer.evaluate()
+    loss, metrics, _ = trainer.evaluate()
     dataset = trainer.task.dataset
     images, labels = (dataset.test.column(name) for name in ("image", "label"))
     logits = trainer.model(dataset.standardize(images), training=False).numpy()

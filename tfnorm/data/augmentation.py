@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import transforms
-from tfnorm.data.records import Example, Transform, compose
+from tfnorm.data.records import Example, Transform
 from tfnorm.data.transforms.each import OneTransform
+from tfnorm.data.transforms.placing import Fill
 from tfnorm.errors import UserError
 
 
@@ -31,11 +32,11 @@ class Augmentation(NamedTuple):
     Attributes:
         sizing: From encoded or decoded images of any size to float32 images of one size, pixels 0
             to 255; None is what happens in an evaluation.
-        standardized: Of standardized images of one size.
+        standardized: Of standardized images of one size, not of what lies beside them; or None.
     """
 
     sizing: Transform | None = None
-    standardized: Transform = compose()
+    standardized: Transform | None = None
 
 
 class PadCrop:
@@ -75,44 +76,64 @@ class PadCrop:
         raise TypeError("PadCrop is drawn for a whole epoch; call what for_epoch returns")
 
 
-def _pad_crop(image_shape: tuple[int, int, int], *, flip: bool) -> Augmentation:
+def _pad_crop(image_shape: tuple[int, int, int], fill: Fill, *, flip: bool) -> Augmentation:
     return Augmentation(standardized=PadCrop(image_shape, flip))
 
 
 def _random_resized_crop(
-    image_shape: tuple[int, int, int], *others: Callable[[], OneTransform]
+    image_shape: tuple[int, int, int], fill: Fill, *others: Callable[[], OneTransform]
 ) -> Augmentation:
     height, width, channels = image_shape
     crop = transforms.RandomResizedCrop((height, width), channels)
     return Augmentation(sizing=transforms.each(crop, *(make() for make in others)))
 
 
-def _color(image_shape: tuple[int, int, int]) -> Augmentation:
+def _random_crop(image_shape: tuple[int, int, int], fill: Fill) -> Augmentation:
+    height, width, channels = image_shape
+    crop = transforms.RandomCrop((height, width), channels, fill)
+    return Augmentation(sizing=transforms.each(crop, transforms.RandomFlip()))
+
+
+def _scale_jitter(
+    image_shape: tuple[int, int, int], fill: Fill, *, scale: tuple[float, float]
+) -> Augmentation:
+    height, width, channels = image_shape
+    jitter = transforms.ScaleJitter((height, width), channels, scale, fill)
+    return Augmentation(sizing=transforms.each(jitter, transforms.RandomFlip()))
+
+
+def _color(image_shape: tuple[int, int, int], fill: Fill) -> Augmentation:
     if image_shape[-1] != 3:
         raise UserError(
             "augmentation 'random_resized_crop_flip_color' is for images of 3 channels, these have "
             f"{image_shape[-1]}; choose random_resized_crop_flip"
         )
-    return _random_resized_crop(image_shape, transforms.RandomFlip, transforms.ColorJitter)
+    return _random_resized_crop(image_shape, fill, transforms.RandomFlip, transforms.ColorJitter)
 
 
-# From (height, width, channels) of the images that the network takes.
-AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int]], Augmentation]] = {
-    "none": lambda image_shape: Augmentation(),
+# From (height, width, channels) of the images that the network takes, and what pads them.
+AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int], Fill], Augmentation]] = {
+    "none": lambda image_shape, fill: Augmentation(),
     "pad_crop": functools.partial(_pad_crop, flip=False),
     "pad_crop_flip": functools.partial(_pad_crop, flip=True),
     "random_resized_crop": _random_resized_crop,
-    "random_resized_crop_flip": lambda shape: _random_resized_crop(shape, transforms.RandomFlip),
+    "random_resized_crop_flip": lambda shape, fill: _random_resized_crop(
+        shape, fill, transforms.RandomFlip
+    ),
     "random_resized_crop_flip_color": _color,
+    "random_crop_flip": _random_crop,
+    "scale_jitter_flip": functools.partial(_scale_jitter, scale=(0.8, 1.25)),
+    "large_scale_jitter_flip": functools.partial(_scale_jitter, scale=(0.1, 2.0)),
 }
 
 
-def get(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
+def get(name: str, image_shape: tuple[int, int, int], fill: Fill = 0.0) -> Augmentation:
     """The augmentation of this name.
 
     Args:
         name: A key of `AUGMENTATIONS`.
         image_shape: (height, width, channels) of the images that the network takes.
+        fill: Pixel value where there is no image, or one a channel.
 
     Raises:
         UserError: There is none, or it is not for such images.
@@ -121,7 +142,22 @@ def get(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
         raise UserError(
             f"unknown augmentation '{name}'; known augmentations: {', '.join(AUGMENTATIONS)}"
         )
-    return AUGMENTATIONS[name](image_shape)
+    return AUGMENTATIONS[name](image_shape, fill)
+
+
+def get_with_targets(name: str, image_shape: tuple[int, int, int], fill: Fill) -> Augmentation:
+    """One that acts on masks, boxes and instances as on images.
+
+    Raises:
+        UserError: There is none of this name, or it acts on images alone.
+    """
+    found = get(name, image_shape, fill)
+    if found.standardized is not None:
+        others = ", ".join(n for n in AUGMENTATIONS if not n.startswith("pad_crop"))
+        raise UserError(
+            f"--augment={name} moves images and not their masks or boxes; choose one of {others}"
+        )
+    return found
 
 
 def padding_of(image_shape: tuple[int, int, int]) -> int:

@@ -60,9 +60,9 @@ class EpochTransform(Protocol):
         ...
 
 
-def compose(*transforms: Transform) -> Transform:
-    """One after the other; drawn for a whole epoch where any of them is."""
-    return _Composition(transforms)
+def compose(*transforms: Transform | None) -> Transform:
+    """One after the other, None being nothing; drawn for a whole epoch where any of them is."""
+    return _Composition(tuple(each for each in transforms if each is not None))
 
 
 class _Composition:

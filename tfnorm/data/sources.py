@@ -110,13 +110,15 @@ def read(
         name: np.empty((examples, *own.shape), own.dtype.as_numpy_dtype)
         for name, own in spec(builder, paths).items()
     }
+    wanted = [*paths.values()]
     position = 0
     if split in builder.info.splits:
         split = f"{split}[:{examples}]"
     # File after file: the order is that of examples that are streamed.
     order = tfds.ReadConfig(interleave_cycle_length=1)
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=order)
-    dataset = dataset.take(examples)
+    # Alone: others, such as objects, may be of different shapes and have no batch.
+    dataset = dataset.take(examples).map(lambda example: {path: example[path] for path in wanted})
     for batch in dataset.batch(_READ_BATCH).prefetch(2).as_numpy_iterator():
         end = min(position + _READ_BATCH, examples)
         for name, path in paths.items():

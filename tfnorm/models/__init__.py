@@ -24,6 +24,7 @@ __all__ = [
     "Pyramid",
     "build",
     "frozen",
+    "names_of",
     "network",
     "options_of",
     "pixel_scaling",
@@ -35,6 +36,11 @@ NAMES = NETWORKS.keys()
 BACKBONE_NAMES = BACKBONES.keys()
 
 network = registry.network
+
+
+def names_of(task: str) -> tuple[str, ...]:
+    """Names of the networks that a task can be trained with."""
+    return tuple(name for name, found in NETWORKS.items() if found.task == task)
 
 
 def build(

@@ -16,9 +16,9 @@ _NEVER = object()
 _LATER = {
     "sampling": "shuffled", "task": "classification", "train_split": None, "test_split": None,
     "data_loading": "auto", "image_size": None, "skip_undecodable": False,
-    "backbone": None, "weights": None, "freeze": None, "backbone_norm": None, "accumulate_steps": 1,
-    "optimizer": "momentum", "optimizer_options": {}, "schedule_drops": "0.5,0.75",
-    "label_smoothing": 0.0, "ema_decay": 0.0,
+    "backbone": None, "model_options": {}, "weights": None, "freeze": None, "backbone_norm": None,
+    "accumulate_steps": 1, "optimizer": "momentum", "optimizer_options": {},
+    "schedule_drops": "0.5,0.75", "label_smoothing": 0.0, "ema_decay": 0.0,
 }  # fmt: skip
 
 

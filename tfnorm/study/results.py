@@ -1,12 +1,12 @@
 """The file of results: one JSON line a run, only ever appended to."""
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from tfnorm.errors import UserError
+from tfnorm.files import finite
 
 
 class Results:
@@ -81,7 +81,7 @@ class Results:
 
         Numbers that JSON has no word for (a loss that is NaN) are written as null.
         """
-        record = json.loads(json.dumps(_finite(record)))
+        record = json.loads(json.dumps(finite(record)))
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
@@ -92,11 +92,3 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self._records[record["hash"]] = record
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,12 +4,16 @@ from tfnorm import data
 from tfnorm.data.features import MissingFeatures
 from tfnorm.errors import UserError
 from tfnorm.tasks.classification import Classification
+from tfnorm.tasks.detection import Detection
+from tfnorm.tasks.segmentation import Segmentation
 from tfnorm.tasks.task import Evaluator, Serving, Settings, Task
 
 __all__ = ["TASKS", "Evaluator", "Serving", "Settings", "Task", "get", "load"]
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
 }
 
 

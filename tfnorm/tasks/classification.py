@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm import models
 from tfnorm.data import Dataset, Example, Transform, augmentation
 from tfnorm.data.records import compose
 from tfnorm.layers.norms import Normalizer
-from tfnorm.tasks.task import Serving, Settings
+from tfnorm.tasks import building
+from tfnorm.tasks.task import ByClass, Defaults, Serving, Settings
 
 
 class Classification:
@@ -17,6 +17,8 @@ class Classification:
     needed = ("image", "label")
     headline = "accuracy"
     num_sums = 2
+    largest_evaluation_batch = None
+    defaults = Defaults(dataset="sklearn_digits", model="resnet8")
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self._settings = settings
@@ -40,20 +42,13 @@ class Classification:
         weights: str | keras.Model | None = None,
     ) -> keras.Model:
         """The network."""
-        settings = self._settings
-        given = {
-            "backbone": settings.backbone,
-            "backbone_normalizer": backbone_normalizer,
-            "weights": weights,
-            "width": settings.width,
-            "stem_stride": settings.stem_stride,
-        }
-        return models.build(
-            settings.model,
+        return building.build(
+            self._settings,
             normalizer,
             self.dataset.image_shape,
             self.dataset.num_classes,
-            **{name: value for name, value in given.items() if value is not None},
+            backbone_normalizer,
+            weights,
         )
 
     def losses(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
@@ -81,6 +76,11 @@ class Classification:
         """accuracy: the fraction of images that is classified rightly."""
         hits, images = sums
         return {"accuracy": float(hits / images)}
+
+    def by_class(self, sums: np.ndarray) -> ByClass:
+        """Nothing: accuracy is that of all classes."""
+        del sums
+        return {}
 
     def evaluator(self) -> None:
         """None: accuracy is a sum."""

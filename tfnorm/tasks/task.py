@@ -27,9 +27,31 @@ class Settings(Protocol):
     augment: str
     label_smoothing: float
     model: str
+    model_options: Mapping[str, Any]
     backbone: str | None
     width: int | None
     stem_stride: int | None
+
+
+# Metrics by their names, by names of classes.
+ByClass = Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a run of a task does if its configuration leaves it open.
+
+    Attributes:
+        dataset: One that needs no network.
+        model: A network that learns that data set in minutes.
+        backbone: What it stands on; None is the network's own choice.
+        model_options: More arguments of the network and its backbone.
+    """
+
+    dataset: str
+    model: str
+    backbone: str | None = None
+    model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -54,12 +76,16 @@ class Evaluator(Protocol):
     def row(self, example: Mapping[str, np.ndarray]) -> Any:
         """What is kept of one example, of `outputs` without its first dimension.
 
-        Workers send it to each other by pickle: keep it small.
+        Workers send it to each other as JSON: keep it small.
         """
         ...
 
     def results(self, rows: Sequence[Any]) -> dict[str, float]:
         """Metrics by name, from what was kept of all examples."""
+        ...
+
+    def by_class(self, rows: Sequence[Any]) -> ByClass:
+        """Metrics of each class; empty where there are none."""
         ...
 
 
@@ -89,12 +115,17 @@ class Task(Protocol):
         needed: Names of `tfnorm.data.records.Example` that its data set must have.
         headline: Name of the metric that runs are compared by; more of it is better.
         num_sums: K, how many sums its metrics are made of.
+        largest_evaluation_batch: The most examples of a replica in a step of evaluation, where
+            their size or number of sizes sets a limit; None is any.
+        defaults: What a run does that leaves its network or its data set open.
         dataset: The data.
     """
 
     needed: ClassVar[tuple[str, ...]]
     headline: ClassVar[str]
+    defaults: ClassVar[Defaults]
     num_sums: int
+    largest_evaluation_batch: int | None
     dataset: Dataset
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None: ...
@@ -140,6 +171,10 @@ class Task(Protocol):
 
     def results(self, sums: np.ndarray) -> dict[str, float]:
         """Metrics by name, the headline first, from sums over at least one example."""
+        ...
+
+    def by_class(self, sums: np.ndarray) -> ByClass:
+        """Metrics of each class, from the same sums; empty where there are none."""
         ...
 
     def evaluator(self) -> Evaluator | None:

@@ -34,6 +34,7 @@ class Progress(tf.train.experimental.PythonState):
         loss_sum: Sum of the losses of this epoch's steps.
         sums: Sums of this epoch's examples, of which the task makes its metrics.
         history: One row an epoch that has ended.
+        by_class: The last evaluation's metrics of each class.
         replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
         loss_scale: What `optimizer.loss_scale` returned: float32 runs go on from a mixed_float16
             run's checkpoints, and the other way round.
@@ -45,6 +46,7 @@ class Progress(tf.train.experimental.PythonState):
     loss_sum: float = 0.0
     sums: list[float] = dataclasses.field(default_factory=list)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    by_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     replicas: str = ""
     loss_scale: list[float] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -69,7 +69,11 @@ class Config:
     """
 
     task: str = _field("classification", f"What is trained for: {', '.join(tasks.TASKS)}.")
-    model: str = _field("resnet8", f"Network: {', '.join(models.NAMES)}.")
+    model: str | None = _field(
+        None,
+        f"Network: {', '.join(models.NAMES)}. By default a small one of the task: "
+        f"{', '.join(task.defaults.model for task in tasks.TASKS.values())}.",
+    )
     width: int | None = _field(
         None, "Channels of the network's first stage; by default the network's own."
     )
@@ -80,6 +84,10 @@ class Config:
         None,
         f"What the network stands on: {', '.join(models.BACKBONE_NAMES)}; by default the network's "
         "own choice.",
+    )
+    model_options: Mapping[str, Any] = _mapping(
+        "More arguments of the network and its backbone, as name=value,name=value, such as "
+        "head_width=128."
     )
     weights: str | None = _field(
         None,
@@ -105,8 +113,10 @@ class Config:
     virtual_replicas: int = _field(
         1, "Groups of a replica's batch that are normalized as if each were a replica."
     )
-    dataset: str = _field(
-        "sklearn_digits", "TFDS name of an image data set; the default is embedded."
+    dataset: str | None = _field(
+        None,
+        "TFDS name of an image data set; by default one of the task that is embedded: "
+        f"{', '.join(dict.fromkeys(t.defaults.dataset for t in tasks.TASKS.values()))}.",
     )
     data_dir: str | None = _field(None, "Directory of prepared TFDS data sets (TFDS' default).")
     train_split: str | None = _field(
@@ -209,6 +219,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        self._take_defaults_of_the_task()
         self._take_options_of_the_network()
         for name, known in _CHOICES.items():
             value = getattr(self, name)
@@ -274,11 +285,35 @@ class Config:
             with options_told(self):
                 norm.make(_ANY_WIDTH)
 
+    def _take_defaults_of_the_task(self) -> None:
+        """What is open becomes the task's own choice."""
+        defaults = tasks.get(self.task).defaults
+        if self.dataset is None:
+            object.__setattr__(self, "dataset", defaults.dataset)
+        if self.model is None:
+            object.__setattr__(self, "model", defaults.model)
+            if self.backbone is None:
+                object.__setattr__(self, "backbone", defaults.backbone)
+            options = {**defaults.model_options, **self.model_options}
+            object.__setattr__(self, "model_options", options)
+
     def _take_options_of_the_network(self) -> None:
         """Checks the model and the options meant for it; those that are open become its own."""
         if self.model not in models.NAMES and not self.model.startswith("hub:"):
             raise UserError(f"unknown model '{self.model}'; known: {', '.join(models.NAMES)}")
+        fits, fitting = models.network(self.model).task, models.names_of(self.task)
+        if fitting and fits != self.task:  # A task of the user's may build its networks itself.
+            raise UserError(
+                f"model '{self.model}' is for --task={fits} and not for --task={self.task}, which "
+                f"takes {', '.join(fitting)}"
+            )
         own = models.options_of(self.model, self.backbone)
+        unknown = sorted(set(self.model_options) - set(own))
+        if unknown:
+            raise UserError(
+                f"model '{self.model}' does not take {', '.join(unknown)}; it takes "
+                f"{', '.join(own) or 'no options'}"
+            )
         for name in _OF_THE_NETWORK:
             value = getattr(self, name)
             if value is None:

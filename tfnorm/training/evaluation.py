@@ -1,12 +1,13 @@
 """What an evaluation keeps of every example on the host, for measures that are no sums."""
 
-import pickle
+import json
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfnorm.tasks import Evaluator
+from tfnorm.tasks.task import ByClass
 from tfnorm.training import workers
 
 
@@ -36,12 +37,14 @@ class Rows:
                     example = {name: values[place] for name, values in own.items()}
                     self._rows[int(index)] = self._evaluator.row(example)
 
-    def results(self) -> dict[str, float]:
-        """Metrics by name, from the examples that any worker has seen."""
-        rows = dict(self._rows)
-        for part in _exchange(self._strategy, pickle.dumps(self._rows)):
-            rows |= pickle.loads(part)
-        return self._evaluator.results([rows[index] for index in sorted(rows)])
+    def results(self) -> tuple[dict[str, float], ByClass]:
+        """Metrics by name, and those of each class, from the examples that any worker has seen."""
+        found = [*self._rows.items()]
+        for part in _exchange(self._strategy, json.dumps(found).encode()):
+            found += json.loads(part)
+        by_index = dict(found)
+        rows = [by_index[index] for index in sorted(by_index)]
+        return self._evaluator.results(rows), self._evaluator.by_class(rows)
 
 
 def _exchange(strategy: tf.distribute.Strategy, own: bytes) -> list[bytes]:

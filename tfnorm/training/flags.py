@@ -16,7 +16,7 @@ _DEFINE = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
 }
-_OPTIONS = ("norm_options", "optimizer_options")
+_OPTIONS = ("model_options", "norm_options", "optimizer_options")
 
 
 def define() -> flags.FlagValues:

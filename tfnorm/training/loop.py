@@ -88,7 +88,8 @@ class Loop:
                 self._stop_if_asked()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
         if self._validate:
-            loss, metrics = trainer.evaluate()
+            loss, metrics, by_class = trainer.evaluate()
+            progress.by_class = {name: dict(row) for name, row in by_class.items()}
             _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)
             row |= {"val_loss": loss, **{f"val_{name}": x for name, x in metrics.items()}}
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
@@ -166,6 +167,7 @@ class Loop:
                 for name, value in last.items()
                 if name.startswith("val_") and name != "val_loss"
             },
+            metrics_by_class=self._progress.by_class if "val_loss" in last else {},
             step_time_median=statistics.median(self._step_times[1:] or [0.0]) or None,
             params=sum(math.prod(v.shape) for v in trainer.model.trainable_variables),
             normalization_collectives=None if payloads is None else parts * len(payloads),

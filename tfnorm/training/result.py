@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfnorm.tasks.task import ByClass
 from tfnorm.training.config import Config
 
 
@@ -23,6 +24,7 @@ class Result:
         train_loss: Loss of the last epoch.
         test_loss: Mean loss of the test examples at the end; None without validation.
         metrics: The task's metrics of the test examples by name; empty without validation.
+        metrics_by_class: Those of each class by its name; empty for tasks without such.
         step_time_median: Seconds; the median over the calls of the training loop, without the
             first, which traces; None if there was one only.
         params: Number of trainable parameters.
@@ -39,6 +41,7 @@ class Result:
     train_loss: float
     test_loss: float | None
     metrics: dict[str, float]
+    metrics_by_class: ByClass
     step_time_median: float | None
     params: int
     normalization_collectives: int | None
@@ -64,12 +67,14 @@ class Evaluation:
     Attributes:
         loss: Mean loss.
         metrics: The task's metrics by name, the headline first.
+        metrics_by_class: Those of each class by its name; empty for tasks without such.
         examples: Number of examples.
         checkpoint: What was evaluated.
     """
 
     loss: float
     metrics: dict[str, float]
+    metrics_by_class: ByClass
     examples: int
     checkpoint: str
 

@@ -114,8 +114,8 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         with strategy.scope():
             path = _restore_to_evaluate(directory, notice, trainer.model, trainer.averages)
         with trainer.task.dataset.explained():
-            loss, metrics = trainer.evaluate()
-    return Evaluation(loss, metrics, trainer.task.dataset.num_test, path)
+            measured_now = trainer.evaluate()
+    return Evaluation(*measured_now, trainer.task.dataset.num_test, path)
 
 
 def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model, Config]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfnorm import locks, paths
 from tfnorm.errors import UserError
-from tfnorm.files import remove_drafts, write_text
+from tfnorm.files import finite, remove_drafts, write_text
 from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
@@ -18,7 +18,7 @@ from tfnorm.training.notices import Notice
 # What a checkpoint's weights depend on; all else may change from one part of a run to the next.
 _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
-    "backbone", "backbone_norm", "ema_decay",
+    "backbone", "backbone_norm", "model_options", "ema_decay",
 )  # fmt: skip
 _NOT_WORTH_A_WORD = (
     "model_dir",
@@ -155,4 +155,5 @@ def _changes(config: Config, saved: Config, names: Sequence[str]) -> str:
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a file for people and programs, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, f"{text}\n")

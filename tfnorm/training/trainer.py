@@ -12,6 +12,7 @@ from tfnorm.data import Example, Records, pipeline
 from tfnorm.errors import UserError
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.tasks import Task
+from tfnorm.tasks.task import ByClass
 from tfnorm.training import batches, freezing, replica_state
 from tfnorm.training import optimizer as optimizers
 from tfnorm.training.averages import Averages
@@ -28,10 +29,12 @@ class Measured(NamedTuple):
     Attributes:
         loss: Mean over the examples.
         metrics: The task's, by name.
+        by_class: Those of each class, by its name.
     """
 
     loss: float
     metrics: dict[str, float]
+    by_class: ByClass
 
 
 class Trainer:
@@ -260,7 +263,11 @@ class Trainer:
 
     def _evaluate(self, records: Records) -> Measured:
         synchronize_statistics(self.model)
-        batch = min(self.config.evaluation_batch_size, math.ceil(len(records) / self.replicas))
+        batch = min(
+            self.config.evaluation_batch_size,
+            self.task.largest_evaluation_batch or self.config.evaluation_batch_size,
+            math.ceil(len(records) / self.replicas),
+        )
         steps = math.ceil(len(records) / (batch * self.replicas))
 
         def evaluation_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -275,15 +282,16 @@ class Trainer:
         evaluator = self.task.evaluator()
         if evaluator is None:
             self._evaluation_loop(iterator, tf.constant(steps))
-            of_rows = {}
+            of_rows, classes_of_rows = {}, {}
         else:
             rows = Rows(evaluator, self.strategy)
             for _ in range(steps):
                 rows.add(self._evaluation_outputs(iterator))
-            of_rows = rows.results()
+            of_rows, classes_of_rows = rows.results()
         loss, weight, *sums = self._totals.read_value().numpy().astype(np.float64)
         metrics = {**self.task.results(np.array(sums)), **of_rows}
-        return Measured(float(loss / weight), metrics)
+        by_class = {**self.task.by_class(np.array(sums)), **classes_of_rows}
+        return Measured(float(loss / weight), metrics, by_class)
 
     @tf.function
     def _evaluation_loop(
