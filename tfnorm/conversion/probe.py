@@ -8,7 +8,6 @@ import numpy as np
 from tfnorm.graph import graph_of
 from tfnorm.layers import ChannelNormalization
 
-_BATCH = 2
 _FREE_SIZE = 32  # of a dimension that the model leaves open
 
 Answers = list[np.ndarray] | str  # the outputs, flattened, or why there are none
@@ -19,14 +18,18 @@ class Probe:
 
     Args:
         model: a model or layer, which may be changed afterwards.
+        batch: how many examples.
+
+    Attributes:
+        inputs: arguments of a call, by position and by name; None where nothing tells their shape.
     """
 
-    def __init__(self, model: keras.Layer) -> None:
-        self._inputs: tuple[list, dict[str, Any]] | None = None
+    def __init__(self, model: keras.Layer, batch: int = 2) -> None:
         self._problem = ""
         try:
-            self._inputs = _inputs(model, np.random.default_rng(0))
+            self.inputs = _inputs(model, batch, np.random.default_rng(0))
         except Exception as error:  # Each model says its own way what it does not know.
+            self.inputs = None
             self._problem = _first_line(error)
 
     def answers(self, model: keras.Layer) -> Answers:
@@ -34,9 +37,9 @@ class Probe:
 
         State that a call changes (of a recurrent layer) is put back.
         """
-        if self._inputs is None:
+        if self.inputs is None:
             return self._problem
-        args, kwargs = self._inputs
+        args, kwargs = self.inputs
         before = [(v, keras.ops.convert_to_numpy(v)) for v in _state_that_may_change(model)]
         try:
             outputs = model(*args, **kwargs, training=False)
@@ -64,17 +67,19 @@ def difference(ours: Answers, theirs: Answers) -> tuple[float | None, str]:
     return max(map(_relative, ours, theirs), default=0.0), ""
 
 
-def _inputs(model: keras.Layer, rng: np.random.Generator) -> tuple[list, dict[str, Any]]:
+def _inputs(
+    model: keras.Layer, batch: int, rng: np.random.Generator
+) -> tuple[list, dict[str, Any]]:
     function = graph_of(model)
     if function is not None:
-        noise = [_noise(_closed(x.shape, model), x.dtype, rng) for x in function.inputs]
+        noise = [_noise(_closed(x.shape, model), x.dtype, batch, rng) for x in function.inputs]
         return [keras.tree.pack_sequence_as(function.input, noise)], {}
     shapes = model._build_shapes_dict
     if not shapes:
         raise ValueError("its input shape is not known")
     noise = {
         name.removesuffix("_shape"): keras.tree.map_shape_structure(
-            lambda shape: _noise(shape, model.input_dtype, rng), value
+            lambda shape: _noise(shape, model.input_dtype, batch, rng), value
         )
         for name, value in shapes.items()
     }
@@ -119,8 +124,10 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.nan_to_num(distance / scale if scale else distance, nan=np.inf))
 
 
-def _noise(shape: tuple[int | None, ...], dtype: str, rng: np.random.Generator) -> np.ndarray:
-    shape = (shape[0] or _BATCH, *(size or _FREE_SIZE for size in shape[1:]))
+def _noise(
+    shape: tuple[int | None, ...], dtype: str, batch: int, rng: np.random.Generator
+) -> np.ndarray:
+    shape = (shape[0] or batch, *(size or _FREE_SIZE for size in shape[1:]))
     if "float" in dtype:
         return rng.normal(size=shape).astype("float64" if dtype == "float64" else "float32")
     if "int" in dtype or dtype == "bool":

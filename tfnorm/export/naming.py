@@ -17,7 +17,7 @@ def input_names(model: keras.Model) -> list[str]:
     case and refuses other letters, spaces and words of the language. Such names are made valid
     here, and unique also as parameters, where "a-b" and "a_b" are one.
     """
-    given = [x._keras_history.operation.name for x in model.inputs]
+    given = [x._keras_history.operation.name for x in function_of(model).inputs]
     names = [_valid(name) for name in given]
     wanted = {*map(_as_parameter, names)}
     taken: set[str] = set()
@@ -52,7 +52,7 @@ def output_names(model: keras.Model) -> list[str]:
 
 def renamed_inputs(model: keras.Model) -> dict[str, str]:
     """The names of the export for those of the model's inputs that it cannot keep."""
-    given = [x._keras_history.operation.name for x in model.inputs]
+    given = [x._keras_history.operation.name for x in function_of(model).inputs]
     return {old: new for old, new in zip(given, input_names(model), strict=True) if old != new}
 
 

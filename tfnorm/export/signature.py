@@ -37,7 +37,7 @@ class Signature:
         self._output_names = output_names(model)
         self._fed = [
             tf.TensorSpec(x.shape, x.dtype, name)
-            for x, name in zip(model.inputs, input_names(model), strict=True)
+            for x, name in zip(function_of(model).inputs, input_names(model), strict=True)
         ]
         self.inputs = self._fed
         if preprocessing is not None:

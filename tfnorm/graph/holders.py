@@ -52,9 +52,9 @@ def replace_layers(root: keras.Layer, replacements: Mapping[keras.Layer, keras.L
     search = _Search(replacements.items())
     for old, new in replacements.items():
         new._inbound_nodes, new._outbound_nodes = old._inbound_nodes, old._outbound_nodes
-        search.visit([old._inbound_nodes, old._outbound_nodes])
         for node in new._inbound_nodes:
             _leave_out_unknown(node, new.call_signature_parameters)
+    search.visit([[old._inbound_nodes, old._outbound_nodes] for old in replacements])
     search.visit(root)
     models = [x for x in gc.get_objects() if issubclass(type(x), (Function, keras.Model))]
     search.visit([x for x in models if not search.nodes.isdisjoint(_nodes(x))])

@@ -93,7 +93,9 @@ def _traced(layer: keras.Layer, args: tuple, kwargs: dict, training: bool) -> Fu
     with _no_trace_left(layer), _context(training):
         outputs = call(layer, *args, **kwargs)
         with _unique_names(layer):
-            return Functional(tensors, outputs, name=layer.name)
+            function = Functional(tensors, outputs, name=layer.name)
+        function.output_names = [x._keras_history.operation.name for x in function.outputs]
+        return function
 
 
 def _all_times(layer: keras.layers.TimeDistributed, inputs: keras.KerasTensor, **kwargs: Any):  # noqa: ANN202
@@ -190,8 +192,11 @@ def _described(function: Functional) -> tuple[list[tuple[Node, Any, Any]], list[
 
 
 def _is_same_operation(one: keras.Operation, other: keras.Operation) -> bool:
+    """The same layer, or one without weights that the code makes anew each time."""
     if isinstance(one, keras.Layer):
-        return one is other
+        if one is other or type(one) is not type(other) or one.variables:
+            return one is other
+        return one.get_config() | {"name": ""} == other.get_config() | {"name": ""}
     hidden = {"name", "_inbound_nodes", "_outbound_nodes", "_auto_config"}
     members = [{k: v for k, v in vars(x).items() if k not in hidden} for x in (one, other)]
     return type(one) is type(other) and _is_equal(*members)
