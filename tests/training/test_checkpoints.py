@@ -17,6 +17,7 @@ import tensorflow as tf
 from tests.training.running import two_layers, weights
 from tfnorm import models, training
 from tfnorm.errors import RunError, UserError
+from tfnorm.training import checkpoints
 from tfnorm.training.checkpoints import Checkpoints, newest_first, steps
 from tfnorm.training.optimizer import loss_scale
 
@@ -328,3 +329,21 @@ def test_a_resumed_run_in_float16_keeps_its_loss_scale(small, tmp_path, notices)
         ended = loss_scale(optimizers[-1])
         training.train(dataclasses.replace(config, steps=6), [Scale()], notices.append)
     assert scales[1] == ended != scales[0]
+
+
+def test_the_history_in_a_checkpoint_does_not_grow_without_bound(
+    small, tmp_path, notices, monkeypatch
+):
+    """It keeps the last rows; those before come from history.csv, if it is there."""
+    monkeypatch.setattr(checkpoints, "ROWS", 2)
+    config = small(model_dir=str(tmp_path), epochs=5, train_examples=10)
+    whole = training.train(config, notice=notices.append)
+    kept = checkpoints.newest_progress(tmp_path / "checkpoints").history
+    assert kept == whole.history[-2:] and [row["epoch"] for row in kept] == [4, 5]
+    longer = training.train(dataclasses.replace(config, epochs=7), notice=notices.append)
+    assert longer.history[:5] == whole.history and len(longer.history) == 7
+    (tmp_path / "history.csv").write_text("epoch,step\n1,\xff\n")
+    notices.clear()
+    again = training.train(dataclasses.replace(config, epochs=8), notice=notices.append)
+    assert [row["epoch"] for row in again.history] == [6, 7, 8]
+    assert any(f"{tmp_path}/history.csv cannot be read" in notice for notice in notices)

@@ -19,6 +19,9 @@ from tfnorm import files
 from tfnorm.errors import RunError, UserError
 from tfnorm.training import workers
 
+ROWS = 1000
+"""Most epochs whose rows a checkpoint keeps; history.csv has all of them."""
+
 _KEEP = 3
 _PROGRESS = "progress/.ATTRIBUTES/py_state"  # As TensorFlow names it in a checkpoint.
 _END_OF_INDEX = bytes.fromhex("57fb808b247547db")  # The magic number of LevelDB's tables.
@@ -33,7 +36,7 @@ class Progress(tf.train.experimental.PythonState):
         global_batch_size: Images of a step.
         loss_sum: Sum of the losses of this epoch's steps.
         sums: Sums of this epoch's examples, of which the task makes its metrics.
-        history: One row an epoch that has ended.
+        history: One row an epoch that has ended; a checkpoint keeps the last `ROWS` of them.
         by_class: The last evaluation's metrics of each class.
         replicas: What `keep_replicas` was given, as text; empty where the replicas are alike.
         loss_scale: What `optimizer.loss_scale` returned: float32 runs go on from a mixed_float16
@@ -66,8 +69,8 @@ class Progress(tf.train.experimental.PythonState):
 
     def serialize(self) -> str:
         """As TensorFlow writes it into a checkpoint."""
-        names = [field.name for field in dataclasses.fields(Progress)]
-        return json.dumps({name: getattr(self, name) for name in names})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Progress)}
+        return json.dumps({**values, "history": self.history[-ROWS:]})
 
     def deserialize(self, string_value: bytes) -> None:
         """The inverse, in place."""

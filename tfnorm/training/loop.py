@@ -95,7 +95,7 @@ class Loop:
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         row["seconds"] = time.perf_counter() - started
         # A run that ended within this epoch and goes on with more steps has a row of it already.
-        progress.history[:] = [*progress.history[:epoch], row]
+        progress.history[:] = [*(r for r in progress.history if r["epoch"] <= epoch), row]
         return row
 
     def _loop_length(self, last: int) -> int:

@@ -75,6 +75,7 @@ def train(
         if directory:
             checkpoints = _checkpoints(directory, trainer, progress)
             _restore(checkpoints, trainer, progress, notice)
+            run_directory.prepend_rows(directory, progress.history, notice)
         _describe(trainer, progress, notice)
         loop = Loop(trainer, progress, checkpoints, validate, watch, notice)
         files = []

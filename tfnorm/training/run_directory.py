@@ -1,6 +1,7 @@
 """The directory of a run: what of an earlier part of it lies there, and whether it may go on."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import pathlib
@@ -151,6 +152,28 @@ def _changes(config: Config, saved: Config, names: Sequence[str]) -> str:
         for name in names
         if getattr(saved, name) != getattr(config, name)
     )
+
+
+def prepend_rows(directory: pathlib.Path, history: list[dict[str, Any]], notice: Notice) -> None:
+    """Completes a checkpoint's rows, the last ones, by those before them in history.csv."""
+    if not history or history[0]["epoch"] == 1:
+        return
+    path = directory / "history.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [
+                {name: _number(text) for name, text in row.items() if text}
+                for row in csv.DictReader(file)
+            ]
+        history[:0] = [row for row in rows if row["epoch"] < history[0]["epoch"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        notice(
+            f"{path} cannot be read ({error}): the history begins with epoch {history[0]['epoch']}"
+        )
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
