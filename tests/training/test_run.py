@@ -1,11 +1,13 @@
 import csv
 import dataclasses
+import gc
 import json
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from tests.training.running import on_replicas, weights, without_times
 from tfnorm import training
@@ -195,3 +197,26 @@ def test_no_configuration_to_load(small, tmp_path, notices):
     with pytest.raises(UserError) as error:
         training.load_model(str(tmp_path))
     assert str(error.value) == (f"{tmp_path}/config.json is missing; is {tmp_path} a model_dir?")
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_leaves_no_graph_in_its_process(small, notices, replicas):
+    """TensorFlow registers gradients of custom functions for ever, and they hold their graph."""
+
+    def left():
+        keras.backend.clear_session(free_memory=False)
+        gc.collect()
+        names = [x.name for x in gc.get_objects() if isinstance(x, FuncGraph)]
+        return sum("_train_loop" in name for name in names)
+
+    before = left()
+    config = small(norm="brn", epochs=1)
+    config = config if replicas == 1 else on_replicas(config, replicas)
+    result = training.train(config, notice=notices.append)
+    if replicas == 1:  # The model itself is as it was.
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(result.model(tf.random.normal((4, 8, 8, 1)), training=True) ** 2)
+        assert all(g is not None for g in tape.gradient(loss, result.model.trainable_variables))
+        del tape, loss
+    del result
+    assert left() == before

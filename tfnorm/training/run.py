@@ -70,6 +70,7 @@ def train(
                 run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
             )
         trainer = Trainer(config, task, strategy, _weights(config, notice))
+        stack.callback(trainer.let_go)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
         if directory:

@@ -13,7 +13,7 @@ from tfnorm.errors import UserError
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.tasks import Task
 from tfnorm.tasks.task import ByClass
-from tfnorm.training import batches, freezing, replica_state
+from tfnorm.training import batches, freezing, replica_state, traces
 from tfnorm.training import optimizer as optimizers
 from tfnorm.training.averages import Averages
 from tfnorm.training.config import Config, options_told
@@ -140,6 +140,10 @@ class Trainer:
         """Gives every replica what `replica_state` returned."""
         others = self.averages.per_replica if self.averages else []
         replica_state.assign(self.strategy, self.model, state, others)
+
+    def let_go(self) -> None:
+        """Frees the graphs of its loops; it is not to be used after."""
+        traces.let_go([self._train_loop, self._evaluation_loop, self._evaluation_outputs])
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, counted from 0."""
