@@ -232,7 +232,7 @@ def test_a_broken_config_json_ends_nothing(run, tmp_path, notices):
         assert_whole(config, result)
     notices.clear()
     evaluation = training.evaluate(config, notices.append)
-    assert evaluation.accuracy == result.test_accuracy
+    assert evaluation.metrics == result.metrics
     assert len(notices) == 1
     assert notices[0].startswith(f"{path} cannot be read (unknown config field breadth; known: ")
     notices.clear()
