@@ -173,6 +173,9 @@ def test_photographs_are_brought_to_one_size(photos):
     found = stack(pipeline.evaluation_batches(photos.test, photos.sizing(), 4))
     assert found["image"].shape == (8, 20, 24, 3)
     np.testing.assert_array_equal(found["label"][:6], photos.test.column("label"))
+    images = photos.first_images(photos.test, 5)
+    assert (images.shape, images.dtype) == ((5, 20, 24, 3), np.uint8)
+    np.testing.assert_allclose(images, found["image"][:5], atol=0.501)
     pixels = [
         tf.io.decode_image(image).numpy().reshape(-1, 3) for image in photos.train.column("image")
     ]

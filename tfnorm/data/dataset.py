@@ -95,6 +95,13 @@ class Dataset:
             return transforms.each(transforms.WholeImage(channels), _Shaped(self.image_shape))
         return transforms.each(transforms.ResizeAndCenterCrop((height, width), channels))
 
+    def first_images(self, records: Records, count: int) -> np.ndarray:
+        """The first images of records as one would send them, [n, *image_shape] uint8."""
+        indices = tf.range(min(count, len(records)), dtype=tf.int64)
+        seeds = tf.stack([indices, indices], axis=1)  # Nothing of it is random.
+        images = self.sizing()(records.fetch(indices), seeds)["image"].numpy()
+        return np.round(images).astype(np.uint8)
+
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
         """Within it, a pipeline's failure at an example that cannot be used is one that names it.

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from tfnorm import commands, data, paths, tasks, training
@@ -206,7 +205,7 @@ def _fed(
     batch = next(iter(of_evaluation(task, records, count)))
     found = {name: x.numpy() for name, x in batch.items()}
     if preprocessing:
-        found["image"] = records.fetch(tf.range(count))["image"].numpy()
+        found["image"] = task.dataset.first_images(records, count)
     return found
 
 
