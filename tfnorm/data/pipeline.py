@@ -5,6 +5,7 @@ of numbers of examples, [steps, global batch], of which a worker fetches the row
 """
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,8 @@ from tfnorm.data.records import Example, Records, Transform, of_epoch
 from tfnorm.errors import UserError
 
 _BUFFERED = 4  # batches
+
+Fetch = Callable[[tf.Tensor], Example]
 
 
 def training_batches(
@@ -91,7 +94,7 @@ def evaluation_batches(
         batch = transform(records.fetch(indices), _seeds((0, 0), indices))
         return {**batch, "index": indices, "weight": weight}
 
-    return _pipeline(rows, weighted)
+    return _pipeline(records, rows, weighted)
 
 
 def batches(
@@ -106,7 +109,9 @@ def batches(
         rows: [batches, b], numbers of examples.
         seed: That of a run and the number of an epoch.
     """
-    return _pipeline(rows, lambda indices: transform(records.fetch(indices), _seeds(seed, indices)))
+    return _pipeline(
+        records, rows, lambda indices: transform(records.fetch(indices), _seeds(seed, indices))
+    )
 
 
 def steps_per_epoch(records: Records, batch_size: int) -> int:
@@ -138,15 +143,28 @@ def _seeds(seed: tuple[int, int], indices: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.fill(tf.shape(indices), tf.constant(epochs)), indices], axis=1)
 
 
-def _pipeline(rows: np.ndarray, fetch: Transform) -> tf.data.Dataset:
+def _pipeline(records: Records, rows: np.ndarray, fetch: Fetch) -> tf.data.Dataset:
+    """The batches of some rows of numbers.
+
+    Examples that come encoded are decoded one by one, each by a thread, and then put together: a
+    batch is as soon there as its work can be divided. Others are fetched as whole batches.
+    """
+    encoded = any(spec.dtype == tf.string for spec in records.spec.values())
+    numbers = rows.astype(np.int64)
+    numbers = numbers.reshape(-1, 1) if encoded else numbers
+
     # As it is: AutoGraph would turn the errors of data that are first read here into others.
-    fetch = tf.autograph.experimental.do_not_convert(fetch)
+    @tf.autograph.experimental.do_not_convert
+    def element(indices: tf.Tensor) -> Example:
+        found = fetch(indices)
+        return tf.nest.map_structure(lambda x: x[0], found) if encoded else found
+
     options = tf.data.Options()
     # The destructor of an iterator waits for its autotuner to wake up, up to a minute, an epoch.
     options.autotune.enabled = False
-    return (
-        tf.data.Dataset.from_tensor_slices(rows.astype(np.int64))
-        .map(fetch, num_parallel_calls=max(2, os.cpu_count() or 1), deterministic=True)
-        .prefetch(_BUFFERED)
-        .with_options(options)
-    )
+    threads = max(2, os.cpu_count() or 1)
+    batches = tf.data.Dataset.from_tensor_slices(numbers)
+    batches = batches.map(element, num_parallel_calls=threads, deterministic=True)
+    if encoded:
+        batches = batches.batch(rows.shape[1], drop_remainder=True)
+    return batches.prefetch(_BUFFERED).with_options(options)

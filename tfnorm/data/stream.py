@@ -19,6 +19,7 @@ from tfnorm.data.array_records import ArrayRecords
 from tfnorm.data.checking import checked
 from tfnorm.data.example import Example
 from tfnorm.data.parsing import Parser
+from tfnorm.data.rows import over_rows
 from tfnorm.data.tfrecords import TFRecords
 from tfnorm.errors import RunError, UserError
 
@@ -89,7 +90,7 @@ class StreamRecords:
     def fetch(self, indices: tf.Tensor) -> Example:
         """The examples of these numbers, [b, ...] of each entry."""
         records = self._files.read(tf.gather(self._number_table, indices))
-        return tf.map_fn(self._parse, records, fn_output_signature=self.spec)
+        return over_rows(self._parse, records, self.spec)
 
     @functools.cached_property
     def _number_table(self) -> tf.Tensor:

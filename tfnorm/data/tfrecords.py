@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data.rows import over_rows
 from tfnorm.errors import RunError
 
 # The length (uint64) and its checksum before a record, the checksum of the content after it.
@@ -97,9 +98,7 @@ class TFRecords:
             tf.gather(offset, indices),
             tf.gather(length, indices),
         )
-        return tf.map_fn(
-            lambda row: _record(*row), rows, fn_output_signature=tf.TensorSpec([], tf.string)
-        )
+        return over_rows(lambda row: _record(*row), rows, tf.TensorSpec([], tf.string))
 
     @functools.cached_property
     def _tables(self) -> list[tf.Tensor]:

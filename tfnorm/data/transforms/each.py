@@ -6,6 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfnorm.data.example import Example
+from tfnorm.data.rows import over_rows
 
 OneTransform = Callable[[Example, tf.Tensor], Example]
 
@@ -34,6 +35,6 @@ def each(*transforms: OneTransform) -> OneTransform:
         spec = {name: tf.TensorSpec(v.shape[1:], v.dtype) for name, v in examples.items()}
         traced = one.get_concrete_function(spec, tf.TensorSpec([2], seeds.dtype))
         signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, traced.structured_outputs)
-        return tf.map_fn(lambda row: one(*row), (examples, seeds), fn_output_signature=signature)
+        return over_rows(lambda row: one(*row), (examples, seeds), signature)
 
     return batch
