@@ -492,3 +492,33 @@ def test_unknown_option():
     with pytest.raises(tfnorm.UserError) as error:
         tfnorm.convert(plain(), "brn", window=3)
     assert str(error.value).startswith("norm 'brn' does not take window; it takes beta_constraint,")
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_keras_own_renorm_becomes_brn_with_its_statistics_and_bounds(in_place, randomized, rng):
+    x = keras.Input((4,))
+    try:
+        norm = L.BatchNormalization(
+            renorm=True, renorm_clipping={"rmax": 3.0, "dmax": 5.0}, name="bn"
+        )
+    except (TypeError, ValueError):
+        pytest.skip(f"Keras {keras.__version__} has no renorm")
+    model = randomized(keras.Model(x, norm(L.Dense(3)(x))))
+    image = rng.normal(size=(5, 4)).astype("float32")
+    expected = model(image)
+    mean = keras.ops.convert_to_numpy(norm.moving_mean)
+    converted = tfnorm.convert(model, "brn", in_place=in_place, strict=True)
+    layer = converted.get_layer("bn")
+    assert type(layer) is layers.BatchRenormalization
+    assert (layer.r_max, layer.d_max) == (3.0, 5.0)
+    np.testing.assert_array_equal(layer.moving_mean, mean)
+    np.testing.assert_allclose(converted(image), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_models_of_keras_2_are_called_by_their_name(in_place):
+    model = type(
+        "Functional", (), {"__module__": "tf_keras.src.engine.functional", "name": "old"}
+    )()
+    with pytest.raises(tfnorm.UserError, match="'old' of class Functional, which is a model of tf"):
+        tfnorm.convert(model, "brn", in_place=in_place)
