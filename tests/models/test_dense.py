@@ -207,6 +207,41 @@ def test_cbn_of_one_step_is_bn_where_levels_share_a_kernel(rng):
         np.testing.assert_allclose(gradient, others[_place(ours, variable)], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["cbn", "mabn", "bkn", "brn"])
+def test_a_converted_network_is_the_one_built_so(norm, rng):
+    """Each level's normalizer where it stood, kernels shared as before; and back again."""
+    options = {"cbn": {"window": 2}}.get(norm, {})
+    source = build("retinanet", "bn", momentum=0.98)
+    randomize(source, rng)
+    converted = tfnorm.convert(source, norm, strict=True, **options)
+    built = build("retinanet", norm, momentum=0.98, **options)
+    by_place = {_place(converted, v): v for v in converted.weights}
+    x = images(rng)
+    if norm != "bkn":  # whose chain goes along each level if built, else along the longest way
+        for variable in built.weights:
+            variable.assign(by_place[_place(built, variable)])
+        for _ in range(2):
+            for ours, theirs in zip(
+                *(tf.nest.flatten(m(x, training=True)) for m in (converted, built))
+            ):
+                np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    kernels = [v for v in converted.trainable_variables if v.name == "kernel"]
+    assert len(kernels) == 3 + 2 + 3 + 2 * 3
+    back = tfnorm.convert(converted, "bn", strict=True)
+    assert len([v for v in back.trainable_variables if v.name == "kernel"]) == len(kernels)
+    for ours, theirs in zip(*(tf.nest.flatten(m(x)) for m in (back, converted))):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_levels_that_are_converted_in_part_keep_the_kernel_they_share():
+    source = build("retinanet")
+    converted = tfnorm.convert(source, "cbn", where="class_conv1_level2")
+    (row,) = [r for r in converted.conversion_report.rows if r.name == "class_conv1_level2_norm"]
+    assert (row.target, row.note) == ("brn", "class_conv1 is called 3 times")
+    kernels = [v for v in converted.trainable_variables if v.name == "kernel"]
+    assert len(kernels) == 3 + 2 + 3 + 2 * 3
+
+
 def _own(layer):
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 

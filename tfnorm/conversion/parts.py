@@ -5,6 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.saving.serialization_lib import (  # what Keras shares layers by has no public name
+    get_shared_object,
+    record_object_after_deserialization,
+)
 
 from tfnorm.graph import Part, copy_operation
 from tfnorm.layers import Absorbed, Apart
@@ -68,6 +72,18 @@ class LinearPart(Part):
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
 
+class HeldPart(LinearPart):
+    """A layer that several normalizers hold: made once whenever a graph is built."""
+
+    def make(self, name: str) -> keras.layers.Layer:
+        """A copy of the layer, the same for all that ask in one `ObjectSharingScope`."""
+        layer = get_shared_object(id(self))
+        if layer is None:
+            layer = super().make(name)
+            record_object_after_deserialization(layer, id(self))
+        return layer
+
+
 class KernelPart(LinearPart):
     """The same without bias, its kernel wrapped for a normalizer; the wrapper has the layer's name.
 
@@ -76,9 +92,14 @@ class KernelPart(LinearPart):
     """
 
     def __init__(
-        self, path: str, operation: keras.layers.Layer, kernel: np.ndarray, norm: Normalizer
+        self,
+        path: str,
+        operation: keras.layers.Layer,
+        kernel: np.ndarray,
+        bias: None,
+        norm: Normalizer,
     ) -> None:
-        super().__init__(path, operation, kernel, None)
+        super().__init__(path, operation, kernel, bias)
         self.norm = norm
 
     def make(self, name: str) -> keras.layers.Layer:

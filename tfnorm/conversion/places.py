@@ -19,16 +19,30 @@ class Place:
         source: what it hands on.
         calls: its calls, each with one argument x, perhaps `mask` and `training`, and one output;
             none if no output depends on it, or only by a state that has disappeared.
+        shared: what places have in common that share the layer before them, if all of them are
+            converted; None where that layer is the place's own, or others use it too.
     """
 
     part: Part
     source: Source
     calls: list[Call]
+    shared: "SharedLayer | None" = None
 
     @property
     def channels(self) -> int:
         """How many channels x has."""
         return self.calls[0].first.shape[self.source.axis]
+
+
+@dataclasses.dataclass(eq=False)
+class SharedLayer:
+    """A layer that several places follow, as the levels of a pyramid share a detector's head.
+
+    Attributes:
+        part: what has taken its place for the first of them, and so for all.
+    """
+
+    part: LinearPart | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,10 +106,11 @@ def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:
     states disappear (bkn). A normalizer of which a state is still in use has no place.
     """
     prune(graph)
-    places = {}
+    places: dict[Found, Place] = {}
+    held: dict[keras.Layer, Part] = {}
     for one in reversed(found):  # those who use a state before the one who makes it
         if not _is_state_used(graph, one.part):
-            places[one] = _place(graph, one)
+            places[one] = _place(graph, one, held)
             prune(graph)
     _bake_kernels(graph, list(places.values()))
     return {one: places[one] for one in found if one in places}
@@ -107,12 +122,12 @@ def _is_state_used(graph: Graph, part: Part) -> bool:
     return any(user is not part for user in users) or any(map(graph.is_output, states))
 
 
-def _place(graph: Graph, found: Found) -> Place:
+def _place(graph: Graph, found: Found, held: dict[keras.Layer, Part]) -> Place:
     layer, part = found.layer, Part(found.path, found.layer)
     wrapped = None
     if norms.get(found.source.norm).place == "around":
         path = "/".join([*found.path.split("/")[:-1], layer.layer.name])
-        wrapped = Part(path, layer.layer)
+        wrapped = held.setdefault(layer.layer, Part(path, layer.layer))
     calls = []
     for call in reversed(graph.calls_of(found.part)):
         x, y = call.first, call.outputs[0]

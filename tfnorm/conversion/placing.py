@@ -1,12 +1,14 @@
 """Putting a normalizer into a place: beside, behind or around the layer before it."""
 
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfnorm.conversion.parts import AroundPart, KernelPart, LinearPart, NormPart
-from tfnorm.conversion.places import Place
+from tfnorm.conversion.parts import AroundPart, HeldPart, KernelPart, LinearPart, NormPart
+from tfnorm.conversion.places import Place, SharedLayer
 from tfnorm.conversion.source import Source
 from tfnorm.graph import Call, Graph, Part
 from tfnorm.layers import linear, norms
@@ -30,18 +32,11 @@ def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
 
 def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
     """CBN takes the convolution into itself, without its bias."""
-    before = _layer_before(graph, place, linear.KINDS)
+    before = _before_around(graph, place, norm)
     (call,) = place.calls
-    layer = before.part.operation
-    if layer.trainable and not place.source.arguments["trainable"]:
-        raise Obstacle(f"it is frozen and {before.part.path} is not")
-    if before.first.has_mask and not layer.supports_masking:
-        raise Obstacle(f"{before.part.path} drops the mask of its input")
-    if layer.dtype_policy.name != place.source.arguments["dtype"].name:
-        raise Obstacle(f"its dtype policy is not that of {before.part.path}")
     values, note = _without_bias(place, before)
-    inner = LinearPart(before.part.path, layer, _kernel(before), None)
     given = arguments(place.source, norm, place.channels)
+    inner = _shared(place, HeldPart, before)
     part = AroundPart(place.part, norm.layer_class, inner, given, values)
     graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
     graph.remove(before)
@@ -55,25 +50,70 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
     stays, at zero. The moving variance, of which MABN makes the mean square, is carried over.
     """
-    wrapper = norms.KERNELS[norm.kernel]
-    makers = [graph.producer(call.first) for call in place.calls]
-    if all(maker is not None and type(maker.part.operation) is wrapper for maker in makers):
-        return place_plainly(graph, place, norm)
-    before = _layer_before(graph, place, wrapper.KINDS)
+    before = _before_kernel(graph, place, norm)
     (call,) = place.calls
-    layer = before.part.operation
-    if not (layer.trainable and place.source.arguments["trainable"]):
-        raise Obstacle(f"it or {before.part.path} is frozen, whose kernel may not change")
     values = {**place.source.values}
     if "moving_mean" in values:
         values["moving_mean"] = np.zeros_like(values["moving_mean"])
-    wrapped = KernelPart(before.part.path, layer, _kernel(before), norm)
+    wrapped = _shared(place, functools.partial(KernelPart, norm=norm), before)
     graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
     given = arguments(place.source, norm, place.channels)
     part = NormPart(place.part, norm.layer_class, given, values)
-    accepted = call.kwargs if norm.takes_batch_statistics else {}
-    graph.replace(call, Call(part, call.args, accepted, call.outputs))
+    graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
     return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
+
+
+def mark_shared(graph: Graph, places: Iterable[Place], norm: Normalizer) -> None:
+    """Tells the places that share the layer before them, where `norm` can take all of its calls."""
+    check = _before_around if norm.place == "around" else _before_kernel
+    if norm.place != "around" and not norm.kernel:
+        return
+    behind: dict[Part, list[Place]] = {}
+    for place in places:
+        before = graph.producer(place.calls[0].first) if len(place.calls) == 1 else None
+        if before is not None:
+            behind.setdefault(before.part, []).append(place)
+    for part, together in behind.items():
+        if len(together) < 2 or len(together) != len(graph.calls_of(part)):
+            continue
+        shared = SharedLayer()
+        try:
+            for place in together:
+                place.shared = shared
+                check(graph, place, norm)
+        except Obstacle:
+            for place in together:
+                place.shared = None
+
+
+def _before_around(graph: Graph, place: Place, norm: Normalizer) -> Call:
+    """The call of the layer that a normalizer can hold. Raises an Obstacle if there is none."""
+    before = _layer_before(graph, place, linear.KINDS)
+    layer = before.part.operation
+    if layer.trainable and not place.source.arguments["trainable"]:
+        raise Obstacle(f"it is frozen and {before.part.path} is not")
+    if before.first.has_mask and not layer.supports_masking:
+        raise Obstacle(f"{before.part.path} drops the mask of its input")
+    if layer.dtype_policy.name != place.source.arguments["dtype"].name:
+        raise Obstacle(f"its dtype policy is not that of {before.part.path}")
+    return before
+
+
+def _before_kernel(graph: Graph, place: Place, norm: Normalizer) -> Call:
+    """The call of the layer whose kernel can be wrapped. Raises an Obstacle if there is none."""
+    before = _layer_before(graph, place, norms.KERNELS[norm.kernel].KINDS)
+    if not (before.part.operation.trainable and place.source.arguments["trainable"]):
+        raise Obstacle(f"it or {before.part.path} is frozen, whose kernel may not change")
+    return before
+
+
+def _shared(place: Place, make: Callable[..., LinearPart], before: Call) -> LinearPart:
+    """What takes the place of the layer, one for all places that share it."""
+    shared = place.shared or SharedLayer()
+    if shared.part is None:
+        part = before.part
+        shared.part = make(part.path, part.operation, _kernel(before), bias=None)
+    return shared.part
 
 
 def norm_part(place: Part, source: Source, norm: Normalizer, channels: int | None) -> NormPart:
@@ -123,7 +163,7 @@ def _layer_before(graph: Graph, place: Place, kinds: tuple[type, ...]) -> Call:
         raise Obstacle(f"{path} is a {type(layer).__name__} with a call of its own")
     if len(before.part.weights()) != 1 + layer.use_bias:
         raise Obstacle(f"{path} has weights beside kernel and bias")
-    if len(graph.calls_of(before.part)) > 1:
+    if len(graph.calls_of(before.part)) > 1 and place.shared is None:
         raise Obstacle(f"{path} is called {len(graph.calls_of(before.part))} times")
     if graph.is_output(tensor):
         raise Obstacle(f"the output of {path} is an output of the model")

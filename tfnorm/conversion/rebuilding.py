@@ -6,6 +6,7 @@ from tfnorm.conversion import chain
 from tfnorm.conversion.places import Found, Place, expand_wrappers, find
 from tfnorm.conversion.placing import (
     Obstacle,
+    mark_shared,
     place_after_kernel,
     place_around,
     place_plainly,
@@ -36,6 +37,7 @@ class Rebuilding:
     def place(self, selected: list[Found], norm: Normalizer) -> dict[Found, Placed]:
         """Puts `norm`, or what can stand there, into the places of those selected."""
         places = expand_wrappers(self._graph, [one for one in selected if one.source is not None])
+        mark_shared(self._graph, places.values(), norm)
         return place_all(self._graph, places, norm)
 
     def finish(self, norm: Normalizer) -> keras.Model:
