@@ -1,5 +1,7 @@
 """Networks of keras.applications and of KerasHub: their pixels, weights, levels and normalizers."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.models import applications, hub
 from tfnorm.models.strides import feature_maps
+from tfnorm.tasks.classification import Classification
 
 PREPROCESSING = {
     "ResNet50": keras.applications.resnet,
@@ -19,15 +22,11 @@ PREPROCESSING = {
 }
 
 
-def scaled(pixels, scaling):
-    return ((pixels / 255 - np.array(scaling.mean)) / np.array(scaling.std)).astype("float32")
-
-
 @pytest.mark.parametrize("name", PREPROCESSING)
 def test_pixel_scaling_is_keras_preprocessing(name, rng):
     pixels = rng.integers(0, 256, (2, 4, 5, 3)).astype("float32")
     expected = PREPROCESSING[name].preprocess_input(pixels.copy())
-    ours = scaled(pixels, models.pixel_scaling(name))
+    ours = models.pixel_scaling(name)(pixels).numpy()
     if name == "ResNet50":  # in Keras' order B, G, R, to which the model brings them itself
         ours = ours[..., ::-1]
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-4)
@@ -39,6 +38,17 @@ def test_pixel_scaling_of_other_networks():
     assert len(one.mean) == len(one.std) == 1 and 0.4 < one.mean[0] < 0.5
 
 
+def test_the_task_feeds_and_exports_the_networks_own_scale(rng):
+    dataset = types.SimpleNamespace(image_shape=(8, 8, 3), label_names=("a", "b"))
+    settings = types.SimpleNamespace(model="MobileNet", backbone=None)
+    task = Classification(settings, dataset)
+    pixels = rng.integers(0, 256, (2, 8, 8, 3)).astype("uint8")
+    fed = task._standardize({"image": pixels}, None)["image"]
+    expected = keras.applications.mobilenet.preprocess_input(pixels.astype("float32"))
+    np.testing.assert_allclose(fed, expected, rtol=1e-5, atol=1e-5)
+    assert task.serving().mean == task.serving().std == (0.5, 0.5, 0.5)
+
+
 def test_pixels_are_fed_right(rng, tmp_path):
     """VGG16, which takes B, G, R: what it answers to pixels is what Keras' own answers to them."""
     own = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
@@ -48,7 +58,7 @@ def test_pixels_are_fed_right(rng, tmp_path):
     pixels = rng.integers(0, 256, (2, 32, 32, 3)).astype("float32")
     pooled = own(keras.applications.vgg16.preprocess_input(pixels.copy())).numpy().mean((1, 2))
     kernel, bias = model.get_layer("logits").get_weights()
-    logits = model(scaled(pixels, models.pixel_scaling("VGG16")))
+    logits = model(models.pixel_scaling("VGG16")(pixels))
     np.testing.assert_allclose(logits, pooled @ kernel + bias, rtol=1e-4, atol=1e-4)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import numpy as np
+import tensorflow as tf
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelScaling:
@@ -16,3 +19,9 @@ class PixelScaling:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
+        """What the network is fed for images [..., channels] of any type, float32."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        scale, offset = (1 / (255 * std)).astype("float32"), (mean / std).astype("float32")
+        return tf.cast(images, tf.float32) * scale - offset

@@ -23,6 +23,9 @@ class Classification:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self._settings = settings
         self.dataset = dataset
+        self._scaling = models.pixel_scaling(
+            settings.model, settings.backbone, channels=dataset.image_shape[-1]
+        )
 
     def transform(self, *, training: bool) -> Transform:
         """Brings images to one size and standardizes them; in training, augments them."""
@@ -33,7 +36,9 @@ class Classification:
         return compose(augment.sizing or sizing, self._standardize, augment.standardized)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        return {**batch, "image": self.dataset.standardize(batch["image"])}
+        # As the network's weights want pixels, else by the data set's mean and deviation.
+        standardize = self._scaling or self.dataset.standardize
+        return {**batch, "image": standardize(batch["image"])}
 
     def build_model(
         self,
@@ -88,5 +93,5 @@ class Classification:
 
     def serving(self) -> Serving:
         """Standardized images, named classes."""
-        dataset = self.dataset
-        return Serving(tuple(dataset.mean), tuple(dataset.std), dataset.label_names)
+        scaling = self._scaling or self.dataset
+        return Serving(tuple(scaling.mean), tuple(scaling.std), self.dataset.label_names)
