@@ -23,9 +23,6 @@ class Classification:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self._settings = settings
         self.dataset = dataset
-        self._scaling = models.pixel_scaling(
-            settings.model, settings.backbone, channels=dataset.image_shape[-1]
-        )
 
     def transform(self, *, training: bool) -> Transform:
         """Brings images to one size and standardizes them; in training, augments them."""
@@ -36,9 +33,8 @@ class Classification:
         return compose(augment.sizing or sizing, self._standardize, augment.standardized)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        # As the network's weights want pixels, else by the data set's mean and deviation.
-        standardize = self._scaling or self.dataset.standardize
-        return {**batch, "image": standardize(batch["image"])}
+        images = building.standardize(self._settings, self.dataset, batch["image"])
+        return {**batch, "image": images}
 
     def build_model(
         self,
@@ -93,5 +89,5 @@ class Classification:
 
     def serving(self) -> Serving:
         """Standardized images, named classes."""
-        scaling = self._scaling or self.dataset
-        return Serving(tuple(scaling.mean), tuple(scaling.std), self.dataset.label_names)
+        dataset = self.dataset
+        return Serving(*building.scale(self._settings, dataset), dataset.label_names)

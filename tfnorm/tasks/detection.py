@@ -52,7 +52,8 @@ class Detection:
         return compose(augment.sizing or transforms.each(whole), self._standardize)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        return {**batch, "image": self.dataset.standardize(batch["image"])}
+        images = building.standardize(self._settings, self.dataset, batch["image"])
+        return {**batch, "image": images}
 
     def build_model(
         self,
@@ -131,7 +132,7 @@ class Detection:
     def serving(self) -> Serving:
         """Standardized images, named classes."""
         dataset = self.dataset
-        return Serving(tuple(dataset.mean), tuple(dataset.std), dataset.label_names)
+        return Serving(*building.scale(self._settings, dataset), dataset.label_names)
 
 
 def _keep_truth(example: Example, seed: tf.Tensor) -> Example:

@@ -44,7 +44,8 @@ class Segmentation:
         return compose(sizing, classify, self._standardize)
 
     def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        return {**batch, "image": self.dataset.standardize(batch["image"])}
+        images = building.standardize(self._settings, self.dataset, batch["image"])
+        return {**batch, "image": images}
 
     def build_model(
         self,
@@ -101,4 +102,4 @@ class Segmentation:
     def serving(self) -> Serving:
         """Standardized images of any size, named classes."""
         dataset = self.dataset
-        return Serving(tuple(dataset.mean), tuple(dataset.std), dataset.mask_classes.names)
+        return Serving(*building.scale(self._settings, dataset), dataset.mask_classes.names)
