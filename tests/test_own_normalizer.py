@@ -32,7 +32,7 @@ ENTRY = norms.Normalizer(
     "half",
     HalfNormalization,
     "half of batch normalization",
-    of_steps=lambda steps: {"momentum": 1 - 10 / steps},
+    of_steps=lambda steps: {"momentum": 1 - 1 / steps},
     advice="the whole of it",
     colour="#123456",
     marker="p",
@@ -41,14 +41,14 @@ ENTRY = norms.Normalizer(
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.delitem(norms._REGISTRY, "half", raising=False)  # and again after the test
+    monkeypatch.setitem(norms._REGISTRY, "half", ENTRY)  # to be gone after the test
     return norms.register(ENTRY)
 
 
 def test_it_is_a_name_among_the_others(registered):
     assert "half" in norms.NAMES and norms.get("half", momentum=0.5).options == {"momentum": 0.5}
     assert norms.name_of(HalfNormalization()) == "half"
-    assert norms.get("half").of_steps(100) == {"momentum": 0.9}
+    assert norms.get("half").of_steps(100) == {"momentum": 0.99}
     with pytest.raises(UserError, match="unknown norm 'half2'"):
         norms.get("half2")
     # A class that is defined again takes its place; another one does not.
