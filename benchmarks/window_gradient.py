@@ -66,9 +66,9 @@ class WindowOfImages(ChannelNormalization):
                 else self._by_window(inputs)
             ),
         )
-        count = tf.ones([1, 1])
-        self.update_moving(self.moving_mean, mean, count)
-        self.update_moving(self.moving_variance, variance, count)
+        is_seen = self.has_seen(tf.ones([1, 1]), variance)
+        self.update_moving(self.moving_mean, mean, is_seen)
+        self.update_moving(self.moving_variance, variance, is_seen)
         self.step.assign(step + 1)
         return outputs
 

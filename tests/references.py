@@ -380,6 +380,8 @@ class CrossIterationBatchNormalization(Reference):
 
     The history of a group is a list of (μ, ν, ∂μ/∂θ, ∂ν/∂θ, θ), newest last; derivatives are of
     the shape of the kernel, the slice of output channel j that of μ_j and ν_j.
+
+    gradient="window" is not the paper's: the backward pass of BN, with the window's moments.
     """
 
     def __init__(
@@ -389,10 +391,12 @@ class CrossIterationBatchNormalization(Reference):
         window,
         burn_in_steps=0,
         compensate=True,
+        gradient="current",
         steps=0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.gradient = gradient
         self.convolution, self.window, self.burn_in_steps = convolution, window, burn_in_steps
         self.compensate, self.steps = compensate, steps
         self.history = [[] for _ in range(self.groups)]
@@ -438,6 +442,9 @@ class CrossIterationBatchNormalization(Reference):
             dvariance = (inside * normalized).sum(0) * -0.5 / sigma**2
             dmean_bar = -inside.sum(0) / sigma - 2 * mean_bar * dvariance
             through = (dmean_bar + 2 * z_g * dvariance) / (k * m)
+            if self.gradient == "window":
+                g, psi = inside.sum(0) / m, (inside * normalized).sum(0) / m
+                through = -(g + normalized * psi) / sigma
             dz = dnormalized / sigma + np.where(valid[:, None], through, 0)
             if valid.any() and self.steps >= self.burn_in_steps and self.window > 1:
                 shaped = z_g.reshape(h_g.shape[0], *z.shape[1:])

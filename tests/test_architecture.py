@@ -134,7 +134,7 @@ NAMES_NORMALIZERS = ("layers", "functional", "study/experiments", "study/grids.p
 # Classes that say nothing of a kind of normalizer.
 GENERAL = {
     "Absorbed", "Apart", "ChannelNormalization", "norms", "replicas", "linear", "batch_method",
-    "extremes", "kernel_wrapper",
+    "extremes", "kernel_wrapper", "loss_scaling",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance import networks
+from tests.conformance.test_robustness import Single
 from tests.layers import running
 from tfnorm.layers import norms
 from tfnorm.layers.base import ChannelNormalization
@@ -67,7 +68,7 @@ def test_every_axis_is_a_transposition(name, axis):
     running.assert_close(*map(np.asarray, results), 1e-12)
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 3), (4,), (4, 1), (5, 4)])
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4,), (4, 2), (5, 4)])
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
 def test_a_mask_of_another_shape(name, shape):
     layer = networks.normalizing_layers(dense_network(name, (4, 5, 2)))[0]
@@ -137,3 +138,145 @@ def test_channels_of_unknown_number(name):
 def test_all_layers_but_those_that_wrap_are_direct():
     assert set(networks.NORMALIZERS) - set(DIRECT) == {"cbn"}
     assert all(issubclass(norms.get(name).layer_class, ChannelNormalization) for name in DIRECT)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_integers_are_numbers(name, dtype):
+    """They are computed with in floats, as in Keras' layer."""
+    integers = tf.cast(np.arange(24).reshape(4, 6), dtype)
+    layers = [Single(name, (4, 6)).layer for _ in range(2)]
+    for training in (True, False):
+        y = call(layers[0], integers, training=training)
+        wanted = call(layers[1], tf.cast(integers, tf.float32), training=training)
+        assert y.dtype == tf.float32
+        np.testing.assert_array_equal(y, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_inputs_that_half_precision_cannot_hold(name, groups, rng):
+    """In float32 beyond 65,504, and in float16 with sums that are."""
+    options = {"virtual_replicas": groups} if name != "syncbn" else {}
+    x = (66_000 + 100 * rng.normal(size=(4, 4, 4, 3))).astype(np.float32)
+    if name == "cbn":  # Its convolution has a dtype of its own.
+        x -= 30_000
+    for given, tolerance in ((x, 1e-2), ((x - 30_000).astype(np.float16), 2e-2)):
+        half, single = (
+            Single(name, x.shape, dtype=dtype, **options).layer
+            for dtype in ("mixed_float16", "float32")
+        )
+        for training in (True, False):
+            y = call(half, tf.constant(given), training=training)
+            assert y.dtype == tf.float16
+            wanted = call(single, tf.constant(given.astype(np.float32)), training=training)
+            fits = np.abs(wanted) < 60_000  # Of inference by statistics of nothing.
+            running.assert_close(np.where(fits, y, 0), np.where(fits, wanted, 0), tolerance)
+        assert np.isfinite(running.number(half.moving_mean)).all()
+        assert np.isfinite(running.number(half.moving_variance)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 4, 1), (2, 1, 1, 5)])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_a_mask_of_a_broadcastable_shape(name, shape, rng):
+    groups = 1 if name == "syncbn" else 2
+    x = rng.normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
+    mask = rng.random(shape) < 0.6
+    mask.flat[0] = True
+    results = []
+    for given in (mask, np.broadcast_to(mask, x.shape[:-1])):
+        layer = Single(name, x.shape, virtual_replicas=groups).layer
+        step = tf.function(
+            lambda x, mask, layer=layer: call(layer, x, training=True, mask=mask),
+            input_signature=[
+                tf.TensorSpec([None, 3, 4, 5, 2]),
+                tf.TensorSpec([None, *given.shape[1:]], tf.bool),
+            ],
+        )
+        results.append([step(x, given), *map(running.number, layer.non_trainable_variables)])
+    for broadcast, whole in zip(*results, strict=True):
+        np.testing.assert_array_equal(broadcast, whole)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_rank_1_is_one_position(name, rng):
+    vector = rng.normal(size=3).astype(np.float32)
+    layers = [Single(name, shape).layer for shape in ((3,), (1, 3))]
+    for training in (True, False):
+        y = call(layers[0], tf.constant(vector), training=training)
+        wanted = call(layers[1], tf.constant(vector[None]), training=training)
+        np.testing.assert_allclose(y, wanted[0], 1e-6)
+
+
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_ragged_tensors(name, rng):
+    """Those of one number of channels, as what they hold; the others by name."""
+    values = rng.normal(size=(5, 3)).astype(np.float32)
+    ragged = tf.RaggedTensor.from_row_lengths(values, [2, 0, 3])
+    layers = [Single(name, shape).layer for shape in ((None, None, 3), (None, 3))]
+    if name in ("bkn", "cbn", *networks.OF_EXAMPLES):
+        with pytest.raises(ValueError, match=r"takes dense tensors. Received: a ragged tensor"):
+            layers[0](ragged, training=True)
+        return
+    for training in (True, False):
+        y = layers[0](ragged, training=training)
+        np.testing.assert_array_equal(y.row_lengths(), [2, 0, 3])
+        wanted = layers[1](tf.constant(values), training=training)
+        np.testing.assert_array_equal(y.flat_values, wanted)
+    of_channels = tf.ragged.constant([[[1.0, 2.0], [3.0]]])
+    with pytest.raises(ValueError, match="takes a ragged tensor if axis=-1"):
+        layers[0].call(of_channels)
+
+
+# Online normalization's backward pass is not the derivative of its forward pass.
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", sorted(set(networks.NORMALIZERS) - {"on"}))
+def test_forward_mode(name, masked, rng):
+    """tf.autodiff.ForwardAccumulator gives the derivative of which the gradient is the adjoint."""
+    x, v = (tf.constant(rng.normal(size=(6, 3)), tf.float32) for _ in range(2))
+    mask = tf.constant([True, True, False, True, True, True]) if masked else None
+    layers = [Single(name, (6, 3)).layer for _ in range(2)]
+    with tf.autodiff.ForwardAccumulator(x, v) as forward:
+        y = call(layers[0], x, training=True, mask=mask)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = call(layers[1], x, training=True, mask=mask)
+    wanted = tf.einsum("abcd,cd->ab", tape.jacobian(z, x), v)
+    valid = np.ones(6, bool) if mask is None else mask.numpy()
+    running.assert_close(forward.jvp(y).numpy()[valid], wanted.numpy()[valid], 1e-5)
+    if hasattr(layers[0], "gradient_history"):  # Ψ is of a loss, and here is none.
+        assert not running.number(layers[0].gradient_history).any()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"momentum": -1}, "momentum must be at least 0: "),
+        ({"momentum": 2}, "momentum must be at most 1: "),
+        ({"momentum": float("nan")}, "momentum must be a finite number: "),
+        ({"momentum": "a"}, "momentum must be a finite number: "),
+        ({"epsilon": -1}, "epsilon must be at least 0, "),
+        ({"epsilon": None}, "epsilon must be a finite number, "),
+        ({"center": 5}, "center must be True or False. "),
+        ({"virtual_replicas": 1.5}, "virtual_replicas must be a whole number from 1. "),
+        ({"axis": "last"}, "axis must be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_arguments_out_of_range(name, options, message):
+    with pytest.raises(ValueError) as error:
+        Single(name, (4, 3), **options)
+    assert str(error.value).startswith(message)
+    assert f"Received: {next(iter(options.values()))!r}." in str(error.value)
+
+
+@pytest.mark.parametrize("window", [1.5, 0, None, "a", True, 100_000_000, float("inf")])
+@pytest.mark.parametrize("name", ["mabn", "cbn"])
+def test_windows_out_of_range(name, window):
+    with pytest.raises(ValueError, match=r"^window must be .* Received: "):
+        Single(name, (4, 3), window=window)
+
+
+def test_a_history_larger_than_the_memory():
+    with pytest.raises(ValueError, match=r"would take .* GiB of memory, more than the machine's"):
+        Single("cbn", (4, 30_000), window=60_000)

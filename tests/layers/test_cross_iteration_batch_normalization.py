@@ -81,6 +81,7 @@ def run(rng, layer_name, dtype, virtual_replicas=1, masked=False, change=0.3, **
         window=options.get("window", 8),
         burn_in_steps=options.get("burn_in_steps", 0),
         compensate=options.get("compensate", True),
+        gradient=options.get("gradient", "current"),
     )
     train, tolerance = running.trainer(layer), running.TOLERANCE[dtype]
     kernel_shape = layer.layer.kernel.shape
@@ -121,6 +122,9 @@ def test_every_kind_of_layer(rng, layer_name):
     [
         ("float64", {"window": 8}),
         ("float64", {"window": 4, "virtual_replicas": 2}),
+        ("float64", {"window": 3, "gradient": "window"}),
+        ("float64", {"window": 3, "gradient": "window", "masked": True, "virtual_replicas": 2}),
+        ("float32", {"window": 3, "gradient": "window", "burn_in_steps": 2}),
         ("float64", {"window": 3, "masked": True}),
         ("float64", {"window": 3, "masked": True, "virtual_replicas": 2, "burn_in_steps": 2}),
         ("float64", {"window": 3, "compensate": False, "virtual_replicas": 2}),
@@ -257,6 +261,32 @@ def test_window_of_nothing():
     with pytest.raises(ValueError) as error:
         CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), window=0)
     assert str(error.value) == "window must be at least 1, the present step alone. Received: 0."
+
+
+def test_the_gradient_of_the_window_is_that_of_batch_normalization_by_its_moments(rng):
+    """Where all steps are equal, the window's moments are the batch's: the same as BN; not so the
+    paper's, whose share of the gradient is a third."""
+    x, dy = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
+    results = {}
+    for gradient, window in (("window", 3), ("current", 3), ("current", 1)):
+        layer = CrossIterationBatchNormalization(
+            keras.layers.Dense(3, **OPTIONS), window=window, gradient=gradient, dtype="float64"
+        )
+        layer.build(x.shape)
+        layer.layer.kernel.assign(np.arange(15).reshape(5, 3) % 4 - 1.0)
+        train = running.trainer(layer)
+        results[gradient, window] = [train(x, dy) for _ in range(3)][-1]
+    for name, a, b in zip(("y", "dx"), results["window", 3], results["current", 1]):
+        running.assert_close(a, b, 1e-9, name)
+    assert np.abs(results["current", 3][1] - results["current", 1][1]).max() > 0.01
+
+
+def test_gradient_of_another_name():
+    with pytest.raises(ValueError) as error:
+        CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), gradient="all")
+    assert str(error.value).startswith(
+        """gradient must be "current" or "window". Received: 'all'."""
+    )
 
 
 def test_axis_of_something_else():

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfnorm import functional
-from tfnorm.layers import history, replicas
+from tfnorm.layers import history, replicas, state
 
 _STEPS, _GROUPS, _SHAPES = 3, 2, ((4,), (1,), (5, 2, 3))
 
@@ -31,37 +30,34 @@ def new(rng):
     return [rng.normal(size=(_GROUPS, *shape)) for shape in _SHAPES]
 
 
-def write_all(buffers, held, step, new, count):
+def write_all(buffers, held, step, new, is_seen):
     """All but the last in passes over all of them, the last in place."""
+    writer = state.Writer()
     for buffer, old, value in list(zip(buffers, held, new, strict=True))[:-1]:
-        history.write([buffer], [old], step, [value], count)
-    history.write_slot(buffers[-1], held[-1], step, new[-1], count)
+        history.write(writer, [buffer], [old], step, [value], is_seen)
+    history.write_slot(writer, buffers[-1], held[-1], step, new[-1], is_seen)
 
 
 def read_all(buffers):
     return [*map(tf.convert_to_tensor, buffers[:-1]), history.read_shared(buffers[-1])]
 
 
-@pytest.mark.parametrize(
-    ("counts", "is_known"), [((7.0, 9.0), False), ((0.0, 9.0), False), ((7.0, 9.0), True)]
-)
+@pytest.mark.parametrize("are_seen", [(True, True), (False, True)])
 @pytest.mark.parametrize("step", [0, 2, 7])
-def test_every_buffer_has_its_slot_written(values, new, step, counts, is_known):
+def test_every_buffer_has_its_slot_written(values, new, step, are_seen):
     buffers = buffers_of(values)
 
     @tf.function
-    def write(step, count):
-        count = tf.constant([[c] for c in counts]) if is_known else count
-        assert functional.is_statically_positive(count) == is_known
+    def write(step, is_seen):
         held = read_all(buffers)
-        write_all(buffers, held, step, list(map(tf.constant, new)), count)
+        write_all(buffers, held, step, list(map(tf.constant, new)), is_seen)
         return held
 
-    held = write(tf.constant(step), tf.constant(counts)[:, None])
+    held = write(tf.constant(step), tf.constant(are_seen)[:, None])
     for buffer, old, value, seen in zip(buffers, values, new, held):
         wanted = old.copy()
-        for group, count in enumerate(counts):
-            if count:
+        for group, is_seen in enumerate(are_seen):
+            if is_seen:
                 wanted[step % _STEPS, group] = value[group]
         np.testing.assert_array_equal(buffer.numpy(), wanted)
         np.testing.assert_array_equal(seen, old)  # what was read is from before
@@ -72,8 +68,8 @@ def test_a_stateless_scope_gets_the_update(values, new):
     lent = [(buffer, tf.constant(2 * value)) for buffer, value in zip(buffers, values)]
     with keras.StatelessScope(state_mapping=lent) as scope:
         held = read_all(buffers)
-        count = tf.ones([_GROUPS, 1], "float64")
-        write_all(buffers, held, tf.constant(1), list(map(tf.constant, new)), count)
+        is_seen = tf.ones([_GROUPS, 1], tf.bool)
+        write_all(buffers, held, tf.constant(1), list(map(tf.constant, new)), is_seen)
         updates = [scope.get_current_value(buffer).numpy() for buffer in buffers]
     for buffer, old, value, update in zip(buffers, values, new, updates):
         wanted = 2 * old
@@ -84,14 +80,15 @@ def test_a_stateless_scope_gets_the_update(values, new):
 
 def test_reads_share_memory_until_a_slot_is_written(values, new):
     (buffer,) = buffers_of(values[-1:])
-    count = tf.ones([_GROUPS, 1])
-    history.write_slot(buffer, history.read_shared(buffer), tf.constant(0), new[-1], count)
+    writer, is_seen = state.Writer(), tf.ones([_GROUPS, 1], tf.bool)
+    held = history.read_shared(buffer)
+    history.write_slot(writer, buffer, held, tf.constant(0), new[-1], is_seen)
     plain = [tf.convert_to_tensor(buffer) for _ in range(2)]
     shared = [history.read_shared(buffer) for _ in range(2)]
     assert len({address(read) for read in plain}) == 2
     assert len({address(read) for read in shared}) == 1
     before = shared[0].numpy().copy()
-    history.write_slot(buffer, shared[0], tf.constant(1), new[-1], count)
+    history.write_slot(writer, buffer, shared[0], tf.constant(1), new[-1], is_seen)
     np.testing.assert_array_equal(shared[0], before)
     np.testing.assert_array_equal(buffer.numpy()[1], new[-1])
 

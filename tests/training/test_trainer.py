@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training.running import on_replicas
+from tests.training.running import on_replicas, two_layers
 from tfnorm import models, tasks
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
@@ -232,3 +232,22 @@ def test_a_warm_up_that_never_ends(small, changes, epochs):
         f"warmup_epochs=100000000.0 is more than the {epochs} epochs of the run, which would never "
         "reach its learning rate; choose a shorter --warmup_epochs"
     )
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_step_that_loss_scaling_skips_leaves_no_trace(small, monkeypatch, accumulate_steps):
+    monkeypatch.setattr(models, "build", two_layers)
+    config = small(
+        norm="cbn",
+        norm_options={"window": 3, "burn_in_steps": 1},
+        mixed_precision="mixed_float16",
+        accumulate_steps=accumulate_steps,
+    )
+    keras.config.set_dtype_policy("mixed_float16")
+    trainer = make(config)
+    for epoch, scale in enumerate((2.0**8, 2.0**126, 2.0**8, 2.0**126)):
+        trainer.optimizer.dynamic_scale.assign(scale)
+        before = [v.numpy() for v in trainer.model.variables]
+        trainer.train_steps(trainer.epoch_iterator(epoch, 0), 1)
+        is_same = [np.array_equal(v, a) for v, a in zip(trainer.model.variables, before)]
+        assert all(is_same) if scale > 2.0**8 else not any(is_same[:2])

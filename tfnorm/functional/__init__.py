@@ -11,6 +11,7 @@ from tfnorm.functional.batch_normalization import batch_normalization
 from tfnorm.functional.batch_renormalization import batch_renormalization
 from tfnorm.functional.channelwise import Moments, is_statically_positive
 from tfnorm.functional.cross_iteration_batch_normalization import (
+    GRADIENTS,
     PastMoments,
     compensate,
     covariance_cotangent,
@@ -29,6 +30,7 @@ from tfnorm.functional.weight_centralization import centralize
 from tfnorm.functional.weight_standardization import standardize
 
 __all__ = [
+    "GRADIENTS",
     "Estimate",
     "Moments",
     "PastMoments",

@@ -129,7 +129,7 @@ def batch_kalman_normalization(
         full_covariance: whether estimates hold matrices instead of their diagonals.
         epsilon: added to the variance, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
 
     Returns:
@@ -181,8 +181,8 @@ def batch_kalman_normalization(
             dx = fused.add_affine(
                 direct, x, own.mean, 2 * down_variance / count, down.mean / count, valid
             )
-            dgamma, dbeta = channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
-            return dx, dgamma, dbeta, *down_parameters
+            dgamma = channelwise.gradient_of(gamma, dy_x_sum)
+            return dx, dgamma, channelwise.gradient_of(beta, dy_sum), *down_parameters
 
         return (y, mean, covariance), gradient
 

@@ -30,7 +30,7 @@ def batch_normalization(
         beta: offset [C], 0 if None.
         epsilon: added to the variance, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
 
     Returns:
@@ -49,7 +49,9 @@ def batch_normalization(
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dx, dgamma, dbeta = fused.batch_normalize_gradient(dy, x, own, gamma, epsilon, valid)
-            return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dbeta)
+            if own.saved:  # The kernel waits for that of the forward pass.
+                return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dbeta)
+            return dx, *map(channelwise.gradient_of, (gamma, beta), (dgamma, dbeta))
 
         return (y, own.mean, own.variance), gradient
 

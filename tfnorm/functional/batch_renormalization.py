@@ -38,7 +38,7 @@ def batch_renormalization(
         d_max: largest |d|, at least 0.
         epsilon: added to the variances, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
 
     Returns:
@@ -60,8 +60,8 @@ def batch_renormalization(
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, scale, epsilon, valid)
-            dgamma = r * dy_x_sum + d * dy_sum
-            return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dy_sum)
+            dgamma = channelwise.gradient_of(gamma, r * dy_x_sum + d * dy_sum)
+            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
 
         return (y, own.mean, own.variance), gradient
 

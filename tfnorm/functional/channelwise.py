@@ -70,6 +70,17 @@ def over_groups(values: tf.Tensor) -> tf.Tensor:
     return tf.squeeze(values, 0) if values.shape[0] == 1 else tf.reduce_sum(values, 0)
 
 
+def gradient_of(parameter: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    """The gradient of a parameter [C] from the shares [G, C] of the groups.
+
+    It waits for the parameter to be read, which a sum of ∂L/∂y does not by itself: where L is
+    linear in y, an optimizer could update the variable before the forward pass has read it.
+    TensorFlow orders the two by a control edge, which its graph optimizer can lose with the
+    IdentityN of a tf.custom_gradient. No optimizer knows that a parameter is finite.
+    """
+    return tf.where(tf.math.is_finite(parameter), over_groups(shares), parameter)
+
+
 def at_positions(values: tf.Tensor) -> tf.Tensor:
     """[G, C] as [G, 1, C], [C] as it is; values[:, None] would be four operations to trace."""
     return values if values.shape.rank == 1 else tf.expand_dims(values, 1)

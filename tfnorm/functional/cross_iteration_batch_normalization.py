@@ -8,6 +8,8 @@ from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.view import View
 
+GRADIENTS = ("current", "window")
+
 
 class PastMoments(NamedTuple):
     """Mean and variance [K, G, C] of K past steps, and the weight [K, G, 1] of each, 0 if empty."""
@@ -78,7 +80,7 @@ def patch_cotangent(
         groups: G.
         channel_groups: g.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
 
     Returns:
         The cotangent in the layout of x, with g·G channels, in the dtype of the statistics.
@@ -101,7 +103,7 @@ def covariance_cotangent(
         x: the convolution's output, channels on `axis`.
         own: its moments in each group of the batch.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
 
     Returns:
         The cotangent in the layout of x, in the dtype of the moments.
@@ -117,6 +119,7 @@ def cross_iteration_batch_normalization(
     beta: tf.Tensor | None,
     past: PastMoments,
     *,
+    gradient: str = "current",
     epsilon: float = 1e-3,
     axis: int = -1,
     mask: tf.Tensor | None = None,
@@ -127,16 +130,19 @@ def cross_iteration_batch_normalization(
     y = γ·(x − μ̄)/sqrt(σ̄² + ε) + β, where k counts this step and the weights of the past ones.
     σ̄² is computed as the mean of max(σ²_τ, 0) + (μ_τ − μ̄)², which is the same without
     cancellation. The gradient flows through the moments of this step alone:
-    ∂L/∂x = (∂L/∂x̂ − (g + x̂·Ψ)/k)/σ̄, with g = mean(∂L/∂x̂), Ψ = mean(x̂·∂L/∂x̂).
+    ∂L/∂x = (∂L/∂x̂ − (g + x̂·Ψ)·w)/σ̄, with g = mean(∂L/∂x̂), Ψ = mean(x̂·∂L/∂x̂), where w is the
+    share 1/k of this step ("current", the paper's) or 1, as if every step of the window passed
+    gradient ("window").
 
     Args:
         x: any rank from 2, channels on `axis`.
         gamma: scale [C], 1 if None.
         beta: offset [C], 0 if None.
         past: the moments of past steps, of as many groups as the batch shall have.
+        gradient: "current" or "window".
         epsilon: added to the variance, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
 
     Returns:
         y, of the shape and dtype of x; the `Moments` of this step; those of the window, by which
@@ -159,16 +165,18 @@ def cross_iteration_batch_normalization(
         variance = (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps
         y = fused.normalize(x, mean, variance, gamma, beta, epsilon)
 
-        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def differentiate(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, dy_x_sum, dy_sum = fused.normalize_gradient(
                 dy, x, mean, variance, gamma, epsilon, valid
             )
             rstd = tf.math.rsqrt(variance + epsilon)
-            share = gamma * rstd / (steps * channelwise.at_least_one(own.count))
+            positions = channelwise.at_least_one(own.count)
+            share = gamma * rstd / (steps * positions if gradient == "current" else positions)
             dx = fused.add_affine(direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid)
-            return dx, channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)
+            dgamma = channelwise.gradient_of(gamma, dy_x_sum)
+            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
 
-        return (y, own.mean, own.variance, mean, variance), gradient
+        return (y, own.mean, own.variance, mean, variance), differentiate
 
     x = view.flatten(x)
     y, own_mean, own_variance, mean, variance = normalize(

@@ -7,6 +7,7 @@ itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a
 """
 
 import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util
 
 from tfnorm.functional import channelwise, xla
 from tfnorm.functional.channelwise import Moments, at_positions
@@ -151,7 +152,16 @@ def batch_normalize_gradient(
 
 def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
     is_one_group = mask is None and x.shape[0] == 1 and x.dtype in _DTYPES
-    return is_one_group and not xla.is_compiling()
+    return is_one_group and not xla.is_compiling() and not _has_tangents(x)
+
+
+def _has_tangents(x: tf.Tensor) -> bool:
+    """Whether a tf.autodiff.ForwardAccumulator follows x.
+
+    It would take the statistics in the kernels for constants, as TensorFlow's own derivatives of
+    them do, where it differentiates the plain functions operation by operation.
+    """
+    return bool(forwardprop_util.pack_tangents([x]).tangents)
 
 
 def _batch_normalize(

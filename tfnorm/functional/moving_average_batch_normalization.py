@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.view import View
 
-Smooth = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Smooth = Callable[[tf.Tensor], tf.Tensor]
 SmoothAndCorrect = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -36,11 +36,10 @@ def moving_average_batch_normalization(
         beta: offset [C], 0 if None.
         smooth_square: from (χ²_B [G, C], number of valid positions [G, 1]) to (χ̄², r), each
             [G, C]; called once in the forward pass.
-        smooth_gradient: from (Ψ_B, number of valid positions) to Ψ̄; called once in the backward
-            pass.
+        smooth_gradient: from Ψ_B to Ψ̄; called in the backward pass.
         epsilon: added to the mean square, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
 
     Returns:
@@ -63,9 +62,10 @@ def moving_average_batch_normalization(
             direct, dy_y_sum, dy_sum = fused.normalize_gradient(
                 dy, x, zero, square, scale, epsilon, valid
             )
-            psi = smooth_gradient(scale * dy_y_sum / channelwise.at_least_one(count), count)
+            psi = smooth_gradient(scale * dy_y_sum / channelwise.at_least_one(count))
             dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), valid)
-            return dx, channelwise.over_groups(r * dy_y_sum), channelwise.over_groups(dy_sum)
+            dgamma = channelwise.gradient_of(gamma, r * dy_y_sum)
+            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
 
         return y, gradient
 

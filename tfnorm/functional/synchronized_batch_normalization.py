@@ -35,7 +35,7 @@ def synchronized_batch_normalization(
         reduce_sum: from a vector [n] of each replica to their sum [n], on every replica.
         epsilon: added to the variance, inside the root.
         axis: the channel axis.
-        mask: the shape of x without its channel axis, True where valid.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
 
     Returns:
         y, of the shape and dtype of x, and the `Moments` of all replicas. The gradients of γ
@@ -62,7 +62,7 @@ def synchronized_batch_normalization(
             dx = fused.add_affine(
                 direct, x, merged.mean, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
             )
-            return dx, *map(channelwise.over_groups, sums)
+            return dx, *map(channelwise.gradient_of, (gamma, beta), sums)
 
         return (y, merged.count, merged.mean, merged.variance), gradient
 

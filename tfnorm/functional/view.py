@@ -22,6 +22,7 @@ class View:
         axis %= rank
         self._groups = groups
         self._channels = x.shape[axis]
+        self._dtype = x.dtype if x.dtype.is_floating else tf.float32
         self._to_last = None
         if axis != rank - 1:
             self._to_last = [i for i in range(rank) if i != axis] + [axis]
@@ -43,7 +44,9 @@ class View:
             raise ValueError(f"{text[0]} {batch} {text[1]}")
 
     def flatten(self, x: tf.Tensor) -> tf.Tensor:
-        """X as [G, M, C]."""
+        """X as [G, M, C], integers as float32."""
+        if x.dtype != self._dtype and not x.dtype.is_floating:
+            x = tf.cast(x, self._dtype)
         if self._checks:
             # Else the reshape below would be the one to fail, with a message about itself.
             with tf.control_dependencies(self._checks):
@@ -55,14 +58,20 @@ class View:
         return tf.reshape(x, [self._groups, _all_positions(x) // self._groups, self._channels])
 
     def flatten_mask(self, mask: tf.Tensor | None) -> tf.Tensor | None:
-        """A mask of the positions (the shape of x without its channel axis) as [G, M, 1]."""
+        """A mask as [G, M, 1].
+
+        Its shape is that of x without its channel axis, or has 1 in place of sizes of that.
+        """
         if mask is None:
             return None
-        return tf.reshape(tf.cast(mask, tf.bool), [self._groups, -1, 1])
+        mask = tf.cast(mask, tf.bool)
+        if list(mask.shape) != self._positions:
+            mask = tf.broadcast_to(mask, self._positions)
+        return tf.reshape(mask, [self._groups, -1, 1])
 
     def by_example(self, x: tf.Tensor) -> tf.Tensor:
         """[G, M, ...] as [n, P, ...]: the P positions of each of n examples together."""
-        batch, *positions = self._positions
+        batch, *positions = self._positions or [1]  # a vector is one example
         return tf.reshape(x, [batch, math.prod(positions), x.shape[-1]])
 
     def restore(self, y: tf.Tensor, channels: int | None = None) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.layers import replicas
+from tfnorm.layers import arguments, notices, replicas, state
 from tfnorm.layers.batch_method import BatchMethod
 
 
@@ -15,7 +16,8 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
     """A layer that normalizes channels: trains by its own method, infers by the one formula.
 
     Inference: y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β. A subclass adds its state
-    in `build_state` and writes `normalize_batch`, the training pass; what differs from batch
+    in `build_state` and writes `normalize_batch`, the training pass, or overrides `call` where it
+    takes or returns more than x and y (CBN, BKN); what differs from batch
     normalization in what others ask of it, it answers by the methods of `BatchMethod`.
 
     Args:
@@ -35,7 +37,19 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         virtual_replicas: G, into how many consecutive parts a training batch is split that are
             normalized as if each stood on a replica of its own. The batch must be a multiple.
         **kwargs: those of `keras.layers.Layer`: name, dtype, trainable.
+
+    Inputs are of rank 1 or more, of floats or integers; ragged ones have their channels last. They
+    are computed with in float32 (float64 under float64), and y is in the compute dtype: inputs
+    in float32 that half precision could not hold are no fault. A step whose moments are not finite,
+    because an example was NaN, infinite or too large to be squared, leaves the state alone.
+
+    Raises:
+        ValueError: an argument is out of its bounds; an input has no axis of that number, or is
+            ragged or sparse where that cannot be.
     """
+
+    # Whether the positions of a batch may stand in rows of any length.
+    takes_ragged = True
 
     def __init__(
         self,
@@ -55,14 +69,18 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         virtual_replicas: int = 1,
         **kwargs: Any,
     ) -> None:
+        # Keras would cast inputs to half precision before they are seen here.
+        kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         if isinstance(axis, (list, tuple)) and len(axis) == 1:
             axis = axis[0]
-        self.axis = int(axis)
-        self.momentum = float(momentum)
-        self.epsilon = float(epsilon)
-        self.center = center
-        self.scale = scale
+        self.axis = arguments.whole("axis", axis, -math.inf, meaning=", that of the channels")
+        self.momentum = arguments.real(
+            "momentum", momentum, 0, 1, ": the share of the old value in a moving statistic"
+        )
+        self.epsilon = arguments.real("epsilon", epsilon, 0, meaning=", added to the variance")
+        self.center = arguments.yes_or_no("center", center)
+        self.scale = arguments.yes_or_no("scale", scale)
         self.beta_initializer = keras.initializers.get(beta_initializer)
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
@@ -71,12 +89,12 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
         self.beta_constraint = keras.constraints.get(beta_constraint)
         self.gamma_constraint = keras.constraints.get(gamma_constraint)
-        self.virtual_replicas = int(virtual_replicas)
-        if self.virtual_replicas < 1:
-            raise ValueError(
-                f"virtual_replicas must be at least 1. Received: {virtual_replicas}. "
-                "Give the number of parts that a training batch is split into."
-            )
+        self.virtual_replicas = arguments.whole(
+            "virtual_replicas",
+            virtual_replicas,
+            1,
+            cure="Give the number of parts that a training batch is split into.",
+        )
         self.supports_masking = True
         self.gamma = None
         self.beta = None
@@ -125,8 +143,15 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         self, name: str, leading: tuple[int, ...] = (), initializer: Any = "zeros"
     ) -> keras.Variable:
         """A per-replica statistic of shape leading + [C]."""
-        shape = (*leading, self.channels)
-        return replicas.state_variable(initializer, shape, self.statistics_dtype, name)
+        return self.add_history(name, (*leading, self.channels), initializer)
+
+    def add_history(
+        self, name: str, shape: tuple[int, ...], initializer: Any = "zeros"
+    ) -> keras.Variable:
+        """Per-replica numbers of any shape."""
+        dtype = self.statistics_dtype
+        arguments.check_memory(self.name, name, shape, tf.as_dtype(dtype).size)
+        return replicas.state_variable(initializer, shape, dtype, name)
 
     @property
     def statistics_dtype(self) -> str:
@@ -146,21 +171,44 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         training: bool | None = None,
         mask: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Normalizes `inputs`; `mask` has their shape less the channel axis, True where valid."""
+        """Normalizes `inputs`.
+
+        `mask` has their shape less the channel axis, or 1 in place of a size, True where valid.
+        """
+        if isinstance(inputs, tf.RaggedTensor) and self.takes_ragged:
+            return self._call_ragged(inputs, training, mask)
+        inputs = self.as_numbers(inputs)
         if training and self.trainable:
             self.check_mask(inputs, mask)
-            return self.normalize_batch(inputs, mask)
-        return self.infer(inputs, mask)
+            outputs = self.normalize_batch(inputs, mask)
+        else:
+            outputs = self.infer(inputs, mask)
+        return tf.cast(outputs, self.compute_dtype)
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Inference; `mask` is for methods to which other positions of an example matter."""
         del mask
         return self.normalize_for_inference(inputs)
 
+    def _call_ragged(
+        self, inputs: tf.RaggedTensor, training: bool | None, mask: tf.Tensor | None
+    ) -> tf.RaggedTensor:
+        """Of the rows together: every position that there is counts."""
+        values = inputs.flat_values
+        has_channels_last = self.axis == -1 and values.shape.rank > 1
+        if not has_channels_last or self.virtual_replicas > 1 or mask is not None:
+            raise ValueError(
+                f"{self.name!r} takes a ragged tensor if axis=-1 and all its positions have the "
+                "channels, and then without mask and virtual replicas. Received: a ragged tensor "
+                f"of shape {tuple(inputs.shape)}, axis={self.axis}, virtual_replicas="
+                f"{self.virtual_replicas}. Give inputs.to_tensor(), and a mask of what is valid."
+            )
+        return inputs.with_flat_values(self.call(values, training=training))
+
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
         """Computes y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β."""
-        return functional.normalize_by_moving_statistics(
-            inputs,
+        outputs = functional.normalize_by_moving_statistics(
+            self.as_numbers(inputs),
             self.gamma,
             self.beta,
             self.moving_mean,
@@ -168,10 +216,34 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
             epsilon=self.epsilon,
             axis=self.axis,
         )
+        return tf.cast(outputs, self.compute_dtype)
+
+    def as_numbers(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The inputs in the compute dtype or, of any other dtype, in that of the statistics.
+
+        Raises:
+            ValueError: they are ragged or sparse.
+        """
+        if isinstance(inputs, (tf.RaggedTensor, tf.SparseTensor)):
+            kind = "ragged" if isinstance(inputs, tf.RaggedTensor) else "sparse"
+            raise ValueError(
+                f"{self.name!r} takes dense tensors. Received: a {kind} tensor of shape "
+                f"{tuple(inputs.shape)}. Give a dense one, and a mask of its valid positions."
+            )
+        inputs = tf.convert_to_tensor(inputs)
+        if inputs.dtype == self.compute_dtype:
+            return inputs
+        return tf.cast(inputs, self.statistics_dtype)
 
     def check_mask(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> None:
-        """Raises a ValueError unless the mask has the inputs' shape without the channel axis."""
-        if mask is not None and not self.is_mask_of(inputs, mask):
+        """Raises a ValueError unless the mask has the inputs' shape without the channel axis.
+
+        It may have 1 in place of a size.
+        """
+        if mask is None:
+            return
+        sizes = [None if size == 1 else size for size in mask.shape]
+        if not self.is_mask_of(inputs, tf.TensorSpec(sizes)):
             raise ValueError(
                 "the mask must have one dimension less than the inputs: their shape without the "
                 f"channel axis. Received: mask.shape={tuple(mask.shape)}, "
@@ -184,11 +256,24 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         del positions[self.axis]
         return tf.TensorShape(mask.shape).is_compatible_with(positions)
 
+    def has_seen(self, count: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """Which groups [G, 1] have seen something that may go into the state.
+
+        Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
+        finite, which make the variance so [G, C]. A warning says that once.
+        """
+        is_finite = tf.reduce_all(tf.math.is_finite(variance), -1, keepdims=True)
+        notices.say_if_not_finite(self, is_finite)
+        # Operations that change nothing are left out: tracing takes its time for each.
+        if functional.is_statically_positive(count):
+            return is_finite
+        return tf.logical_and(is_finite, count > 0)
+
     def update_moving(
         self,
         variable: keras.Variable,
         new: tf.Tensor,
-        count: tf.Tensor,
+        is_seen: tf.Tensor,
         old: tf.Tensor | None = None,
     ) -> None:
         """Moving ← α·moving + (1 − α)·new [G, C], as `assign_moving` does.
@@ -198,22 +283,25 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         the assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it
         has removed the control dependency that went through it).
         """
-        old = tf.convert_to_tensor(variable) if old is None else old
+        old = state.read(variable) if old is None else old
         updated = self.momentum * old + (1 - self.momentum) * new
-        self.assign_moving(variable, updated, count, old)
+        self.assign_moving(variable, updated, is_seen, old)
 
     def assign_moving(
-        self, variable: keras.Variable, updated: tf.Tensor, count: tf.Tensor, old: tf.Tensor
+        self, variable: keras.Variable, updated: tf.Tensor, is_seen: tf.Tensor, old: tf.Tensor
     ) -> None:
         """Moving ← the mean over groups of `updated` [G, C].
 
-        A group without a valid position (count [G, 1] of 0) keeps `old` [C].
+        A group that `has_seen` nothing [G, 1] keeps `old` [C].
         """
-        # Operations that change nothing are left out: tracing takes its time for each.
-        if not functional.is_statically_positive(count):
-            updated = tf.where(count > 0, updated, old)
+        updated = tf.where(is_seen, updated, old)
         one_group = updated.shape[0] == 1
-        variable.assign(tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0))
+        updated = tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0)
+        state.Writer().assign(variable, updated, old)
+
+    def count_step(self, variable: keras.Variable, step: tf.Tensor) -> None:
+        """Counts a training call beyond the `step` that was read."""
+        state.Writer().assign(variable, step + 1, step)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""

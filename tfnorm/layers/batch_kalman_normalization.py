@@ -1,6 +1,7 @@
 """Batch Kalman normalization."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class BatchKalmanNormalization(ChannelNormalization):
         super().__init__(*args, **kwargs)
         if covariance not in ("diagonal", "full"):
             raise ValueError(f'covariance must be "diagonal" or "full". Received: {covariance!r}.')
-        if not 0 < initial_gain < 1:
+        if not isinstance(initial_gain, numbers.Real) or not 0 < initial_gain < 1:
             raise ValueError(
                 "initial_gain must lie between 0 and 1, both excluded: the share of the batch's "
                 f"own moments in the estimate. Received: {initial_gain}."
@@ -125,6 +126,7 @@ class BatchKalmanNormalization(ChannelNormalization):
         noise = self._process_noise(previous)
         if not (training and self.trainable):
             return self.normalize_for_inference(inputs), self._moving_state(noise)
+        inputs = self.as_numbers(inputs)
         self.check_mask(inputs, mask)
         outputs, estimate, count = functional.batch_kalman_normalization(
             inputs,
@@ -137,9 +139,11 @@ class BatchKalmanNormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        self.update_moving(self.moving_mean, estimate.mean, count)
-        self.update_moving(self.moving_variance, self._variance(estimate.covariance), count)
-        return outputs, (estimate.mean, estimate.covariance, noise)
+        variance = self._variance(estimate.covariance)
+        is_seen = self.has_seen(count, variance)
+        self.update_moving(self.moving_mean, estimate.mean, is_seen)
+        self.update_moving(self.moving_variance, variance, is_seen)
+        return tf.cast(outputs, self.compute_dtype), (estimate.mean, estimate.covariance, noise)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask of y is that of the inputs; the state has none."""

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.layers import replicas
+from tfnorm.layers import arguments, replicas
 from tfnorm.layers.base import ChannelNormalization
 
 
@@ -101,7 +101,7 @@ class BatchNormalization(ChannelNormalization):
             virtual_replicas=virtual_replicas,
             **kwargs,
         )
-        self.synchronized = synchronized
+        self.synchronized = arguments.yes_or_no("synchronized", synchronized)
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the moments of the batch, of each group or of all replicas."""
@@ -114,8 +114,9 @@ class BatchNormalization(ChannelNormalization):
             outputs, own = functional.batch_normalization(
                 inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
             )
-        self.update_moving(self.moving_mean, own.mean, own.count)
-        self.update_moving(self.moving_variance, own.variance, own.count)
+        is_seen = self.has_seen(own.count, own.variance)
+        self.update_moving(self.moving_mean, own.mean, is_seen)
+        self.update_moving(self.moving_variance, own.variance, is_seen)
         return outputs
 
     def get_config(self) -> dict[str, Any]:

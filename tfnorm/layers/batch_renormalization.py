@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.layers import replicas
+from tfnorm.layers import arguments, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
 from tfnorm.schedules import LinearRamp
@@ -66,9 +66,7 @@ class BatchRenormalization(ChannelNormalization):
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the corrected moments of each group."""
-        step, mean, variance = map(
-            tf.convert_to_tensor, (self.step, self.moving_mean, self.moving_variance)
-        )
+        step, mean, variance = map(state.read, (self.step, self.moving_mean, self.moving_variance))
         r_max, d_max = (
             bound(step) if callable(bound) else bound for bound in (self.r_max, self.d_max)
         )
@@ -85,19 +83,22 @@ class BatchRenormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        self.update_moving(self.moving_mean, own.mean, own.count, mean)
-        self._update_moving_deviation(own, variance)
-        self.step.assign(step + 1)
+        is_seen = self.has_seen(own.count, own.variance)
+        self.update_moving(self.moving_mean, own.mean, is_seen, mean)
+        self._update_moving_deviation(own, is_seen, variance)
+        self.count_step(self.step, step)
         return outputs
 
-    def _update_moving_deviation(self, own: functional.Moments, old: tf.Tensor) -> None:
+    def _update_moving_deviation(
+        self, own: functional.Moments, is_seen: tf.Tensor, old: tf.Tensor
+    ) -> None:
         # The paper averages σ; the variable holds σ² − ε, so that inference has one formula. The
         # mean over groups is of what the variable holds, as the mean over replicas is.
         sigma = self.momentum * tf.sqrt(old + self.epsilon)
         sigma += (1 - self.momentum) * tf.sqrt(own.variance + self.epsilon)
         # Rounding must not make it negative where the variance is zero.
         updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
-        self.assign_moving(self.moving_variance, updated, own.count, old)
+        self.assign_moving(self.moving_variance, updated, is_seen, old)
 
     def averaged_steps(self) -> AveragedSteps:
         """Forward the moving statistics (theorem 1 of Yan et al. 2020), backward this batch's."""
@@ -117,9 +118,10 @@ def _bound(name: str, value: float | Callable | dict, least: float) -> float | C
         return keras.saving.deserialize_keras_object(value)
     if callable(value):
         return value
-    if value < least:
+    try:
+        return arguments.real(name, value, least)
+    except ValueError as error:
         raise ValueError(
             f"{name} must be at least {least}, or a schedule such as "
             f"tfnorm.schedules.LinearRamp. Received: {name}={value}."
-        )
-    return float(value)
+        ) from error

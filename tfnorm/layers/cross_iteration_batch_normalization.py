@@ -10,10 +10,11 @@ import tensorflow as tf
 from keras.src.backend import get_keras_mask  # Keras has no public name for it
 
 from tfnorm import functional
-from tfnorm.functional import Moments, PastMoments
-from tfnorm.layers import history, linear, replicas
+from tfnorm.functional import Moments
+from tfnorm.layers import arguments, linear, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
+from tfnorm.layers.past_steps import CompensatedSteps, NoSteps, Steps
 
 # The normalizers around a layer: more than one where places share it, each with its own.
 _HOLDERS: weakref.WeakKeyDictionary[keras.layers.Layer, weakref.WeakSet] = (
@@ -30,7 +31,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         μ_τ(θ) = ⟨P_τ, θ⟩, ν_τ(θ) ≈ ⟨∂ν_τ, θ⟩ − ν_τ,
         μ̄ = mean(μ), ν̄ = mean(max(ν, μ²)), σ̄² = ν̄ − μ̄², y = γ·(z − μ̄)/sqrt(σ̄² + ε) + β;
         moving ← α·moving + (1 − α)·(μ̄, σ̄²).
-    P is the mean input patch. Gradient flows through this step's μ and ν alone. The first
+    P is the mean input patch. Gradient flows through this step's μ and ν alone, by the share of
+    1/window that they have in μ̄ and ν̄, or wholly (`gradient`). The first
     `burn_in_steps` steps are batch normalization at its cost; after them the window fills up.
 
     It wraps its layer because it needs the kernel: use
@@ -64,13 +66,19 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         burn_in_steps: training calls before the history starts.
         compensate: whether the past is compensated for the change of the kernel; False is the
             paper's Naive CBN, which keeps past_mean and past_variance alone.
+        gradient: "current", the paper's: of the statistics of a window of k steps the present one
+            has a share of 1/k, and so has the gradient through it,
+            ∂L/∂x = (∂L/∂x̂ − (g + x̂·Ψ)/k)/σ̄ with g = mean(∂L/∂x̂), Ψ = mean(x̂·∂L/∂x̂).
+            "window", ours: the backward pass takes 1 in place of 1/k, as if every step of the
+            window passed gradient.
         **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`. A mask belongs to
             the layer's output: its shape without the channel axis. One that the inputs carry is
             taken for it where the layer keeps positions, else left out with a warning.
 
     Raises:
-        ValueError: the layer is of another kind, has a bias or an activation; window is below 1;
-            or axis is not the channel axis of the layer's output.
+        ValueError: the layer is of another kind, has a bias or an activation; window is below 1
+            or its history larger than the memory; gradient is another word; or axis is not the
+            channel axis of the layer's output.
     """
 
     def __init__(
@@ -80,19 +88,22 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         window: int = 8,
         burn_in_steps: int = 0,
         compensate: bool = True,
+        gradient: str = "current",
         **kwargs: Any,
     ) -> None:
         linear.check("CrossIterationBatchNormalization", layer)
         super().__init__(*args, **kwargs)
-        if window < 1:
+        if gradient not in functional.GRADIENTS:
             raise ValueError(
-                f"window must be at least 1, the present step alone. Received: {window}."
+                f'gradient must be "current" or "window". Received: {gradient!r}. "current" is the '
+                'paper\'s; "window" trains as if every step of the window passed gradient.'
             )
         self.layer = layer
         _HOLDERS.setdefault(layer, weakref.WeakSet()).add(self)
-        self.window = int(window)
-        self.burn_in_steps = int(burn_in_steps)
-        self.compensate = compensate
+        self.window = arguments.window("window", window, ", the present step alone")
+        self.burn_in_steps = arguments.whole("burn_in_steps", burn_in_steps, 0)
+        self.compensate = arguments.yes_or_no("compensate", compensate)
+        self.gradient = gradient
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the layer, then the normalizer of its output."""
@@ -112,22 +123,24 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """Creates the step counter and the histories."""
         self.step = replicas.step_counter()
         if self.window == 1:
+            self._past = NoSteps(self.virtual_replicas, self.channels, self.statistics_dtype)
             return
-        kernel_shape = tuple(self.layer.kernel.shape)
-        self.probe_shape = linear.probe_shape(self.layer, kernel_shape, self.virtual_replicas)
-        elements, groups, channels = self.factors = linear.factors(self.layer, kernel_shape)
-        self.past_mean = self._add_history("past_mean", (self.channels,))
-        self.past_variance = self._add_history("past_variance", (self.channels,))
-        self.past_weight = self._add_history("past_weight", (1,))
-        if self.compensate:
-            self.past_mean_patch = self._add_history("past_mean_patch", (elements, groups))
-            self.past_covariance = self._add_history(
-                "past_covariance", (elements, groups, channels)
-            )
+        self.past_mean = self._add_past("past_mean", self.channels)
+        self.past_variance = self._add_past("past_variance", self.channels)
+        self.past_weight = self._add_past("past_weight", 1)
+        moments = [self.past_mean, self.past_variance, self.past_weight]
+        if not self.compensate:
+            self._past = Steps(moments)
+            return
+        elements, groups, channels = linear.factors(self.layer, self.layer.kernel.shape)
+        self.past_mean_patch = self._add_past("past_mean_patch", elements, groups)
+        self.past_covariance = self._add_past("past_covariance", elements, groups, channels)
+        self._past = CompensatedSteps(
+            moments, self.past_mean_patch, self.past_covariance, self.layer, self.virtual_replicas
+        )
 
-    def _add_history(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
-        shape = (self.window - 1, self.virtual_replicas, *shape)
-        return replicas.state_variable("zeros", shape, self.statistics_dtype, name)
+    def _add_past(self, name: str, *shape: int) -> keras.Variable:
+        return self.add_history(name, (self.window - 1, self.virtual_replicas, *shape))
 
     def call(
         self,
@@ -136,31 +149,67 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         mask: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Applies the layer and normalizes; `mask` is of the layer's output."""
-        outputs = self.layer(inputs)
+        x = self.as_numbers(inputs)
+        z = self.layer(x)
         if not (training and self.trainable):
-            return self.normalize_for_inference(outputs)
-        mask = self._mask_of_outputs(inputs, outputs, mask)
-        self.check_mask(outputs, mask)
-        step = tf.convert_to_tensor(self.step)
-        options = {"axis": self.axis, "mask": mask}
-        kernel = self._kernel()
-        held = self._held()
-        normalized, own, window = functional.cross_iteration_batch_normalization(
-            outputs,
+            return self.normalize_for_inference(z)
+        z = self.as_numbers(z)
+        mask = self._mask_of_outputs(inputs, z, mask)
+        self.check_mask(z, mask)
+        step = state.read(self.step)
+        held = self._past.read()
+        # The statistics of each past step, under the present kernel (equations 5 to 8) ...
+        past = self._if_after_burn_in(
+            step > self.burn_in_steps,
+            lambda: self._past.moments(held, self._kernel()),
+            lambda: functional.PastMoments(*held[:3]),
+        )
+        # ... and of this one, together, normalize it (equations 9 to 12).
+        y, own, window = functional.cross_iteration_batch_normalization(
+            z,
             self.gamma,
             self.beta,
-            self._past(step, kernel, held),
+            past,
+            gradient=self.gradient,
             epsilon=self.epsilon,
-            **options,
+            axis=self.axis,
+            mask=mask,
         )
-        if self.window > 1:
-            self._after_burn_in(
-                step, 0, lambda: self._record(step, inputs, outputs, kernel, own, held, options)
-            )
-        self.update_moving(self.moving_mean, window.mean, window.count)
-        self.update_moving(self.moving_variance, window.variance, window.count)
-        self.step.assign(step + 1)
-        return normalized
+        is_seen = self.has_seen(own.count, window.variance)
+        self._record(step, held, own, is_seen, x, z, mask)
+        self.update_moving(self.moving_mean, window.mean, is_seen)
+        self.update_moving(self.moving_variance, window.variance, is_seen)
+        self.count_step(self.step, step)
+        return tf.cast(y, self.compute_dtype)
+
+    def _record(
+        self,
+        step: tf.Tensor,
+        held: list[tf.Tensor],
+        own: Moments,
+        is_seen: tf.Tensor,
+        x: tf.Tensor,
+        z: tf.Tensor,
+        mask: tf.Tensor | None,
+    ) -> None:
+        """Keeps this step for the ones that come, from the end of the burn-in on."""
+        writer, recorded = state.Writer(), step - self.burn_in_steps
+        if self.burn_in_steps:
+            self._past.remember(writer, held, recorded)
+        self._if_after_burn_in(
+            step >= self.burn_in_steps,
+            lambda: self._past.record(
+                writer, held, recorded, own, is_seen, x, z, mask=mask, axis=self.axis
+            ),
+            lambda: None,
+        )
+
+    def _if_after_burn_in(self, is_after: tf.Tensor, then: Callable, otherwise: Callable) -> Any:
+        return tf.cond(is_after, then, otherwise) if self.burn_in_steps else then()
+
+    def _kernel(self) -> tf.Tensor:
+        kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
+        return tf.stop_gradient(kernel)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask, unless it may be that of inputs at other positions than the outputs."""
@@ -194,108 +243,13 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         fits = tf.reduce_all(tf.equal(tf.shape(mask), shape))
         return tf.cond(fits, lambda: tf.cast(mask, tf.bool), lambda: tf.ones(shape, tf.bool))
 
-    def _kernel(self) -> tf.Tensor:
-        kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
-        return tf.stop_gradient(kernel)
-
-    def _moments(self) -> list[keras.Variable]:
-        if self.window == 1:
-            return []
-        return [self.past_mean, self.past_variance, self.past_weight]
-
-    def _held(self) -> list[tf.Tensor]:
-        """What the histories hold before this step."""
-        held = [tf.convert_to_tensor(moment) for moment in self._moments()]
-        if held and self.compensate:
-            held.append(tf.convert_to_tensor(self.past_mean_patch))
-            held.append(history.read_shared(self.past_covariance))
-        return held
-
-    def _past(self, step: tf.Tensor, kernel: tf.Tensor, held: list[tf.Tensor]) -> PastMoments:
-        """The moments of the past steps, `held` in the histories, under the present kernel."""
-        if self.window == 1:
-            empty = tf.zeros([0, self.virtual_replicas, self.channels], self.statistics_dtype)
-            return PastMoments(empty, empty, empty[:, :, :1])
-        past = PastMoments(*held[:3])
-        if not self.compensate:
-            return past
-        return self._after_burn_in(
-            step,
-            1,
-            lambda: functional.compensate(past, *held[3:], tf.reshape(kernel, self.factors)),
-            lambda: past,
-        )
-
-    def _after_burn_in(
-        self, step: tf.Tensor, by: int, then: Callable, otherwise: Callable = lambda: None
-    ) -> Any:
-        if self.burn_in_steps == 0:
-            return then()
-        return tf.cond(step >= self.burn_in_steps + by, then, otherwise)
-
-    def _record(
-        self,
-        step: tf.Tensor,
-        inputs: tf.Tensor,
-        outputs: tf.Tensor,
-        kernel: tf.Tensor,
-        own: Moments,
-        held: list[tf.Tensor],
-        options: dict[str, Any],
-    ) -> None:
-        """Writes this step's moments, and their derivatives by the kernel, into the histories."""
-        recorded = step - self.burn_in_steps
-        new = [own.mean, own.variance, tf.ones_like(own.count)]
-        history.write(self._moments(), held[:3], recorded, new, own.count)
-        if self.compensate:
-            patch, covariance = self._derivatives(inputs, outputs, kernel, own, options)
-            history.write([self.past_mean_patch], held[3:4], recorded, [patch], own.count)
-            history.write_slot(self.past_covariance, held[4], recorded, covariance, own.count)
-
-    def _derivatives(
-        self,
-        inputs: tf.Tensor,
-        outputs: tf.Tensor,
-        kernel: tf.Tensor,
-        own: Moments,
-        options: dict[str, Any],
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(P [G, Q, g], D [G, Q, g, c]) of each group: products, or gradients by the kernel."""
-        groups = self.virtual_replicas
-        elements, channel_groups, channels = self.factors
-        of_variance = functional.covariance_cotangent(tf.stop_gradient(outputs), own, **options)
-        # The cotangent checks that groups divide the batch.
-        with tf.control_dependencies([of_variance]):
-            inputs = tf.cast(tf.stop_gradient(inputs), self.statistics_dtype)
-        if options["mask"] is not None:
-            # What masked outputs alone have seen meets a cotangent of 0: it may not be infinite.
-            inputs = tf.where(tf.math.is_finite(inputs), inputs, 0)
-            of_mean = functional.patch_cotangent(outputs, groups, channel_groups, **options)
-            probe = tf.zeros(self.probe_shape, self.statistics_dtype)
-            patches = linear.kernel_gradient(self.layer, inputs, probe, of_mean)
-            patches = tf.reshape(patches, [elements, channel_groups, groups])
-            patches = tf.transpose(patches, [2, 0, 1])
-        else:
-            batch, *image = linear.dimensions(inputs)
-            images = tf.reshape(inputs, [groups, batch // groups, *image])
-            means = tf.reduce_mean(images, 1)
-            # What no output sees meets a share of 0.
-            means = tf.where(tf.math.is_finite(means), means, 0)
-            patches = linear.mean_patches(self.layer, means)
-        covariances = [
-            linear.kernel_gradient(self.layer, x, kernel, cotangent)
-            for x, cotangent in zip(_parts(inputs, groups), _parts(of_variance, groups))
-        ]
-        shape = [groups, elements, channel_groups, channels]
-        return patches, tf.reshape(covariances, shape)
-
     def normalized_inputs(self, inputs: tf.Tensor) -> tf.Tensor:
         """The outputs of the layer that it wraps."""
         return self.layer(inputs)
 
     def averaged_steps(self) -> AveragedSteps:
-        """Forward a mean of so many; backward this batch's alone, with one share of so many."""
-        return AveragedSteps(self.window, self.window**2)
+        """Forward a mean of so many; backward this batch's alone, with its share or whole."""
+        return AveragedSteps(self.window, self.window**2 if self.gradient == "current" else 1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The layer's."""
@@ -315,6 +269,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             "window": self.window,
             "burn_in_steps": self.burn_in_steps,
             "compensate": self.compensate,
+            "gradient": self.gradient,
         }
 
     @classmethod
@@ -322,7 +277,3 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """The layer of a configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
-
-
-def _parts(batch: tf.Tensor, groups: int) -> list[tf.Tensor]:
-    return [batch] if groups == 1 else tf.split(batch, groups)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.functional import Moments
-from tfnorm.layers import replicas
+from tfnorm.layers import arguments, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.of_examples import OfExamples
 
@@ -51,12 +51,14 @@ class EvalNormalization(OfExamples, ChannelNormalization):
 
     def __init__(self, *args: Any, training_batch_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if training_batch_size is not None and training_batch_size < 1:
-            raise ValueError(
-                "training_batch_size must be at least 1, the examples that shared statistics in "
-                f"training, or None. Received: {training_batch_size}."
+        self.training_batch_size = None
+        if training_batch_size is not None:
+            self.training_batch_size = arguments.whole(
+                "training_batch_size",
+                training_batch_size,
+                1,
+                meaning=", the examples that shared statistics in training, or None",
             )
-        self.training_batch_size = training_batch_size
 
     def build_state(self) -> None:
         """Creates α and β where they are estimated."""
@@ -69,26 +71,32 @@ class EvalNormalization(OfExamples, ChannelNormalization):
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the moments of each group, as batch normalization does."""
-        moving = [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
+        moving = [state.read(v) for v in (self.moving_mean, self.moving_variance)]
         options = {"epsilon": self.epsilon, "axis": self.axis, "mask": mask}
         outputs, own = functional.batch_normalization(
             inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
         )
+        is_seen = self.has_seen(own.count, own.variance)
         if self.training_batch_size is None:
-            self._estimate(inputs, own, moving, options)
-        self.update_moving(self.moving_mean, own.mean, own.count, moving[0])
-        self.update_moving(self.moving_variance, own.variance, own.count, moving[1])
+            self._estimate(inputs, own, is_seen, moving, options)
+        self.update_moving(self.moving_mean, own.mean, is_seen, moving[0])
+        self.update_moving(self.moving_variance, own.variance, is_seen, moving[1])
         return outputs
 
     def _estimate(
-        self, inputs: tf.Tensor, own: Moments, moving: list[tf.Tensor], options: dict[str, Any]
+        self,
+        inputs: tf.Tensor,
+        own: Moments,
+        is_seen: tf.Tensor,
+        moving: list[tf.Tensor],
+        options: dict[str, Any],
     ) -> None:
-        shares = [tf.convert_to_tensor(v) for v in (self.mean_share, self.variance_share)]
+        shares = [state.read(v) for v in (self.mean_share, self.variance_share)]
         updated = functional.estimate_shares(
             inputs, own, *moving, *(share[0] for share in shares), 1 - self.momentum, **options
         )
         for variable, new, old in zip((self.mean_share, self.variance_share), updated, shares):
-            variable.assign(tf.where(own.count > 0, new, old))
+            state.Writer().assign(variable, tf.where(is_seen, new, old), old)
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture of each example's moments and the moving ones."""

@@ -6,34 +6,36 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm import functional
 from tfnorm.functional import xla
+from tfnorm.layers import state
+from tfnorm.layers.state import Writer
 
 
 def write(
+    writer: Writer,
     buffers: Sequence[keras.Variable],
     held: Sequence[tf.Tensor],
     step: tf.Tensor,
     new: Sequence[tf.Tensor],
-    count: tf.Tensor,
+    is_seen: tf.Tensor,
 ) -> list[tf.Tensor]:
     """Puts `new` [groups, ...] into the slots of `step`, and returns the buffers after that.
 
     The buffers are of one length and rank. `held` is what they hold: a graph reads it once a step
-    (see `update_moving`). A group without a valid position (count [groups, 1] of 0) keeps what its
-    slot holds.
+    (see `update_moving`). A group that has seen nothing (is_seen [groups, 1]) keeps what its slot
+    holds.
     """
     steps, groups, *rest = held[0].shape
     ones = [1] * len(rest)
     # A constant in place of a tf.range, and values that broadcast by themselves: each operation
     # less in every layer is time of tracing (188 operations of MABN became 149).
     slots = np.arange(steps, dtype=step.dtype.as_numpy_dtype).reshape([steps, 1, *ones])
-    is_written = tf.equal(slots, step % steps)
-    if not functional.is_statically_positive(count):
-        is_written = tf.logical_and(is_written, tf.reshape(count > 0, [1, groups, *ones]))
+    if len(rest) > 1:
+        is_seen = tf.reshape(is_seen, [groups, *ones])
+    is_written = tf.logical_and(tf.equal(slots, step % steps), is_seen)
     updated = [tf.where(is_written, value, old) for value, old in zip(new, held, strict=True)]
-    for buffer, value in zip(buffers, updated, strict=True):
-        buffer.assign(value)
+    for buffer, value, old in zip(buffers, updated, held, strict=True):
+        writer.assign(buffer, value, old)
     return updated
 
 
@@ -44,37 +46,32 @@ def read_shared(buffer: keras.Variable) -> tf.Tensor:
     safe from the next write. But that copies by itself if a reader is still there: so reads are
     made to share again. To read 66 MB, to use it and to write a slot takes 5 ms so, and else 10.
     """
-    handle = _handle(buffer)
+    handle = state.handle(buffer)
     # XLA has no such copies, and does not know the operation.
     if handle is not None and not xla.is_compiling():
         tf.raw_ops.DisableCopyOnRead(resource=handle)
-    return tf.convert_to_tensor(buffer)
+    return state.read(buffer)
+
+
+def slot_of(step: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
+    """The place [1] of a step in a buffer."""
+    return tf.reshape(step % held.shape[0], [1])
 
 
 def write_slot(
-    buffer: keras.Variable, held: tf.Tensor, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor
+    writer: Writer,
+    buffer: keras.Variable,
+    held: tf.Tensor,
+    step: tf.Tensor,
+    new: tf.Tensor,
+    is_seen: tf.Tensor,
 ) -> None:
     """`write` for one large buffer, of which it touches the slot alone."""
-    handle = _handle(buffer)
-    if handle is None:
-        write([buffer], [held], step, [new], count)
+    if state.handle(buffer) is None:
+        write(writer, [buffer], [held], step, [new], is_seen)
         return
-    slot = tf.reshape(step % held.shape[0], [1])
-    # Both ways the buffer is read first because its value is needed, and not by a control
-    # dependency alone, which may get lost (see `update_moving`).
-    if functional.is_statically_positive(count):
-        # The slot, in words of which TensorFlow cannot know that they do not need the value.
-        any_held = tf.cast(tf.reshape(held, [-1])[:1], slot.dtype)
-        slot = tf.where(step >= 0, slot, any_held)
-    else:
-        is_written = tf.reshape(count > 0, [-1] + [1] * (new.shape.rank - 1))
-        new = tf.where(is_written, new, tf.gather(held, slot))
-    # Not scatter_update: variables of tf.distribute that are read as a mean lack it.
-    tf.raw_ops.ResourceScatterUpdate(
-        resource=handle, indices=slot, updates=tf.reshape(new, [1, *held.shape[1:]])
-    )
-
-
-def _handle(buffer: keras.Variable) -> tf.Tensor | None:
-    """Its resource; none where a keras.StatelessScope lends it a value of its own."""
-    return getattr(buffer.value, "handle", None)
+    slot = slot_of(step, held)
+    # What the slot holds is read for its value, and not by a control dependency alone, which may
+    # get lost (see `update_moving`).
+    is_seen = tf.reshape(is_seen, [1, -1] + [1] * (len(new.shape) - 1))
+    writer.assign_slot(buffer, slot, tf.where(is_seen, new, tf.gather(held, slot)), held)

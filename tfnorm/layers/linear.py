@@ -52,11 +52,12 @@ def _is_product(layer: keras.layers.Layer) -> bool:
 def kernel_gradient(
     layer: keras.layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor, cotangent: tf.Tensor
 ) -> tf.Tensor:
-    """Gradient of ⟨cotangent, apply(layer, inputs, kernel)⟩ by the kernel; its value is unused."""
-    with tf.GradientTape() as tape:
-        tape.watch(kernel)
-        outputs = apply(layer, inputs, kernel)
-    return tape.gradient(outputs, kernel, cotangent)
+    """Gradient of ⟨cotangent, apply(layer, inputs, kernel)⟩ by the kernel; its value is unused.
+
+    In a graph.
+    """
+    # Not by a tape: tf.recompute_grad stops all of them in the forward pass.
+    return tf.gradients(apply(layer, inputs, kernel), kernel, cotangent)[0]
 
 
 def mean_patches(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.layers import history, replicas
+from tfnorm.layers import arguments, history, loss_scaling, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
 
@@ -76,22 +76,21 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         **kwargs: Any,
     ) -> None:
         super().__init__(axis, momentum, *args, **kwargs)
-        self.window = int(window)
-        self.warmup_steps = int(warmup_steps)
-        self.correction_start_step = int(correction_start_step)
-        self.correction_limit = float(correction_limit)
-        self.gradient_window = int(window if gradient_window is None else gradient_window)
-        for name in ("window", "gradient_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, the number of steps averaged. "
-                    f"Received: {getattr(self, name)}."
-                )
-        if self.correction_limit < 1:
-            raise ValueError(
-                "correction_limit must be at least 1: the correction lies between its inverse "
-                f"and it. Received: {correction_limit}."
-            )
+        averaged = ", the number of steps averaged"
+        self.window = arguments.window("window", window, averaged)
+        self.gradient_window = self.window
+        if gradient_window is not None:
+            self.gradient_window = arguments.window("gradient_window", gradient_window, averaged)
+        self.warmup_steps = arguments.whole("warmup_steps", warmup_steps, 0)
+        self.correction_start_step = arguments.whole(
+            "correction_start_step", correction_start_step, 0
+        )
+        self.correction_limit = arguments.real(
+            "correction_limit",
+            correction_limit,
+            1,
+            meaning=": the correction lies between its inverse and it",
+        )
 
     def build_state(self) -> None:
         """Creates the two histories, which of their steps are known, and the step counter."""
@@ -103,27 +102,40 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         self.step = replicas.step_counter()
 
     def _add_weight_of_steps(self, name: str, window: int) -> keras.Variable:
-        shape = (window, self.virtual_replicas, 1)
-        return replicas.state_variable("zeros", shape, self.statistics_dtype, name)
+        return self.add_history(name, (window, self.virtual_replicas, 1))
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
-        step = tf.convert_to_tensor(self.step) + 1
-        moving = tf.convert_to_tensor(self.moving_variance)
+        writer, backward_writer = state.Writer(), state.BackwardWriter()
+        loss_scale = loss_scaling.scale(writer.optimizer, self.statistics_dtype)
+        steps_before = state.read(self.step)
+        step = steps_before + 1
+        moving = state.read(self.moving_variance)
         squares = _Window(self.square_history, self.square_weight)
         gradients = _Window(self.gradient_history, self.gradient_weight)
         window = max(self.window, self.gradient_window)
         is_warm_up = step <= max(window, self.warmup_steps - 1)
+        is_seen = None
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            square = tf.where(is_warm_up, square, squares.average_with(step, square, count))
+            nonlocal is_seen
+            is_seen = self.has_seen(count, square)
+            average = squares.average_with(writer, step, square, is_seen)
+            square = tf.where(is_warm_up, square, average)
             r = tf.sqrt((square + self.epsilon) / (moving + self.epsilon))
             r = tf.clip_by_value(r, 1 / self.correction_limit, self.correction_limit)
-            self.update_moving(self.moving_variance, square, count, moving)
+            self.update_moving(self.moving_variance, square, is_seen, moving)
             return square, tf.where(step <= self.correction_start_step, tf.ones_like(r), r)
 
-        def smooth_gradient(psi: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-            return tf.where(is_warm_up, psi, gradients.average_with(step, psi, count))
+        def smooth_gradient(psi: tf.Tensor) -> tf.Tensor:
+            # Kept in units of the loss itself, whose scale changes from step to step.
+            kept = psi if loss_scale is None else psi / loss_scale
+            is_finite = tf.reduce_all(tf.math.is_finite(kept), -1, keepdims=True)
+            is_kept = tf.logical_and(is_seen, is_finite)
+            average = gradients.average_with(backward_writer, step, kept, is_kept)
+            if loss_scale is not None:
+                average *= loss_scale
+            return tf.where(is_warm_up, psi, average)
 
         outputs = functional.moving_average_batch_normalization(
             inputs,
@@ -136,7 +148,8 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        self.step.assign(step)
+        backward_writer.open()
+        self.count_step(self.step, steps_before)
         return outputs
 
     def averaged_steps(self) -> AveragedSteps:
@@ -190,14 +203,16 @@ class _Window:
 
     def __init__(self, values: keras.Variable, weights: keras.Variable) -> None:
         self._variables = values, weights
-        self._held = [tf.convert_to_tensor(variable) for variable in self._variables]
+        self._held = [state.read(variable) for variable in self._variables]
 
-    def average_with(self, step: tf.Tensor, new: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    def average_with(
+        self, writer: state.Writer, step: tf.Tensor, new: tf.Tensor, is_seen: tf.Tensor
+    ) -> tf.Tensor:
         """Writes `new` [groups, C] as that of `step`; returns the average of all that are known.
 
-        A group that is empty (count [groups, 1] of 0) writes nothing. A step of which some
+        A group that has seen nothing (is_seen [groups, 1]) writes nothing. A step of which some
         replicas knew nothing when they were synchronized has a value and a weight in proportion.
         """
-        new = (new, tf.ones_like(count))
-        values, weights = history.write(self._variables, self._held, step, new, count)
+        new = (new, tf.ones([1, 1], new.dtype))
+        values, weights = history.write(writer, self._variables, self._held, step, new, is_seen)
         return tf.math.divide_no_nan(tf.reduce_sum(values, 0), tf.reduce_sum(weights, 0))

@@ -9,6 +9,8 @@ class OfExamples:
     A class before `ChannelNormalization`; a layer writes `infer`.
     """
 
+    takes_ragged = False
+
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
         """Inference without a mask."""
         return self.infer(inputs, None)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
+from tfnorm.layers import arguments, loss_scaling, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
 
@@ -55,6 +56,8 @@ class OnlineNormalization(ChannelNormalization):
         ValueError: compensation is another word, or clamp is not above 0.
     """
 
+    takes_ragged = False
+
     def __init__(
         self,
         axis: int = -1,
@@ -71,11 +74,13 @@ class OnlineNormalization(ChannelNormalization):
                 f"compensation must be one of {', '.join(_COMPENSATIONS)}. "
                 f"Received: {compensation!r}."
             )
-        if not clamp > 0:
-            raise ValueError(f"clamp must be above 0, the largest |y|. Received: {clamp}.")
-        self.gradient_momentum = float(gradient_momentum)
+        self.gradient_momentum = arguments.real(
+            "gradient_momentum", gradient_momentum, 0, 1, ", that of the backward pass"
+        )
         self.compensation = compensation
-        self.clamp = float(clamp)
+        self.clamp = arguments.real("clamp", clamp, 0, meaning=", the largest |y|")
+        if not self.clamp:
+            raise ValueError(f"clamp must be above 0, the largest |y|. Received: {clamp}.")
 
     def build_state(self) -> None:
         """Creates the statistics of each virtual replica, and the sums of the backward pass."""
@@ -89,12 +94,23 @@ class OnlineNormalization(ChannelNormalization):
         """Normalizes the examples of each group in their order."""
         running = (self.running_mean, self.running_variance)
         moving = (self.moving_mean, self.moving_variance)
-        before = [self._of_groups(*pair) for pair in zip(running, moving)]
-        sums = [tf.convert_to_tensor(v)[0] for v in (self.gradient_sum, self.product_sum)]
+        held_moving = [state.read(v) for v in moving]
+        before = [self._of_groups(*pair) for pair in zip(running, held_moving)]
+        backward_writer = state.BackwardWriter()
+        kept, is_seen = (self.gradient_sum, self.product_sum), None
+        held = [state.read(v) for v in kept]
+        # Kept in units of the loss itself, whose scale changes from step to step.
+        scale = loss_scaling.scale(backward_writer.optimizer, self.statistics_dtype)
+        sums = [(v if scale is None else v * scale)[0] for v in held]
 
         def keep(*new: tf.Tensor) -> None:
-            for variable, value in zip((self.gradient_sum, self.product_sum), new):
-                variable.assign(value[None])
+            if is_seen is None:  # in forward mode
+                return
+            for variable, old, value in zip(kept, held, new):
+                value = value[None] if scale is None else value[None] / scale
+                is_finite = tf.reduce_all(tf.math.is_finite(value), -1, keepdims=True)
+                is_kept = tf.logical_and(is_finite, is_seen)
+                backward_writer.assign(variable, tf.where(is_kept, value, old), old)
 
         outputs, after = functional.online_normalization(
             inputs,
@@ -111,18 +127,22 @@ class OnlineNormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        for pair, old, new in zip(zip(running, moving), before, (after.mean, after.variance)):
+        is_seen = self.has_seen(after.count, after.variance)
+        for index, new in enumerate((after.mean, after.variance)):
+            updated = tf.where(is_seen, new, before[index])
             if self.virtual_replicas > 1:
-                pair[0].assign(new[None])
-            self.assign_moving(pair[1], new, after.count, old)
+                held_running = state.read(running[index])
+                state.Writer().assign(running[index], updated[None], held_running)
+            mean = tf.reduce_mean(updated, 0)
+            state.Writer().assign(moving[index], mean, held_moving[index])
+        backward_writer.open()
         return self._compensate(outputs, mask)
 
-    def _of_groups(self, running: keras.Variable, moving: keras.Variable) -> tf.Tensor:
+    def _of_groups(self, running: keras.Variable, moving: tf.Tensor) -> tf.Tensor:
         """[G, C]: what each group knows, whose mean is the moving statistic."""
-        moving = tf.convert_to_tensor(moving)
         if self.virtual_replicas == 1:
             return moving[None]
-        own = tf.convert_to_tensor(running)[0]
+        own = state.read(running)[0]
         # Others may have set the moving statistic meanwhile: a conversion, a checkpoint.
         moved = own + (moving - tf.reduce_mean(own, 0))
         return moved if running is self.running_mean else tf.maximum(moved, 0)

@@ -124,6 +124,12 @@ def recorded() -> Iterator[list[int]]:
         _recordings.active.remove(payloads)
 
 
+def replica_id() -> int:
+    """Which replica calls, among those of all workers; 0 without any, or from outside of them."""
+    context = _replica_context()
+    return 0 if context is None else int(tf.get_static_value(context.replica_id_in_sync_group))
+
+
 def _replica_context() -> tf.distribute.ReplicaContext | None:
     context = tf.distribute.get_replica_context()
     return context if context is not None and context.num_replicas_in_sync > 1 else None

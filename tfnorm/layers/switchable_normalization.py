@@ -47,8 +47,9 @@ class SwitchableNormalization(OfExamples, ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture with the statistics of each group."""
         outputs, own = self._normalize(inputs, mask=mask, groups=self.virtual_replicas)
-        self.update_moving(self.moving_mean, own.mean, own.count)
-        self.update_moving(self.moving_variance, own.variance, own.count)
+        is_seen = self.has_seen(own.count, own.variance)
+        self.update_moving(self.moving_mean, own.mean, is_seen)
+        self.update_moving(self.moving_variance, own.variance, is_seen)
         return outputs
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

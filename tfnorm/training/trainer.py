@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfnorm.data import Example, Records, pipeline
 from tfnorm.errors import UserError
+from tfnorm.layers.loss_scaling import remember, scaled_by
 from tfnorm.layers.replicas import recorded, synchronize_statistics
 from tfnorm.tasks import Task
 from tfnorm.tasks.task import ByClass
@@ -184,9 +185,14 @@ class Trainer:
         else:
             for index in tf.range(count):
                 batch = next(iterator)
+                self.strategy.run(self._remember_state)
                 for part in tf.range(self.config.accumulate_steps):
                     self.strategy.run(self._accumulate, (index, part, batch))
                 self.strategy.run(self._apply_accumulated)
+
+    def _remember_state(self) -> None:
+        # What the layers would say of it in the loop over the parts is unknown outside of that.
+        remember(self.optimizer, self.model.non_trainable_variables)
 
     def _train_step(self, index: tf.Tensor, batch: Example) -> None:
         self._record(index, self.step(batch), 0.0)
@@ -212,7 +218,8 @@ class Trainer:
 
     def _gradients_of(self, batch: Example) -> tuple[list[tf.Tensor], tf.Tensor]:
         variables = self.model.trainable_variables
-        with recorded() as self.payloads:  # Not those of the gradients, below.
+        # The payloads are not those of the gradients, below.
+        with recorded() as self.payloads, scaled_by(self.optimizer):
             with tf.GradientTape() as tape:
                 outputs = self.model(batch["image"], training=True)
                 losses = self.task.losses(outputs, batch)

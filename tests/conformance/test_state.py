@@ -1,0 +1,161 @@
+"""When a step may change a normalizer's state, and when not, for every one of the registry."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conformance import networks
+from tests.conformance.test_robustness import Single
+from tests.layers import running
+
+SHAPE = (4, 3, 5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_one_bad_example(name, bad):
+    """Its group keeps its state, the others go on; so does all of it with the next batch."""
+    groups = 1 if name == "syncbn" else 2
+    layer = Single(name, SHAPE, virtual_replicas=groups)
+    clean = Single(name, SHAPE, virtual_replicas=groups)
+    rng = np.random.default_rng(1)
+    for step in range(6):
+        x, dy = rng.normal(1, 2, SHAPE), rng.normal(size=SHAPE)
+        before = layer.state()
+        if step in (0, 3):
+            x[0, 1, 2] = bad
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                layer(x, dy)
+            said = [w for w in caught if "leaves its statistics as they are" in str(w.message)]
+            assert len(said) == (step == 0)  # once
+            after = layer.state()
+            if groups == 1:
+                networks.assert_identical(after, before)
+            for variable in set(after) - {"moving_mean", "moving_variance"}:
+                np.testing.assert_array_equal(after[variable][:, 0], before[variable][:, 0])
+            assert all(np.isfinite(value).all() for value in after.values())
+            changed = [key for key in after if not np.array_equal(after[key], before[key])]
+            assert bool(changed) == (groups == 2)
+        else:
+            y, dx, *_ = layer(x, dy)
+            assert np.isfinite(y).all() and np.isfinite(dx).all()
+            clean(x, dy)
+    if groups == 1:
+        networks.assert_identical(layer.state(), clean.state())
+
+
+def test_a_graph_says_it_too(rng):
+    layer = Single("bn", SHAPE).layer
+    step = tf.function(lambda x: layer(x, training=True))
+    step(tf.zeros(SHAPE))
+    with pytest.warns(UserWarning, match="leaves its statistics as they are") as caught:
+        for _ in range(3):
+            step(tf.fill(SHAPE, np.float32(np.nan)))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("is_graph", [False, True])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_recomputation(name, is_graph):
+    """tf.recompute_grad: the gradients and the state of a step without it."""
+    rng = np.random.default_rng(2)
+    layers = [Single(name, SHAPE).layer for _ in range(2)]
+    steps = [recomputing_step(layer, index == 1) for index, layer in enumerate(layers)]
+    steps = list(map(tf.function, steps)) if is_graph else steps
+    for _ in range(4):
+        x, dy = (tf.constant(rng.normal(size=SHAPE), tf.float32) for _ in range(2))
+        plain, again = (step(x, dy) for step in steps)
+        for a, b in zip(plain, again, strict=True):
+            running.assert_close(a, b, 1e-5)
+        for a, b in zip(layers[0].variables, layers[1].variables, strict=True):
+            running.assert_close(running.number(b), running.number(a), 1e-5, a.name)
+
+
+def recomputing_step(layer, is_recomputed):
+    def block(x):
+        y = layer(x, training=True)
+        return y[0] if isinstance(y, tuple) else y
+
+    def step(x, dy):
+        call = tf.recompute_grad(block) if is_recomputed else block
+        weights = [v.value for v in layer.trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.sin(call(x)) * dy)
+        return tape.gradient(loss, [x, *weights], unconnected_gradients="zero")
+
+    return step
+
+
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_a_stateless_call_writes_nothing(name):
+    model = networks.network(name)
+    before = [running.number(v) for v in model.variables]
+    x, dy = (tf.constant(values, tf.float32) for values in networks.batch(0))
+    values = [[tf.identity(v.value) for v in model.trainable_variables]]
+    values.append([tf.identity(v.value) for v in model.non_trainable_variables])
+    with tf.GradientTape() as tape:
+        tape.watch(values[0])
+        y, new = model.stateless_call(*values, x, training=True)
+        loss = tf.reduce_sum(y * dy)
+    tape.gradient(loss, values[0])
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(running.number(variable), value, variable.path)
+    assert any(not np.array_equal(a, b) for a, b in zip(new, values[1], strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"virtual_replicas": 2}])
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_gradients_wait_for_the_forward_pass_to_read(name, options):
+    """Else an update of a weight could overtake the read of it, where the loss is linear in y.
+
+    By data: TensorFlow's graph optimizer can lose an edge of control.
+    """
+    model = networks.network(name, **({} if name == "syncbn" else options))
+    x, dy = (tf.constant(values, tf.float32) for values in networks.batch(0))
+
+    @tf.function
+    def step():
+        variables = [v.value for v in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x, training=True) * dy)
+        return tape.gradient(loss, variables, unconnected_gradients="none")
+
+    graph = step.get_concrete_function().graph
+    gradients = iter(graph.outputs)
+    captured = {placeholder.name: value for value, placeholder in graph.captures}
+    for variable in model.trainable_variables:
+        assert variable.value.handle in read_by(next(gradients).op, captured), variable.path
+
+
+def read_by(op, captured):
+    """Handles of the variables whose value an operation needs."""
+    handles, seen, queue = [], set(), [op]
+    while queue:
+        op = queue.pop()
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        if op.type == "ReadVariableOp":
+            handles.append(captured[op.inputs[0].name])
+        queue += [value.op for value in op.inputs]
+    return Handles(handles)
+
+
+class Handles(list):
+    """Tensors do not compare by identity."""
+
+    def __contains__(self, handle):
+        return any(handle is other for other in self)
+
+
+def test_a_layer_is_named_by_what_it_says(rng):
+    keras.utils.set_random_seed(0)
+    layer = Single("brn", SHAPE).layer
+    layer.name = "stem_norm"
+    with pytest.warns(UserWarning, match="'stem_norm' leaves its statistics"):
+        layer(tf.fill(SHAPE, np.float32(np.inf)), training=True)

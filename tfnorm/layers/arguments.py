@@ -1,0 +1,101 @@
+"""Checks of the arguments of layers: each says what it received and what to give instead.
+
+`meaning` is what follows the bounds in the message, with its comma or colon.
+"""
+
+import math
+import numbers
+import os
+from typing import Any
+
+import numpy as np
+
+_LONGEST_WINDOW = 65_536
+
+
+def real(name: str, value: Any, least: float, most: float = math.inf, meaning: str = "") -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: it is no finite number from `least` to `most`.
+    """
+    if not _is_number(value):
+        raise _error(name, "a finite number", meaning, value)
+    _check_bounds(name, value, least, most, meaning)
+    return float(value)
+
+
+def whole(
+    name: str, value: Any, least: int, most: float = math.inf, meaning: str = "", cure: str = ""
+) -> int:
+    """`value` as an int.
+
+    Raises:
+        ValueError: it is no whole number from `least` to `most`.
+    """
+    if not _is_number(value) or value != int(value):
+        raise _error(name, f"a whole number from {least}", meaning, value, cure)
+    _check_bounds(name, value, least, most, meaning, cure)
+    return int(value)
+
+
+def window(name: str, value: Any, meaning: str) -> int:
+    """`value` as a number of steps of which each is kept.
+
+    Raises:
+        ValueError: it is no whole number, below 1, or too large for any use.
+    """
+    return whole(name, value, 1, _LONGEST_WINDOW, meaning)
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """`value`, which is True or False.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, (numbers.Integral, np.bool_)) or value not in (0, 1):
+        raise _error(name, "True or False", "", value)
+    return bool(value)
+
+
+def check_memory(layer: str, name: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Checks, before it is allocated, that a history [steps, ...] fits the machine.
+
+    Raises:
+        ValueError: it takes more than all memory.
+    """
+    size, total = itemsize * math.prod(shape), _memory()
+    if total and size > total:
+        raise ValueError(
+            f"{name} of {layer!r} would take {size / 2**30:.4g} GiB of memory, more than the "
+            f"machine's {total / 2**30:.4g}. Received: a window of which {shape[0]} steps are "
+            "kept. Give a smaller window."
+        )
+
+
+def _memory() -> int:
+    """Bytes of the machine; 0 where it does not tell."""
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    if not set(names) <= set(getattr(os, "sysconf_names", ())):
+        return 0
+    return os.sysconf(names[0]) * os.sysconf(names[1])
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def _check_bounds(
+    name: str, value: float, least: float, most: float, meaning: str, cure: str = ""
+) -> None:
+    if value < least:
+        raise _error(name, f"at least {least:g}", meaning, value, cure)
+    if value > most:
+        raise _error(name, f"at most {most:g}", meaning, value, cure)
+
+
+def _error(name: str, wanted: str, meaning: str, value: Any, cure: str = "") -> ValueError:
+    cure = cure and f" {cure}"
+    return ValueError(f"{name} must be {wanted}{meaning}. Received: {value!r}.{cure}")
