@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfnorm import layers
 from tfnorm.layers import norms
@@ -297,10 +296,6 @@ def _constant_added(x):
     return bn()(L.Conv2D(4, 1)(x) + 1.5)
 
 
-def _constant_channels_added(x):
-    return bn()(L.Conv2D(4, 1)(x) + np.arange(4, dtype="float32").reshape(1, 1, 1, 4))
-
-
 def _half_linear(kind: type[keras.Layer]) -> Callable[[Any], Any]:
     def build(x):
         return bn()(kind()([L.Conv2D(4, 1)(x), L.ReLU()(L.Conv2D(4, 1)(x))]))
@@ -377,7 +372,6 @@ def _branches() -> Iterator[Pattern]:
         ("added, one shared layer", _of_pooled_and_shared, [True], add),
         ("operators", _operators, [True], {"AddV2": 1, "Sub": 1}),
         ("constant added", _constant_added, [True], add),
-        ("constant channels added", _constant_channels_added, [True], {}),
         ("fork to two layers", _fork_to(lambda: L.Conv2D(4, 3), lambda: L.Dense(5)), [True], {}),
         ("fork to conv2d and relu", _fork_to(lambda: L.Conv2D(4, 3), L.ReLU), [False], {}),
         ("beside another, into conv2d", _beside_a_norm, [True, True], {}),
