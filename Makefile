@@ -6,10 +6,11 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multiworker test test-oldest lint bench test-wheel clean
+.PHONY: demo demo-multiworker test test-oldest lint types docs bench test-wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m tfnorm.compare
@@ -20,7 +21,7 @@ demo-multiworker: $(READY)
 	$(BIN)/python -m tfnorm.training.local_cluster 2 --num_replicas=2 --norm=brn \
 	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
-test: lint
+test: lint types
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
@@ -30,6 +31,15 @@ test-oldest:
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+# What users call has types that a checker believes: py.typed promises it.
+types: $(READY)
+	$(BIN)/mypy
+
+# The documentation site, in dist/site; a broken link or an unknown name is an error.
+docs: $(DOCS_READY)
+	$(BIN)/mkdocs build --strict
 
 # Takes up to 15 minutes on two cores; writes results/benchmarks.
 bench: $(READY)
@@ -53,4 +63,8 @@ $(READY): setup.py $(CONSTRAINTS)
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
 	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[test]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[docs]'
 	@touch $@
