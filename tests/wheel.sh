@@ -6,7 +6,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 mkdir "$work/source"
-cp -r "$checkout"/{setup.py,pyproject.toml,README.md,tfnorm} "$work/source"
+cp -r "$checkout"/{setup.py,pyproject.toml,README.md,LICENSE,tfnorm} "$work/source"
 cd "$work"
 "${PYTHON:-python3}" -m venv clean
 clean/bin/pip wheel --no-deps --wheel-dir . ./source

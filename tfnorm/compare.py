@@ -35,10 +35,11 @@ _WORKERS = "multi_worker_mirrored"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return commands.run(_define, _compare, argv)
+    return commands.run(define_flags, _compare, argv)
 
 
-def _define() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
+    """The flags of the command."""
     extras.check()  # or the next import ends in a traceback
     from tfnorm.study import grids
 

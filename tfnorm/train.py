@@ -15,10 +15,11 @@ _MODES = ("train_and_eval", "train", "eval")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return commands.run(_define, _train, argv)
+    return commands.run(define_flags, _train, argv)
 
 
-def _define() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
+    """The flags of the command."""
     values = training_flags.define()
     flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.", flag_values=values)
     return values

@@ -30,7 +30,7 @@ _CALIBRATION_EXAMPLES = 256
 _EVALUATION_EXAMPLES = 1000
 
 
-def define() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
     """The flags of the command."""
     values = flags.FlagValues()
     text = {
@@ -290,7 +290,7 @@ def _numbers(values: flags.FlagValues, name: str, kind: Callable[[str], Any]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return commands.run(define, export, argv)
+    return commands.run(define_flags, export, argv)
 
 
 if __name__ == "__main__":

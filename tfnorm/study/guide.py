@@ -57,7 +57,7 @@ before it and costs nothing (on leaves a clip); `python -m benchmarks.inference`
 
 G is the number of virtual replicas, 1 outside of studies; g a kernel's groups, 1 but for grouped
 and depthwise convolutions. `make bench` measures times and memory of layers and of whole networks:
-[results/benchmarks/bench.md](../results/benchmarks/bench.md).
+[Benchmarks](benchmarks.md).
 
 **If unsure**, watch: `tfnorm.training.StatisticsMonitor` measures while training how noisy the
 batch statistics are, forward and backward, and says what to try.
