@@ -41,11 +41,13 @@ setup(
     ],
     extras_require={
         "report": ["matplotlib>=3.9"],
+        "detection": ["pycocotools>=2.0.8"],
         "test": [
             "coverage>=7.10",
             "hypothesis>=6.100",
             "matplotlib>=3.9",
             "mypy>=1.16",
+            "pycocotools>=2.0.8",
             "pytest>=8.2",
             "pytest-cov>=6.0",
             "pytest-xdist>=3.6",
