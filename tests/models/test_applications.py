@@ -1,17 +1,19 @@
 """Networks of keras.applications and of KerasHub: their pixels, weights, levels and normalizers."""
 
+import sys
 import types
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfnorm import models
+from tfnorm import export, models, tasks
+from tfnorm.data.mask_classes import MaskClasses
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.models import applications, hub
 from tfnorm.models.strides import feature_maps
-from tfnorm.tasks.classification import Classification
 
 PREPROCESSING = {
     "ResNet50": keras.applications.resnet,
@@ -38,15 +40,45 @@ def test_pixel_scaling_of_other_networks():
     assert len(one.mean) == len(one.std) == 1 and 0.4 < one.mean[0] < 0.5
 
 
-def test_the_task_feeds_and_exports_the_networks_own_scale(rng):
-    dataset = types.SimpleNamespace(image_shape=(8, 8, 3), label_names=("a", "b"))
-    settings = types.SimpleNamespace(model="MobileNet", backbone=None)
-    task = Classification(settings, dataset)
+@pytest.mark.parametrize("name", applications.NAMES)
+def test_keras_preprocessing_is_a_line_for_each_channel(name, rng):
+    """Of every network, so that a mean and a deviation say all of it."""
+    pixels = rng.integers(0, 256, (1, 4, 5, 3)).astype("float32")
+    module = sys.modules[getattr(keras.applications, name).__module__]
+    expected = module.preprocess_input(pixels.copy())
+    ours = models.pixel_scaling(name)(pixels).numpy()[..., applications._preprocessing(name).order]
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("task", "network"),
+    [
+        ("classification", {"model": "MobileNet", "backbone": None}),
+        ("segmentation", {"model": "unet", "backbone": "MobileNet"}),
+        ("detection", {"model": "retinanet", "backbone": "MobileNet"}),
+    ],
+)
+def test_tasks_feed_and_export_the_networks_own_scale(task, network, training, rng):
     pixels = rng.integers(0, 256, (2, 8, 8, 3)).astype("uint8")
-    fed = task._standardize({"image": pixels}, None)["image"]
+    dataset = types.SimpleNamespace(
+        image_shape=(8, 8, 3), image_size=(8, 8), label_names=("a", "b"), mean=np.full(3, 0.4),
+        mask_classes=MaskClasses(("a", "b"), (0, 1)), sizing=lambda: None,
+    )  # fmt: skip
+    settings = types.SimpleNamespace(**network, model_options={}, augment="none")
+    task = tasks.get(task)(settings, dataset)
+    batch = {
+        "image": tf.constant(pixels), "mask": tf.zeros([2, 8, 8], tf.uint8),
+        "boxes": tf.zeros([2, 1, 4]), "classes": tf.zeros([2, 1], tf.int32),
+    }  # fmt: skip
+    fed = task.transform(training=training)(batch, tf.zeros([2, 2], tf.int32))["image"]
     expected = keras.applications.mobilenet.preprocess_input(pixels.astype("float32"))
     np.testing.assert_allclose(fed, expected, rtol=1e-5, atol=1e-5)
-    assert task.serving().mean == task.serving().std == (0.5, 0.5, 0.5)
+    serving = task.serving()
+    spec = tf.TensorSpec([None, 8, 8, 3], tf.float32)
+    exported = export.Preprocessing(serving.mean, serving.std)(pixels, spec)
+    np.testing.assert_allclose(exported, expected, rtol=1e-5, atol=1e-5)
+    assert tuple(serving.label_names) == ("a", "b")
 
 
 def test_pixels_are_fed_right(rng, tmp_path):

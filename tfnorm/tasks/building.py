@@ -1,12 +1,14 @@
 """What tasks share that train networks of `tfnorm.models`: how one is built and fed."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
 from tfnorm import models
-from tfnorm.data import Dataset
+from tfnorm.data import Dataset, Example, Transform
 from tfnorm.layers.norms import Normalizer
-from tfnorm.tasks.task import Settings
+from tfnorm.tasks.task import Serving, Settings
 
 
 def build(
@@ -35,15 +37,20 @@ def build(
     )
 
 
-def standardize(settings: Settings, dataset: Dataset, images: tf.Tensor) -> tf.Tensor:
-    """Pixels from 0 to 255 as the network's weights want them, else by the data set's moments."""
-    return (_own_scale(settings, dataset) or dataset.standardize)(images)
+def standardization(settings: Settings, dataset: Dataset) -> Transform:
+    """Brings pixels from 0 to 255 to the scale that the network was made for, or the data set's."""
+    standardize = _own_scale(settings, dataset) or dataset.standardize
+
+    def transform(batch: Example, seeds: tf.Tensor) -> Example:
+        return {**batch, "image": standardize(batch["image"])}
+
+    return transform
 
 
-def scale(settings: Settings, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of pixel / 255, by which `standardize` does it."""
-    found = _own_scale(settings, dataset) or dataset
-    return tuple(found.mean), tuple(found.std)
+def serving(settings: Settings, dataset: Dataset, label_names: Sequence[str]) -> Serving:
+    """What an export does around the network: to pixels what `standardization` does."""
+    scale = _own_scale(settings, dataset) or dataset
+    return Serving(tuple(scale.mean), tuple(scale.std), label_names)
 
 
 def _own_scale(settings: Settings, dataset: Dataset) -> models.PixelScaling | None:

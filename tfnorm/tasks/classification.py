@@ -26,15 +26,12 @@ class Classification:
 
     def transform(self, *, training: bool) -> Transform:
         """Brings images to one size and standardizes them; in training, augments them."""
+        standardize = building.standardization(self._settings, self.dataset)
         sizing = self.dataset.sizing()
         if not training:
-            return compose(sizing, self._standardize)
+            return compose(sizing, standardize)
         augment = augmentation.get(self._settings.augment, self.dataset.image_shape)
-        return compose(augment.sizing or sizing, self._standardize, augment.standardized)
-
-    def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        images = building.standardize(self._settings, self.dataset, batch["image"])
-        return {**batch, "image": images}
+        return compose(augment.sizing or sizing, standardize, augment.standardized)
 
     def build_model(
         self,
@@ -89,5 +86,4 @@ class Classification:
 
     def serving(self) -> Serving:
         """Standardized images, named classes."""
-        dataset = self.dataset
-        return Serving(*building.scale(self._settings, dataset), dataset.label_names)
+        return building.serving(self._settings, self.dataset, self.dataset.label_names)

@@ -42,18 +42,15 @@ class Detection:
 
     def transform(self, *, training: bool) -> Transform:
         """Brings images onto a canvas, standardizes them and, in training, varies them."""
+        standardize = building.standardization(self._settings, self.dataset)
         dataset = self.dataset
         height, width, channels = dataset.image_shape
         fill = tuple(255 * dataset.mean)
         whole = transforms.ResizeWithPadding((height, width), channels, fill)
         if not training:
-            return compose(transforms.each(_keep_truth, whole), self._standardize)
+            return compose(transforms.each(_keep_truth, whole), standardize)
         augment = augmentation.get_with_targets(self._settings.augment, dataset.image_shape, fill)
-        return compose(augment.sizing or transforms.each(whole), self._standardize)
-
-    def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        images = building.standardize(self._settings, self.dataset, batch["image"])
-        return {**batch, "image": images}
+        return compose(augment.sizing or transforms.each(whole), standardize)
 
     def build_model(
         self,
@@ -131,8 +128,7 @@ class Detection:
 
     def serving(self) -> Serving:
         """Standardized images, named classes."""
-        dataset = self.dataset
-        return Serving(*building.scale(self._settings, dataset), dataset.label_names)
+        return building.serving(self._settings, self.dataset, self.dataset.label_names)
 
 
 def _keep_truth(example: Example, seed: tf.Tensor) -> Example:

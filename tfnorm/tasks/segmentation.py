@@ -34,6 +34,7 @@ class Segmentation:
 
     def transform(self, *, training: bool) -> Transform:
         """Crops, resizes and varies images in training; standardizes them and classifies masks."""
+        standardize = building.standardization(self._settings, self.dataset)
         dataset, channels = self.dataset, self.dataset.image_shape[-1]
         sizing = transforms.each(transforms.WholeImage(channels))
         if training:
@@ -41,11 +42,7 @@ class Segmentation:
             name, shape = self._settings.augment, dataset.image_shape
             sizing = augmentation.get_with_targets(name, shape, fill).sizing or dataset.sizing()
         classify = transforms.ClassifyMask(dataset.mask_classes)
-        return compose(sizing, classify, self._standardize)
-
-    def _standardize(self, batch: Example, seeds: tf.Tensor) -> Example:
-        images = building.standardize(self._settings, self.dataset, batch["image"])
-        return {**batch, "image": images}
+        return compose(sizing, classify, standardize)
 
     def build_model(
         self,
@@ -101,5 +98,4 @@ class Segmentation:
 
     def serving(self) -> Serving:
         """Standardized images of any size, named classes."""
-        dataset = self.dataset
-        return Serving(*building.scale(self._settings, dataset), dataset.mask_classes.names)
+        return building.serving(self._settings, self.dataset, self.dataset.mask_classes.names)
