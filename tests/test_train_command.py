@@ -79,10 +79,35 @@ def test_mistakes(command, arguments, message):
     assert command(*arguments) == (2, "", f"tfnorm: error: {message}\n")
 
 
+def test_a_file_of_flags(command, tmp_path):
+    file = tmp_path / "small.flags"
+    file.write_text("# A comment.\n\n--norm=mabn\n--steps=1\n--width=2\n--replica_batch_size=4\n")
+    run = f"--model_dir={tmp_path}/run"
+    code, _, err = command("--mode=train", f"--flagfile={file}", "--replica_batch_size=8", run)
+    assert code == 0
+    assert "resnet8 with mabn on sklearn_digits: 1437 images, 1 x 8 a step" in err
+    missing = tmp_path / "missing.flags"
+    assert command(f"--flagfile={missing}", run) == (
+        2,
+        "",
+        f"tfnorm: error: cannot read --flagfile={missing} (No such file or directory); give a file "
+        "of flags\n",
+    )
+    file.write_text("norm=mabn")
+    assert command(f"--flagfile={file}", run)[2] == (
+        "tfnorm: error: unexpected argument 'norm=mabn'; flags start with --\n"
+    )
+    file.write_bytes(b"\xff\xfe\x00")
+    code, _, err = command(f"--flagfile={file}", run)
+    assert code == 2 and err.startswith("tfnorm: error: what --flagfile names is no text")
+    assert err.count("\n") == 1
+
+
 def test_help_shows_every_flag_with_its_default(command):
     code, out, err = command("--help")
     assert (code, err) == (0, "")
     assert out.startswith("Trains a network under a normalizer: python -m tfnorm.train")
+    assert "\n  --flagfile (default: none)\n" in out
     assert "\n  --replica_batch_size (default: '32')\n      Images of one replica" in out
 
 

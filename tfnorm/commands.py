@@ -10,6 +10,12 @@ from tfnorm.errors import RunError, UserError
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
+_FLAGFILE = (
+    "  --flagfile (default: none)",
+    "      File of flags, one a line; a line that starts with # is a comment. The last of a flag "
+    "wins.",
+)
+
 
 def run(
     define: Callable[[], flags.FlagValues],
@@ -44,7 +50,7 @@ def _run(
     try:
         values = define()
         flags.DEFINE_bool("help", False, "Print the flags and exit.", flag_values=values)
-        positional = values(list(argv))[1:]
+        positional = _parse(values, argv)
         if values.help:
             print(_help(main, values))
             return DONE
@@ -60,13 +66,27 @@ def _run(
     return DONE
 
 
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Sets the flags, those in the file of --flagfile as well; returns what is none."""
+    try:
+        return values(list(argv))[1:]
+    except flags.CantOpenFlagFileError as error:
+        reason = getattr(error.__context__, "strerror", None) or error
+        name = getattr(error.__context__, "filename", None)
+        raise UserError(f"cannot read --flagfile={name} ({reason}); give a file of flags") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            "what --flagfile names is no text in UTF-8; a file of flags has one flag a line"
+        ) from None
+
+
 def _report(text: str, code: int) -> int:
     print(f"tfnorm: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 
 def _help(main: Callable, values: flags.FlagValues) -> str:
-    lines = [sys.modules[main.__module__].__doc__ or "", ""]
+    lines = [sys.modules[main.__module__].__doc__ or "", "", *_FLAGFILE]
     for name in sorted(values):
         flag = values[name]
         lines.append(f"  --{name} (default: {flag.default_as_str or 'none'})")

@@ -1,0 +1,119 @@
+"""The recipes are what the trainer takes, and each of them trains: two steps on stand-in data."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.data import prepared
+from tfnorm import train
+from tfnorm.training import flags
+
+RECIPES = sorted((pathlib.Path(__file__).parents[1] / "recipes").glob("*.flags"))
+PAPERS = pathlib.Path(__file__).parents[2] / "shared" / "papers"
+
+# What stands in for the recipe's own network: a smaller one of its family. One recipe of each
+# family and of each norm trains its own network (ResNet-50 in the place of -101).
+SMALLER = {
+    "imagenet_resnet18_bn": "resnet8",
+    "imagenet_resnet50_bn": "resnet8",
+    "imagenet_resnet50_brn": "resnet8",
+    "imagenet_resnet101_bn": "resnet8",
+    "imagenet_resnet101_bkn": "resnet8",
+    "imagenet_resnet101_mabn": "resnet8",
+    "imagenet_inceptionv3_brn": "inception_small",
+}
+
+
+def config_of(recipe):
+    values = train.define_flags()
+    values(["train", f"--flagfile={recipe}"])
+    return flags.config(values)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """JPEGs of many sizes in the place of ImageNet, PNGs of 32×32 in that of CIFAR-10."""
+    directory, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
+    splits = {name: prepared.photos(64, rng) for name in ("train", "validation")}
+    prepared.write(directory, "photos", prepared.PHOTO_FEATURES, splits)
+    features = {
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+    tiny = [
+        {"image": rng.integers(0, 256, (32, 32, 3), np.uint8), "label": n % 10} for n in range(20)
+    ]
+    prepared.write(directory, "tiny", features, {"train": tiny, "test": tiny})
+    return directory
+
+
+def test_all_networks_and_norms_of_the_papers_are_there():
+    found = {(config.model, config.norm) for config in map(config_of, RECIPES)}
+    assert found == {
+        *(("resnet18", norm) for norm in ("bn", "gn", "brn", "cbn", "syncbn")),
+        *(("resnet50", norm) for norm in ("bn", "brn", "mabn")),
+        *(("resnet101", norm) for norm in ("bn", "bkn", "mabn")),
+        *(("InceptionV3", norm) for norm in ("bn", "brn")),
+        *(("inception_small", norm) for norm in ("bn", "bkn")),
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_is_a_config_that_names_its_source(recipe):
+    config = config_of(recipe)
+    assert recipe.stem.split("_")[-1] == config.norm
+    comments = re.sub(r"\n# *", " ", recipe.read_text())
+    assert re.search(r" et al\. 20\d\d, \".*?\", table \d|Ioffe 2017, \".*?\", section 4", comments)
+    assert " To reach: " in comments and f"--flagfile=recipes/{recipe.name}" in comments
+    assert config.dataset == recipe.stem.split("_")[0].replace("imagenet", "imagenet2012")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_its_numbers_are_printed_in_its_paper(recipe):
+    if not PAPERS.exists():
+        pytest.skip("needs the texts of the papers in ../shared/papers")
+    comments = recipe.read_text()
+    title = re.sub(r"\s+", " ", comments.replace("#", "")).split('"')[1]
+    names = {"Towards": "moving_average_batch_normalization"}
+    name = names.get(title.split()[0], title.lower().replace(" ", "_").replace("-", "_"))
+    printed = set(re.findall(r"\d+\.\d+", (PAPERS / f"{name}.txt").read_text()))
+    reached = set(re.findall(r"(?<![\w.=-])\d\d\.\d+(?![\w.-])", comments))
+    assert reached and reached <= printed
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_it_trains_two_steps(recipe, data_dir, tmp_path):
+    """Two steps of its norm, options, augmentation, batch, optimizer, schedule and averages.
+
+    Other than in the recipe are data set, size of images, devices (one, or two for syncbn), length,
+    width of networks (8) and, for those in `SMALLER`, the network.
+    """
+    config = config_of(recipe)
+    photos = config.dataset == "imagenet2012"
+    model = SMALLER.get(recipe.stem, config.model)
+    side = 75 if model == "InceptionV3" else 32  # the least that it takes
+    overridden = {
+        "dataset": "photos" if photos else "tiny",
+        "data_dir": data_dir,
+        "model": model,
+        "steps": 2,
+        "mode": "train",
+        "model_dir": tmp_path / "run",
+    }
+    if photos:
+        overridden["image_size"] = f"{side},{side}"
+    if model != "InceptionV3":  # which has no width
+        overridden["width"] = 8
+    if config.norm == "syncbn":  # which is bn where there is one replica
+        overridden["num_replicas"] = 2
+    else:
+        overridden |= {"distribution_strategy": "one_device", "num_replicas": 0}
+    flags = [f"--{name}={value}" for name, value in overridden.items()]
+    assert train.main(["train", f"--flagfile={recipe}", *flags]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 2 and np.isfinite(result["train_loss"])
+    assert result["config"]["norm"] == config.norm
