@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "output", "quiet", "version"),
     ("paths",),
     ("functional", "schedules", "data", "commands", "files", "locks", "boxes"),
-    ("layers",),
+    ("layers", "serving"),
     ("graph",),
     ("conversion",),
     ("models",),

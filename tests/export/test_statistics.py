@@ -7,8 +7,8 @@ import pytest
 from tests.comparing import answers
 from tfnorm import layers
 from tfnorm.export import fold
-from tfnorm.export.distance import distance
 from tfnorm.layers.extremes import extreme_statistics
+from tfnorm.serving.distance import distance
 
 L = keras.layers
 EFFECT = ", which is constant or NaN at inference"

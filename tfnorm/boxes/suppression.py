@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+DETECTIONS, IOU_THRESHOLD, SCORE_THRESHOLD, CANDIDATES = 100, 0.5, 0.05, 1000
+"""What `suppress` does unless it is told otherwise ("Focal Loss", section 4.1)."""
+
 
 class Detections(NamedTuple):
     """The detections of each image, best first, padded with zeros to one number.
@@ -25,10 +28,10 @@ def suppress(
     boxes: tf.Tensor,
     scores: tf.Tensor,
     *,
-    detections: int = 100,
-    iou_threshold: float = 0.5,
-    score_threshold: float = 0.05,
-    candidates: int = 1000,
+    detections: int = DETECTIONS,
+    iou_threshold: float = IOU_THRESHOLD,
+    score_threshold: float = SCORE_THRESHOLD,
+    candidates: int = CANDIDATES,
 ) -> Detections:
     """Non-maximum suppression, each class for itself ("Focal Loss", section 4.1, inference).
 

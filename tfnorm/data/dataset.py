@@ -102,6 +102,17 @@ class Dataset:
         images = self.sizing()(records.fetch(indices), seeds)["image"].numpy()
         return np.round(images).astype(np.uint8)
 
+    def first_whole_images(self, records: Records, count: int) -> np.ndarray:
+        """The first images of records in the size of their files, [n, h, w, channels] uint8.
+
+        If the files have different sizes, it is the first image alone.
+        """
+        count = 1 if None in self.image_size else min(count, len(records))
+        indices = tf.range(count, dtype=tf.int64)
+        seeds = tf.stack([indices, indices], axis=1)  # Nothing of it is random.
+        whole = transforms.each(transforms.WholeImage(self.image_shape[-1]))
+        return tf.cast(whole(records.fetch(indices), seeds)["image"], tf.uint8).numpy()
+
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
         """Within it, a pipeline's failure at an example that cannot be used is one that names it.

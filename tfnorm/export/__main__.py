@@ -17,12 +17,11 @@ from tfnorm import commands, data, paths, tasks, training
 from tfnorm.data.pipeline import training_batches
 from tfnorm.errors import UserError
 from tfnorm.export.formats import FORMATS
-from tfnorm.export.postprocessing import Postprocessing
-from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.export.quantization import MODES
 from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 from tfnorm.export.writing import WEIGHTS_DTYPES
+from tfnorm.serving import Postprocessing, Postprocessor, Preprocessing, Preprocessor
 from tfnorm.training.batches import of_evaluation
 
 _RECALIBRATION_BATCH_SIZE = 128
@@ -71,7 +70,13 @@ def define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     switches = {
-        "uint8_images": (False, "Take pixels from 0 to 255, and standardize them in the graph."),
+        "uint8_images": (
+            None,
+            "Take pixels from 0 to 255, and standardize them in the graph. Runs of segmentation "
+            "and detection do so unless told otherwise, with images of any size, and return maps "
+            "of classes or boxes; with --nouint8_images, what the network itself takes and "
+            "returns.",
+        ),
         "resize": (False, "Take images of any size, for --uint8_images."),
         "softmax": (None, "Return probabilities (default with --top_k)."),
         "verify": (
@@ -126,6 +131,7 @@ def export(values: flags.FlagValues) -> None:
         calibration=calibration,
         evaluation=evaluation,
         warmup_batch_sizes=warmup_batch_sizes,
+        batch_sizes=_batch_sizes(source.task),
         formats=values.format,
         training=source.training,
         metrics=source.metrics,
@@ -190,27 +196,42 @@ def _recalibrated(source: Source, steps: int) -> Source:
     return source._replace(training=configuration, metrics=None)
 
 
-def _examples(task: tasks.Task | None, preprocessing: Preprocessing | None) -> Any:
+def _examples(task: tasks.Task | None, preprocessing: Preprocessor | None) -> Any:
     """Test images in the form in which the export takes them; None is noise."""
     if task is None:
         return None
-    return _fed(task, task.dataset.test, max(BATCH_SIZES), preprocessing)["image"]
+    return _images(task, task.dataset.test, max(_batch_sizes(task)), preprocessing)
 
 
-def _fed(
-    task: tasks.Task, records: data.Records, count: int, preprocessing: Preprocessing | None
-) -> Mapping[str, np.ndarray]:
-    """The first examples of a split: as the network is fed, or with images as they are."""
-    count = min(count, len(records))
+def _batch_sizes(task: tasks.Task | None) -> Sequence[int]:
+    """Of the comparison: no more examples at once than an evaluation of the task can take.
+
+    Batches of 3 are always among them: one image, repeated, makes such a batch in any case.
+    """
+    limit = None if task is None else task.largest_evaluation_batch
+    return [size for size in BATCH_SIZES if limit is None or size <= max(limit, 3)]
+
+
+def _images(
+    task: tasks.Task, records: data.Records, count: int, preprocessing: Preprocessor | None
+) -> np.ndarray:
+    """The first images of a split: as the network is fed, or as they are."""
+    if preprocessing is None:
+        return _fed(task, records, count)["image"]
+    if task.serving().preprocessing is None:
+        return task.dataset.first_images(records, min(count, len(records)))
+    return task.dataset.first_whole_images(records, count)
+
+
+def _fed(task: tasks.Task, records: data.Records, count: int) -> Mapping[str, np.ndarray]:
+    """The first examples of a split as the network is fed, as many as fit a batch."""
+    count = min(count, len(records), task.largest_evaluation_batch or count)
     batch = next(iter(of_evaluation(task, records, count)))
-    found = {name: x.numpy() for name, x in batch.items()}
-    if preprocessing:
-        found["image"] = task.dataset.first_images(records, count)
-    return found
+    return {name: x.numpy() for name, x in batch.items()}
 
 
 def _quantizing(
-    values: flags.FlagValues, task: tasks.Task | None, preprocessing: Preprocessing | None
+    values: flags.FlagValues, task: tasks.Task | None, preprocessing: Preprocessor | None
 ) -> tuple[Any, Any]:
     """Inputs for calibration, and labelled ones for the drop in accuracy; None if unknown."""
     if values.quantize is None:
@@ -221,12 +242,12 @@ def _quantizing(
     if task is None:
         return calibration, None
     if calibration is None:
-        train = task.dataset.train
-        calibration = _fed(task, train, _CALIBRATION_EXAMPLES, preprocessing)["image"]
-    labelled = _fed(task, task.dataset.test, _EVALUATION_EXAMPLES, preprocessing)
+        calibration = _images(task, task.dataset.train, _CALIBRATION_EXAMPLES, preprocessing)
+    labelled = _fed(task, task.dataset.test, _EVALUATION_EXAMPLES)
     if "label" not in labelled:
         return calibration, None
-    return calibration, (labelled["image"], labelled["label"])
+    images = _images(task, task.dataset.test, _EVALUATION_EXAMPLES, preprocessing)
+    return calibration, (images, labelled["label"])
 
 
 def _array(path: Path) -> np.ndarray:
@@ -238,7 +259,10 @@ def _array(path: Path) -> np.ndarray:
         ) from error
 
 
-def _preprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Preprocessing | None:
+def _preprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Preprocessor | None:
+    own = None if task is None else task.serving().preprocessing
+    if own is not None:
+        return _preprocessing_of_task(values, own)
     given = [name for name in ("resize", "mean", "std") if getattr(values, name)]
     if not values.uint8_images:
         if given:
@@ -255,7 +279,24 @@ def _preprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Preproc
     return Preprocessing(mean, std, values.resize)
 
 
-def _postprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Postprocessing | None:
+def _preprocessing_of_task(values: flags.FlagValues, own: Preprocessor) -> Preprocessor | None:
+    """What the task does, unless the network is wanted as it is: uint8 images of any size."""
+    for name in ("mean", "std"):
+        if getattr(values, name):
+            raise UserError(f"--{name} is known of this training run. Leave it out.")
+    return None if values.uint8_images is False else own
+
+
+def _postprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Postprocessor | None:
+    own = None if task is None else task.serving().postprocessing
+    if own is not None:
+        for name in ("top_k", "labels", "softmax"):
+            if getattr(values, name) is not None:
+                raise UserError(
+                    f"--{name} is for models that classify; an export of this training run "
+                    f"returns {own.to_dict()['returns']}. Leave --{name} out."
+                )
+        return None if values.uint8_images is False else own
     if values.labels and values.top_k is None:
         raise UserError("--labels is for --top_k, which is not given.")
     if values.top_k is None and not values.softmax:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfnorm.errors import RunError
-from tfnorm.export.distance import distance, largest
-from tfnorm.export.postprocessing import CLASSES, SCORES, Postprocessing
 from tfnorm.export.record import Batch
+from tfnorm.serving.distance import distance, largest
+from tfnorm.serving.interface import Error, Postprocessor
 
 Answers = Mapping[tuple[int, str], np.ndarray]  # by batch size and name of the output
 
@@ -22,7 +22,7 @@ def compare(
     batches: Sequence[Batch],
     answers: Answers,
     tolerance: float,
-    ranking: Postprocessing | None = None,
+    postprocessing: Postprocessor | None = None,
 ) -> float:
     """Compares answers with those of a model; what is not finite has to be the same.
 
@@ -31,8 +31,8 @@ def compare(
         batches: what the model answered.
         answers: to compare with it.
         tolerance: largest difference allowed, relative to the largest absolute value of an output;
-            of scores, relative to what `Postprocessing.scale` says.
-        ranking: what made scores of the model's output, if anything did.
+            with postprocessing, relative to what its `errors` say.
+        postprocessing: what made the answers of the model's outputs, if anything did.
 
     Returns:
         The largest relative difference over all batches and outputs.
@@ -48,16 +48,17 @@ def compare(
                 f"{what} has the outputs {outputs}; expected are {sorted(batch.outputs)}."
             )
         for name, expected in batch.outputs.items():
-            found = answers[batch.size, name]
-            if found.shape != expected.shape:
+            shape = answers[batch.size, name].shape
+            if shape != expected.shape:
                 raise RunError(
-                    f"{what} returns {name!r} in shape {found.shape} for a batch of "
+                    f"{what} returns {name!r} in shape {shape} for a batch of "
                     f"{batch.size}; expected is {expected.shape}."
                 )
-            if not found.size:
+        for name, error in _errors(batch, batches, answers, postprocessing).items():
+            difference = error.difference
+            if not difference.size:
                 continue
-            difference = _differences(name, batch, found, ranking)
-            scale = np.broadcast_to(_scale(name, batch, batches, ranking), difference.shape)
+            scale = np.broadcast_to(error.scale, difference.shape)
             # The same is the same at every scale, also where a score that is NaN has none.
             ratio = np.divide(
                 difference, scale, out=np.zeros_like(difference), where=difference != 0
@@ -74,20 +75,20 @@ def compare(
     return worst
 
 
-def _differences(
-    name: str, batch: Batch, found: np.ndarray, ranking: Postprocessing | None
-) -> np.ndarray:
-    if ranking is not None and name == CLASSES:
-        # Two classes change places where the score of each moves by half of their distance.
-        return ranking.misplaced(found, batch.scores) / 2
-    return distance(found, batch.outputs[name])
-
-
-def _scale(
-    name: str, batch: Batch, batches: Sequence[Batch], ranking: Postprocessing | None
-) -> np.ndarray | float:
-    if ranking is not None:
-        scores = batch.outputs[SCORES if name == CLASSES else name]
-        return ranking.scale(scores, max(b.largest for b in batches))
+def _errors(
+    batch: Batch,
+    batches: Sequence[Batch],
+    answers: Answers,
+    postprocessing: Postprocessor | None,
+) -> dict[str, Error]:
+    found = {name: answers[batch.size, name] for name in batch.outputs}
+    if postprocessing is not None:
+        of_model = max(b.largest for b in batches)
+        return postprocessing.errors(found, batch.outputs, batch.scores, of_model)
     # Where all of an output is zero, the export has to say so, to the same tolerance.
-    return max(largest(b.outputs[name]) for b in batches) or 1.0
+    return {
+        name: Error(
+            distance(found[name], expected), max(largest(b.outputs[name]) for b in batches) or 1.0
+        )
+        for name, expected in batch.outputs.items()
+    }

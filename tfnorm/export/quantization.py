@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from tfnorm.errors import RunError, UserError
 from tfnorm.export.compare import compare
-from tfnorm.export.postprocessing import CLASSES, Postprocessing
 from tfnorm.export.record import Batch, inputs_by_name
 from tfnorm.export.signature import Signature
 from tfnorm.export.verify import RUNTIMES, answers
+from tfnorm.serving.postprocessing import CLASSES, Postprocessing
 
 MODES = ("int8",)
 
@@ -227,7 +227,8 @@ class Labelled:
         specs = self._signature.inputs
         tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in specs]
         results = self._signature.run(lambda x: model(x, training=False), tensors)
-        return [(name, y.numpy()) for name, y in self._signature.outputs(results).items()]
+        outputs = self._signature.outputs(results, tensors)
+        return [(name, y.numpy()) for name, y in outputs.items()]
 
     def accuracy(self, found: Mapping[tuple[str, str], np.ndarray]) -> float:
         """The fraction that answers classify rightly."""

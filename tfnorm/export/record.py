@@ -1,7 +1,7 @@
 """What a model answers on some batches, by the names of the inputs and outputs of its export."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.export.distance import distance, largest
 from tfnorm.export.signature import Signature
+from tfnorm.serving.distance import distance, largest
 
 BATCH_SIZES = (1, 3, 32)
 _FREE_SIZE = 32  # of a dimension that the model leaves open, and its multiples
@@ -25,17 +25,19 @@ class Batch:
         inputs: arrays by the names of the inputs.
         outputs: arrays by the names of the outputs, numbers in float64.
         largest: finite absolute value in what the model itself returned.
-        scores: of all classes, where postprocessing made them of that.
+        scores: what postprocessing chose from, as its `scores` returned it.
         response: the largest change of what the model itself returned, relative to `largest`, when
             each of its inputs moves by one unit in the last place of float32.
+        before: what the model itself returned, by name, where postprocessing follows.
     """
 
     size: int
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
     largest: float
-    scores: np.ndarray | None = None
+    scores: Any = None
     response: float = 0.0
+    before: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def example_inputs(
@@ -81,21 +83,41 @@ def inputs_by_name(signature: Signature, examples: Any) -> dict[str, np.ndarray]
     return dict(zip(names, _checked(signature, examples)))
 
 
-def record(model: keras.Model, signature: Signature, examples: Any = None) -> list[Batch]:
+def record(
+    model: keras.Model,
+    signature: Signature,
+    examples: Any = None,
+    sizes: Sequence[int] = BATCH_SIZES,
+) -> list[Batch]:
     """Runs the model in inference mode, with what is around it in its export, on several batches.
 
     Args:
         model: a functional or Sequential model.
         signature: of its export.
         examples: as `example_inputs` takes them.
+        sizes: of the batches.
 
     Raises:
         UserError: if the examples do not fit the inputs, or the model cannot be run on them.
     """
     return [
         _run(model, signature, size, inputs)
-        for size, inputs in example_inputs(signature, examples).items()
+        for size, inputs in example_inputs(signature, examples, sizes).items()
     ]
+
+
+def before_postprocessing(
+    model: keras.Model, signature: Signature, batches: Sequence[Batch]
+) -> dict[tuple[int, str], np.ndarray]:
+    """What a model returns itself on recorded batches, by their size and name of the output."""
+    found = {}
+    for batch in batches:
+        with tf.device("CPU:0"):
+            results = signature.run(
+                lambda x: model(x, training=False), _tensors(signature, batch.inputs)
+            )
+        found |= {(batch.size, name): _plain(y) for name, y in signature.named(results).items()}
+    return found
 
 
 def _run(
@@ -103,24 +125,36 @@ def _run(
 ) -> Batch:
     try:
         with tf.device("CPU:0"):  # as in the verification: a GPU may round far more coarsely
-            tensors = [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
+            tensors = _tensors(signature, inputs)
             results = signature.run(lambda x: model(x, training=False), tensors)
             moved = signature.run(
                 lambda x: model(keras.tree.map_structure(_moved, x), training=False), tensors
             )
+            outputs = signature.outputs(results, tensors)
+            scores = signature.scores(results, tensors)
     except Exception as error:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise UserError(
             f"The model {model.name!r} cannot be run on inputs of shape {shapes}: {error} "
             "Give examples=, inputs that it can be run on."
         ) from error
-    outputs = {name: _plain(y) for name, y in signature.outputs(results).items()}
     numbers = [(_plain(y), _plain(z)) for y, z in zip(results, moved)]
     scale = max(largest(y) for y, _ in numbers)
     change = max(largest(distance(z, y)) for y, z in numbers)
-    ranking = signature.postprocessing
-    scores = None if ranking is None else _plain(ranking.scores(results[0]))
-    return Batch(size, inputs, outputs, scale, scores, change / (scale or 1.0))
+    before = {} if signature.postprocessing is None else signature.named([y for y, _ in numbers])
+    return Batch(
+        size,
+        inputs,
+        {name: _plain(y) for name, y in outputs.items()},
+        scale,
+        None if scores is None else keras.tree.map_structure(_plain, scores),
+        change / (scale or 1.0),
+        before,
+    )
+
+
+def _tensors(signature: Signature, inputs: Mapping[str, np.ndarray]) -> list[tf.Tensor]:
+    return [tf.cast(inputs[spec.name], spec.dtype) for spec in signature.inputs]
 
 
 def _moved(x: tf.Tensor) -> tf.Tensor:

@@ -15,8 +15,6 @@ from tfnorm.export.compare import answers_of, compare
 from tfnorm.export.fold import fold
 from tfnorm.export.formats import FORMATS, check_formats, convert
 from tfnorm.export.model_card import model_card, write_model_card
-from tfnorm.export.postprocessing import Postprocessing
-from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.export.quantization import (
     KERAS_TOLERANCE,
     TOLERANCE,
@@ -27,7 +25,7 @@ from tfnorm.export.quantization import (
     measure,
     quantize_by_keras,
 )
-from tfnorm.export.record import example_inputs, record
+from tfnorm.export.record import BATCH_SIZES, Batch, before_postprocessing, example_inputs, record
 from tfnorm.export.report import Report
 from tfnorm.export.signature import Signature
 from tfnorm.export.verify import Verification, default_tolerance, verify_export
@@ -42,6 +40,7 @@ from tfnorm.export.writing import (
     write_saved_model,
 )
 from tfnorm.graph import build, inline, read
+from tfnorm.serving import Postprocessor, Preprocessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +69,14 @@ def export_saved_model(
     verify: bool = True,
     examples: Any = None,
     tolerance: float | None = None,
-    preprocessing: Preprocessing | None = None,
-    postprocessing: Postprocessing | None = None,
+    preprocessing: Preprocessor | None = None,
+    postprocessing: Postprocessor | None = None,
     weights_dtype: str | None = None,
     quantize: str | None = None,
     calibration: Any = None,
     evaluation: tuple[Any, Any] | None = None,
     warmup_batch_sizes: Sequence[int] = (),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     formats: Sequence[str] = ("saved_model",),
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -98,8 +98,9 @@ def export_saved_model(
         tolerance: largest difference allowed, relative to an output's largest value. By default
             1e-5; more where a layer computes in float16 or bfloat16, or where the model itself
             multiplies rounding errors (see `verify.default_tolerance`).
-        preprocessing: makes the export take uint8 images.
-        postprocessing: makes the export return probabilities, or the best classes by name.
+        preprocessing: makes the export take uint8 images, as one of `tfnorm.serving` does.
+        postprocessing: makes the export return probabilities, or the best classes by name, or what
+            else one of `tfnorm.serving` does.
         weights_dtype: "float16" or "bfloat16" rounds the kernels, and stores those of the
             SavedModel in half the bytes. What is computed in stays the same. Rounding alone may
             move the outputs by ten times the resolution of this dtype, or by `tolerance`.
@@ -113,6 +114,7 @@ def export_saved_model(
             in accuracy is measured.
         warmup_batch_sizes: of requests that TensorFlow Serving answers to itself on loading the
             model, before the first client waits for it. By default there are none.
+        batch_sizes: of the comparison, where the model leaves the size open.
         formats: of "saved_model", "litert" (model.tflite) and "onnx" (model.onnx), side by side.
         training: configuration of the training run, for the card.
         metrics: what the training came to, for the card.
@@ -131,10 +133,12 @@ def export_saved_model(
         raise UserError(f"Batches of warm-up must be 1 or more, received {warmup_batch_sizes}.")
     signature = Signature(model, preprocessing, postprocessing)
     warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
-    batches = record(model, signature, examples) if verify else None
+    batches = record(model, signature, examples, batch_sizes) if verify else None
     folded, report = fold(model)
     report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
     given, moved = batches, None
+    if batches is not None and postprocessing is not None:
+        _compare_before_postprocessing(folded, signature, batches, tolerance)
     by_keras = quantize is not None and "saved_model" in formats
     labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
     scales = None
@@ -146,7 +150,7 @@ def export_saved_model(
         quantize_by_keras(folded, quantize)
     if batches is not None and (weights_dtype is not None or by_keras):
         allowed = TOLERANCE if by_keras else default_tolerance(model, given, weights_dtype)
-        batches = record(folded, signature, examples)
+        batches = record(folded, signature, examples, batch_sizes)
         moved = compare(
             f"The model with weights in {weights_dtype or quantize}",
             given,
@@ -210,6 +214,18 @@ def export_saved_model(
         write_model_card(extra, card, report)
         path = place()
     return ExportResult(path, int(path.name), report, verification, quantization)
+
+
+def _compare_before_postprocessing(
+    folded: keras.Model, signature: Signature, batches: Sequence[Batch], tolerance: float | None
+) -> None:
+    """Raises RunError if folding changes what postprocessing may hide, such as all but the best."""
+    compare(
+        "The folded model, before postprocessing,",
+        [dataclasses.replace(batch, outputs=batch.before) for batch in batches],
+        before_postprocessing(folded, signature, batches),
+        default_tolerance(folded, batches) if tolerance is None else tolerance,
+    )
 
 
 def _notes(signature: Signature) -> list[str]:

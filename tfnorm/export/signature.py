@@ -1,15 +1,15 @@
 """The signature serving_default: what an export takes and returns, by name."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfnorm.errors import RunError, UserError
 from tfnorm.export.naming import input_names, output_names, renamed_inputs
-from tfnorm.export.postprocessing import Postprocessing
-from tfnorm.export.preprocessing import Preprocessing
 from tfnorm.graph import function_of
+from tfnorm.serving import Postprocessor, Preprocessor
 
 NAME = "serving_default"
 
@@ -28,8 +28,8 @@ class Signature:
     def __init__(
         self,
         model: keras.Model,
-        preprocessing: Preprocessing | None = None,
-        postprocessing: Postprocessing | None = None,
+        preprocessing: Preprocessor | None = None,
+        postprocessing: Postprocessor | None = None,
     ) -> None:
         self.preprocessing, self.postprocessing = preprocessing, postprocessing
         self.structure = function_of(model).input
@@ -48,7 +48,7 @@ class Signature:
                 )
             self.inputs = [preprocessing.spec(self._fed[0])]
         if postprocessing is not None:
-            postprocessing.check(keras.tree.flatten(function_of(model).output))
+            postprocessing.check(self.named(keras.tree.flatten(function_of(model).output)))
 
     def run(self, model: Callable, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The outputs of a model, in flat order, for what the export takes."""
@@ -57,11 +57,29 @@ class Signature:
         results = model(keras.tree.pack_sequence_as(self.structure, tensors))
         return keras.tree.flatten(results)
 
-    def outputs(self, results: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The outputs of the export for those of the model."""
-        if self.postprocessing is not None:
-            return self.postprocessing(results[0])
+    def named(self, results: Sequence[Any]) -> dict[str, Any]:
+        """The outputs of the model by name."""
         named = dict(zip(self._output_names, results, strict=True))
         if len(named) < len(results):  # else the verification would lose what the export loses
             raise RunError(f"Two of the {len(results)} outputs have one name: {self._output_names}")
         return named
+
+    def outputs(
+        self, results: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor] = ()
+    ) -> dict[str, tf.Tensor]:
+        """The outputs of the export for those of the model, and what the export was sent."""
+        named = self.named(results)
+        if self.postprocessing is None:
+            return named
+        return self.postprocessing(named, _only(tensors))
+
+    def scores(self, results: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]) -> Any:
+        """What postprocessing chooses from; None without it."""
+        if self.postprocessing is None:
+            return None
+        return self.postprocessing.scores(self.named(results), _only(tensors))
+
+
+def _only(tensors: Sequence[tf.Tensor]) -> tf.Tensor | None:
+    """The tensor, if there is just one."""
+    return tensors[0] if len(tensors) == 1 else None

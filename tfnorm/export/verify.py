@@ -16,8 +16,8 @@ import numpy as np
 from tfnorm.errors import RunError
 from tfnorm.export import precision
 from tfnorm.export.compare import compare
-from tfnorm.export.postprocessing import Postprocessing
 from tfnorm.export.record import Batch
+from tfnorm.serving import Postprocessor
 
 # Modules of runtimes/, and what they run an export with.
 RUNTIMES = {
@@ -41,8 +41,8 @@ class Verification:
         runtimes: what ran the export, keys of RUNTIMES.
         batch_sizes: of the batches that were compared.
         difference: the largest |export − model| over all outputs, relative to the largest
-            absolute value of the output, or to what `Postprocessing.scale` says. The model is the
-            folded one with rounded weights, where these are stored in half the bytes.
+            absolute value of the output, or to what the `errors` of postprocessing say. The model
+            is the folded one with rounded weights, where these are stored in half the bytes.
         tolerance: what was allowed.
         rounding: the same difference between the model as it was given and with rounded weights.
     """
@@ -84,7 +84,7 @@ def verify_export(
     batches: Sequence[Batch],
     tolerance: float,
     runtimes: Sequence[str] = ("tensorflow_python", "tensorflow_c"),
-    ranking: Postprocessing | None = None,
+    postprocessing: Postprocessor | None = None,
 ) -> Verification:
     """Runs an export in new processes that cannot import tfnorm or Keras, and compares.
 
@@ -93,7 +93,7 @@ def verify_export(
         batches: what the model answered.
         tolerance: largest difference allowed, as `compare` takes it.
         runtimes: what to run it with, keys of RUNTIMES, each in its own process, at one time.
-        ranking: what made scores of the model's output, if anything did.
+        postprocessing: what made the answers of the model's outputs, if anything did.
 
     Raises:
         RunError: if an output differs by more, or the export cannot be loaded or run.
@@ -107,7 +107,7 @@ def verify_export(
             batches,
             {(int(key), name): value for (key, name), value in found.items()},
             tolerance,
-            ranking,
+            postprocessing,
         )
         for runtime, found in zip(runtimes, results)
     )

@@ -81,7 +81,7 @@ def answering_of(
         results = signature.run(
             lambda x: folded.stateless_call(trainable, fixed, x, training=False)[0], tensors
         )
-        return signature.outputs(results)
+        return signature.outputs(results, tensors)
 
     module = tf.Module()
     module.variables_ = list(answer.get_concrete_function().graph.variables)

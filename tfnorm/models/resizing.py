@@ -33,11 +33,12 @@ class ResizeLike(keras.layers.Layer):
         """The first of the inputs, at the size of the second."""
         x, like = inputs
         size, new = _size(x), _size(like)
-        if size == new:
+        is_known = all(isinstance(n, int) for n in (*size, *new))
+        if is_known and size == new:
             return x
         if self.interpolation == "bilinear":
             return tf.cast(tf.image.resize(x, new), x.dtype)
-        if all(isinstance(n, int) for n in (*size, *new)) and new == tuple(2 * n for n in size):
+        if is_known and new == tuple(2 * n for n in size):
             return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
         for axis, (old, count) in enumerate(zip(size, new), 1):
             x = tf.gather(x, tf.range(count) * old // count, axis=axis)

@@ -1,5 +1,7 @@
 """Detection: boxes with a class each; focal loss, COCO's average precision."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,8 @@ from tfnorm import boxes, models
 from tfnorm.data import Dataset, Example, Transform, augmentation, decoding, transforms
 from tfnorm.data.records import compose
 from tfnorm.layers.norms import Normalizer
+from tfnorm.serving import Canvas, DetectionPostprocessing, Preprocessing
+from tfnorm.serving.canvas import boxes_of_images
 from tfnorm.tasks import building
 from tfnorm.tasks.average_precision import AveragePrecision
 from tfnorm.tasks.task import ByClass, Defaults, Serving, Settings
@@ -45,12 +49,17 @@ class Detection:
         standardize = building.standardization(self._settings, self.dataset)
         dataset = self.dataset
         height, width, channels = dataset.image_shape
-        fill = tuple(255 * dataset.mean)
+        fill = self._fill
         whole = transforms.ResizeWithPadding((height, width), channels, fill)
         if not training:
             return compose(transforms.each(_keep_truth, whole), standardize)
         augment = augmentation.get_with_targets(self._settings.augment, dataset.image_shape, fill)
         return compose(augment.sizing or transforms.each(whole), standardize)
+
+    @property
+    def _fill(self) -> tuple[float, ...]:
+        """The pixel value around images on a canvas."""
+        return tuple(255 * self.dataset.mean)
 
     def build_model(
         self,
@@ -103,14 +112,8 @@ class Detection:
     def _detected(self, outputs: dict[str, tf.Tensor], batch: Example) -> dict[str, tf.Tensor]:
         found = self.detections(outputs, self._anchors_of(batch))
         _, height, width, _ = batch["image"].shape
-        size = tf.cast(batch["size"], tf.float32)
-        # As `tfnorm.data.transforms.ResizeWithPadding` rounds it.
-        factor = tf.reduce_min(tf.constant([height, width], tf.float32) / size, -1, keepdims=True)
-        scale = tf.maximum(tf.round(size * factor), 1) / size
-        limits = tf.tile(size, [1, 2])[:, None]
-        located = found.boxes / tf.tile(scale, [1, 2])[:, None]
         return {
-            "boxes": tf.minimum(tf.maximum(located, 0), limits),
+            "boxes": boxes_of_images(found.boxes, batch["size"], (height, width)),
             "scores": found.scores,
             "classes": found.classes,
             "count": found.count,
@@ -127,8 +130,14 @@ class Detection:
         )
 
     def serving(self) -> Serving:
-        """Standardized images, named classes."""
-        return building.serving(self._settings, self.dataset, self.dataset.label_names)
+        """Images of any size, onto the canvas; boxes in their pixels, named classes."""
+        canvas, names = self.dataset.image_shape[:2], self.dataset.label_names
+        own = building.serving(self._settings, self.dataset, names)
+        return dataclasses.replace(
+            own,
+            preprocessing=Canvas(Preprocessing(own.mean, own.std), canvas, self._fill),
+            postprocessing=DetectionPostprocessing(self._anchors, canvas, names),
+        )
 
 
 def _keep_truth(example: Example, seed: tf.Tensor) -> Example:

@@ -1,5 +1,7 @@
 """Semantic segmentation: a class a pixel; cross-entropy, mean intersection over union."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,7 @@ from tfnorm.data import Dataset, Example, Transform, augmentation, transforms
 from tfnorm.data.example import IGNORED
 from tfnorm.data.records import compose
 from tfnorm.layers.norms import Normalizer
+from tfnorm.serving import ClassMap, Preprocessing
 from tfnorm.tasks import building
 from tfnorm.tasks.confusion import confusion_matrix, intersection_over_union
 from tfnorm.tasks.task import ByClass, Defaults, Serving, Settings
@@ -97,5 +100,11 @@ class Segmentation:
         return None
 
     def serving(self) -> Serving:
-        """Standardized images of any size, named classes."""
-        return building.serving(self._settings, self.dataset, self.dataset.mask_classes.names)
+        """Images of any size, whole; a class for each pixel."""
+        names = self.dataset.mask_classes.names
+        own = building.serving(self._settings, self.dataset, names)
+        return dataclasses.replace(
+            own,
+            preprocessing=Preprocessing(own.mean, own.std),
+            postprocessing=ClassMap(names),
+        )

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfnorm.data import Dataset, Example, Transform
 from tfnorm.layers.norms import Normalizer
+from tfnorm.serving import Postprocessor, Preprocessor
 
 
 class Settings(Protocol):
@@ -97,11 +98,15 @@ class Serving:
         mean: The network is fed (pixel / 255 − mean) / std, for each channel.
         std: As above.
         label_names: One name a class.
+        preprocessing: What an export makes of uint8 images; None leaves it to who exports.
+        postprocessing: What an export returns; None in the same way.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
     label_names: Sequence[str]
+    preprocessing: Preprocessor | None = None
+    postprocessing: Postprocessor | None = None
 
 
 class Task(Protocol):

@@ -1,7 +1,7 @@
 """The scores of a classifier to what a client wants: probabilities, or the best classes by name."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.export.distance import distance
+from tfnorm.serving.distance import distance
+from tfnorm.serving.interface import Arrays, Error
 
 PROBABILITIES, SCORES, CLASSES = "probabilities", "scores", "classes"
 
@@ -49,15 +50,16 @@ class Postprocessing:
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k must be 1 or more, received {self.top_k}.")
 
-    def check(self, outputs: Sequence[keras.KerasTensor]) -> None:
+    def check(self, outputs: Mapping[str, keras.KerasTensor]) -> None:
         """Raises UserError unless a model with these outputs is a classifier of such labels."""
-        shapes = [tuple(y.shape) for y in outputs]
+        shapes = [tuple(y.shape) for y in outputs.values()]
         if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] is None:
             raise UserError(
                 "Postprocessing needs a model with one output of shape [batch, classes]; this one "
                 f"has {', '.join(map(str, shapes))}."
             )
-        classes, operation = shapes[0][-1], outputs[0]._keras_history.operation
+        (output,) = outputs.values()
+        classes, operation = shapes[0][-1], output._keras_history.operation
         ends_in = getattr(operation, "activation", None)
         if self.softmax and (
             ends_in is keras.activations.softmax or isinstance(operation, keras.layers.Softmax)
@@ -72,20 +74,43 @@ class Postprocessing:
                 "Give one for each, in the order of the model's outputs."
             )
 
-    def scores(self, output: tf.Tensor) -> tf.Tensor:
+    def scores(
+        self, outputs: Mapping[str, tf.Tensor], images: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """The score of every class, in float32."""
+        del images
+        (output,) = outputs.values()
         output = tf.cast(output, tf.float32)
         return tf.nn.softmax(output) if self.softmax else output
 
-    def __call__(self, output: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(
+        self, outputs: Mapping[str, tf.Tensor], images: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         """The model's output to those of the export."""
-        scores = self.scores(output)
+        scores = self.scores(outputs, images)
         if self.top_k is None:
             return {PROBABILITIES: scores}
         best, indices = tf.math.top_k(scores, min(self.top_k, scores.shape[-1]))
         if self.label_names is not None:
             indices = tf.gather(tf.constant(self.label_names), indices)
         return {CLASSES: indices, SCORES: best}
+
+    def errors(
+        self, found: Arrays, expected: Arrays, scores: np.ndarray, largest: float
+    ) -> dict[str, Error]:
+        """Of scores, `distance` at their `scale`; of classes, half of what they are misplaced by.
+
+        Two classes change places where the score of each moves by half of their distance.
+        """
+        result = {}
+        for name, values in expected.items():
+            if name == CLASSES:
+                of_places = self.scale(expected[SCORES], largest)
+                result[name] = Error(self.misplaced(found[name], scores) / 2, of_places)
+            else:
+                apart = distance(found[name], values)
+                result[name] = Error(apart, self.scale(values, largest))
+        return result
 
     def scale(self, scores: np.ndarray, largest: float) -> np.ndarray:
         """What a difference of scores counts against.

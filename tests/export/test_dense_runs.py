@@ -1,0 +1,144 @@
+"""Exports of segmentation and detection runs: uint8 images of any size to classes or boxes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfnorm import tasks, training
+from tfnorm.export.__main__ import main
+
+MODELS = {"segmentation": "unet", "detection": "retinanet"}
+OPTIONS = {
+    "segmentation": {"head_width": 16},
+    "detection": {"min_level": 2, "max_level": 3, "head_width": 16, "head_convolutions": 1},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request, tmp_path_factory):
+    """Task, model and export of a run whose weights are random: (task, model, path, printed)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = training.Config(
+        task=request.param, model=MODELS[request.param], backbone="resnet8", width=16,
+        model_options=OPTIONS[request.param], norm="mabn", data_dir=str(folder / "data"),
+        train_examples=4, test_split="test[:3]", replica_batch_size=2, steps=1, warmup_epochs=0.0,
+        model_dir=str(folder / "run"), image_size="48,64",
+    )  # fmt: skip
+    training.train(config, validate=False)
+    load = training.load_run
+
+    def randomized(directory):
+        model, config, metrics = load(directory)
+        rng = np.random.default_rng(7)
+        for variable in model.variables:
+            if "moving" in variable.path or "gamma" in variable.path:
+                variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+            elif "predictions/bias" in variable.path:
+                variable.assign(rng.normal(-2, 1, variable.shape) * ("class" in variable.path))
+            elif "predictions/kernel" in variable.path:
+                variable.assign(rng.normal(0, 0.08, variable.shape))
+        return model, config, metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr(training, "load_run", randomized)
+        patch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
+        arguments = [f"--model_dir={config.model_dir}", f"--directory={folder / 'out'}"]
+        code = main(["export", *arguments])
+    assert code == 0
+    model = randomized(config.model_dir)[0]
+    return tasks.load(config), model, folder / "out" / "1", "\n".join(printed)
+
+
+def test_answers_as_an_evaluation_does(exported, rng):
+    task, model, path, _ = exported
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    channels = task.dataset.image_shape[-1]
+    for size in ((37, 90), (80, 31), (48, 64)):
+        images = rng.integers(256, size=(2, *size, channels), dtype=np.uint8)
+        answer = {name: y.numpy() for name, y in serve(image=tf.constant(images)).items()}
+        example = {
+            "image": tf.constant(images),
+            "mask": tf.zeros((2, *size), tf.int32),
+            "boxes": tf.zeros((2, 1, 4)),
+            "classes": tf.zeros((2, 1), tf.int32),
+        }
+        example = {name: example[name] for name in task.needed}
+        batch = task.transform(training=False)(example, tf.zeros((2, 2), tf.int64))
+        outputs = model(batch["image"], training=False)
+        if task.evaluator() is None:
+            assert set(answer) == {"classes"}
+            assert answer["classes"].shape == images.shape[:3]
+            assert answer["classes"].dtype == np.int32
+            assert len(np.unique(answer["classes"])) > 2
+            assert np.mean(answer["classes"] == np.argmax(outputs, -1)) > 0.999
+            continue
+        expected = task._detected(outputs, batch)
+        assert set(answer) == {"boxes", "classes", "scores", "count"}
+        assert answer["boxes"].shape == (2, 100, 4)
+        assert (answer["count"] > 3).all()
+        assert (answer["boxes"] <= [*size, *size]).all() and (answer["boxes"] >= 0).all()
+        assert answer["boxes"][..., 2].max() > 0.8 * size[0]
+        assert answer["boxes"][..., 3].max() > 0.8 * size[1]
+        np.testing.assert_array_equal(answer["count"], expected["count"])
+        np.testing.assert_array_equal(answer["classes"], expected["classes"])
+        np.testing.assert_allclose(answer["scores"], expected["scores"], atol=1e-4)
+        np.testing.assert_allclose(answer["boxes"], expected["boxes"], atol=0.02)
+
+
+def test_is_verified_and_has_no_normalizer_left(exported):
+    *_, printed = exported
+    ((folded, of),) = re.findall(r"(\d+) of (\d+) normalizers folded", printed)
+    assert folded == of and int(of) >= 9
+    assert (
+        "verified without tfnorm and Keras on batches of 1, 3 by tf.saved_model.load, "
+        "TensorFlow's C API: largest difference "
+    ) in printed
+
+
+def test_no_normalizer_is_in_the_graph(exported):
+    *_, path, _ = exported
+    graph = tf.saved_model.load(str(path)).signatures["serving_default"].graph.as_graph_def()
+    inner = (node for function in graph.library.function for node in function.node_def)
+    names = {node.op for node in (*graph.node, *inner)}
+    assert "Conv2D" in names
+    assert not names & {"Rsqrt", "FusedBatchNormV3", "Sqrt"}
+
+
+def test_the_card_says_what_it_is(exported):
+    task, _, path, _ = exported
+    card = json.loads((path / "assets.extra" / "model_card.json").read_text())
+    (image,) = card["signature"]["inputs"]
+    assert (image["dtype"], image["shape"][:3]) == ("uint8", [None] * 3)
+    text = (path / "assets.extra" / "model_card.md").read_text()
+    if task.evaluator() is None:
+        assert "| returns | the number of the class of each pixel, counted from 0 |" in text
+        assert card["postprocessing"]["label_names"] == list(task.dataset.mask_classes.names)
+    else:
+        assert "ymin, xmin, ymax, xmax in pixels of the image that was sent, best first" in text
+        assert card["postprocessing"]["label_names"] == list(task.dataset.label_names)
+        assert card["preprocessing"]["resize"].endswith("padded at bottom and right onto 48×64")
+
+
+def test_flags_of_classifiers_are_refused(exported, tmp_path, capsys):
+    task, _, path, _ = exported
+    run = f"--model_dir={path.parent.parent / 'run'}"
+    for flag in ("--top_k=3", "--nosoftmax", "--labels=labels.txt", "--mean=0.5"):
+        assert main(["export", run, f"--directory={tmp_path}", flag]) == 2
+        error = capsys.readouterr().err
+        name = flag.removeprefix("--no").removeprefix("--").partition("=")[0]
+        assert error.startswith(f"tfnorm: error: --{name} is ") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_network_itself_where_it_is_asked_for(exported, tmp_path):
+    task, model, path, _ = exported
+    run = f"--model_dir={path.parent.parent / 'run'}"
+    flags = ["--nouint8_images", "--noverify"]
+    assert main(["export", run, f"--directory={tmp_path}", *flags]) == 0
+    card = json.loads((tmp_path / "1/assets.extra/model_card.json").read_text())
+    assert card["preprocessing"] is None and card["postprocessing"] is None
+    assert card["signature"]["inputs"][0]["dtype"] == "float32"
