@@ -124,7 +124,7 @@ def test_the_card_says_what_it_is(exported):
 
 
 def test_flags_of_classifiers_are_refused(exported, tmp_path, capsys):
-    task, _, path, _ = exported
+    _, _, path, _ = exported
     run = f"--model_dir={path.parent.parent / 'run'}"
     for flag in ("--top_k=3", "--nosoftmax", "--labels=labels.txt", "--mean=0.5"):
         assert main(["export", run, f"--directory={tmp_path}", flag]) == 2
@@ -135,7 +135,7 @@ def test_flags_of_classifiers_are_refused(exported, tmp_path, capsys):
 
 
 def test_the_network_itself_where_it_is_asked_for(exported, tmp_path):
-    task, model, path, _ = exported
+    _, _, path, _ = exported
     run = f"--model_dir={path.parent.parent / 'run'}"
     flags = ["--nouint8_images", "--noverify"]
     assert main(["export", run, f"--directory={tmp_path}", *flags]) == 0

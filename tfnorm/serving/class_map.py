@@ -54,7 +54,7 @@ class ClassMap:
         Two classes change places where the logit of each moves by half of their distance.
         """
         classes = found[CLASSES]
-        exists = (classes >= 0) & (classes < scores.shape[-1])
+        exists = np.isin(classes, np.arange(scores.shape[-1]))
         columns = np.where(exists, classes, 0).astype(int)[..., None]
         given = np.take_along_axis(scores, columns, axis=-1)[..., 0]
         apart = np.where(exists, distance(given, np.max(scores, axis=-1)) / 2, np.inf)
