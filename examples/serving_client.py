@@ -4,17 +4,27 @@
     docker run -p 8501:8501 -v $PWD/served:/models/digits -e MODEL_NAME=digits tensorflow/serving
     python examples/serving_client.py --model=digits --digit=17
 
-It needs no TensorFlow; Pillow to read an image file, scikit-learn for --digit.
+Of a detector it prints the boxes, of a segmenter the share of each class; --draw=found.png draws
+them over the image:
+
+    python examples/serving_client.py --model=cells --image=cells.jpg --draw=found.png
+
+It needs no TensorFlow; Pillow to read or draw an image file, scikit-learn for --digit.
 """
 
 import argparse
+import colorsys
 import http.client
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIGNATURE = "serving_default"
 
@@ -78,17 +88,87 @@ def best(prediction: dict | list, count: int) -> list[tuple[Any, float]]:
     return sorted(enumerate(prediction), key=lambda pair: -pair[1])[:count]
 
 
+def is_detections(prediction: dict | list) -> bool:
+    """Whether a prediction is a detector's: boxes with classes, scores and their count."""
+    return isinstance(prediction, dict) and "boxes" in prediction
+
+
+def is_class_map(prediction: dict | list) -> bool:
+    """Whether a prediction is a segmenter's: rows of the numbers of classes."""
+    return isinstance(prediction, list) and np.ndim(prediction) == 2
+
+
+def lines(prediction: dict | list, count: int, names: Sequence[str]) -> list[str]:
+    """What to print of a prediction: the best, one a line."""
+    if is_detections(prediction):
+        found = detections(prediction, names)[:count]
+        places = ["\t".join(f"{x:.1f}" for x in box) for box, _, _, _ in found]
+        return [
+            f"{name}\t{score:.4f}\t{place}"
+            for (_, _, name, score), place in zip(found, places, strict=True)
+        ]
+    if is_class_map(prediction):
+        numbers, sizes = np.unique(prediction, return_counts=True)
+        shares = sorted(zip(sizes / sizes.sum(), numbers), reverse=True)[:count]
+        return [f"{name_of(number, names)}\t{share:.4f}" for share, number in shares]
+    return [f"{name}\t{score:.4f}" for name, score in best(prediction, count)]
+
+
+def detections(prediction: dict, names: Sequence[str]) -> list[tuple[list, int, str, float]]:
+    """Box, number and name of the class, and score of all that was found."""
+    rows = zip(prediction["boxes"], prediction["classes"], prediction["scores"], strict=True)
+    return [
+        (box, number, name_of(number, names), score)
+        for box, number, score in list(rows)[: prediction["count"]]
+    ]
+
+
+def name_of(number: int, names: Sequence[str]) -> str:
+    """The name of a class, or its number where that is not known."""
+    return names[number] if number < len(names) else str(number)
+
+
+def color(number: int) -> tuple[int, int, int]:
+    """One of each class, far from those of its neighbours."""
+    hue = number * 0.618 % 1  # the golden ratio leaves the same hue to no two of many classes
+    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
+
+
+def drawn(image: np.ndarray, prediction: dict | list, names: Sequence[str]) -> "Image.Image":
+    """The image in colours, and over it boxes with their classes and scores, or the class map."""
+    from PIL import Image, ImageDraw
+
+    pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if is_class_map(prediction):
+        numbers = np.array(prediction)
+        colors = np.array([color(number) for number in range(numbers.max() + 1)])
+        return Image.fromarray(np.uint8((pixels + colors[numbers].astype(float)) / 2))
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    for (top, left, bottom, right), number, name, score in detections(prediction, names)[::-1]:
+        draw.rectangle((left, top, right, bottom), outline=color(number))
+        draw.text((left + 2, top + 1), f"{name} {score:.2f}", fill=color(number))
+    return picture
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Sends one image and prints the best classes."""
+    """Sends one image, prints what the model finds in it and draws that, if it has a place."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="localhost:8501", help="host:port of the REST API")
     parser.add_argument("--model", required=True, help="MODEL_NAME of the server")
-    parser.add_argument("--count", type=int, default=5, help="how many classes to print")
+    parser.add_argument("--count", type=int, default=5, help="how many classes or boxes to print")
+    parser.add_argument("--draw", help="a PNG file to draw boxes or a map of classes into")
+    parser.add_argument("--labels", help="file with the names of the classes, one a line")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--image", help="an image file; by default random pixels are sent")
     choice.add_argument("--digit", type=int, help="number of one of scikit-learn's digits, from 0")
     arguments = parser.parse_args(argv)
     client = Client(arguments.server, arguments.model)
+    try:
+        path = arguments.labels
+        names = pathlib.Path(path).read_text("utf-8").splitlines() if path else []
+    except OSError as error:
+        sys.exit(f"--labels: {error}")
     try:
         dtype, (_, *shape) = client.input_spec()
         if dtype != "DT_UINT8":
@@ -100,8 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         (prediction,) = client.predict(image[None])
     except (OSError, http.client.HTTPException) as error:
         sys.exit(f"{arguments.model} at {arguments.server}: {error}")
-    for name, score in best(prediction, arguments.count):
-        print(f"{name}\t{score:.4f}")
+    print("\n".join(lines(prediction, arguments.count, names)))
+    if arguments.draw:
+        if not is_detections(prediction) and not is_class_map(prediction):
+            sys.exit("--draw is for detectors and segmenters; this model returns classes alone")
+        try:
+            drawn(image, prediction, names).save(arguments.draw, format="PNG")
+        except OSError as error:
+            sys.exit(f"--draw: {error}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfnorm.boxes import AnchorGrid
 from tfnorm.export import Postprocessing, Preprocessing, export_saved_model
+from tfnorm.serving import Canvas, ClassMap, DetectionPostprocessing
 
 PATH = pathlib.Path(__file__).parents[2] / "examples" / "serving_client.py"
 L = keras.layers
@@ -64,6 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def plain(row):
+    if not isinstance(row, list):
+        return row
     return [x.decode() if isinstance(x, bytes) else x for x in row]
 
 
@@ -72,8 +76,9 @@ def served(tmp_path, randomized_model):
     """Starts servers of exports; gives their address and the images they received."""
     servers = []
 
-    def start(**options):
-        path = export_saved_model(randomized_model, tmp_path, verify=False, **options).path
+    def start(model=None, **options):
+        model = model or randomized_model
+        path = export_saved_model(model, tmp_path / "export", verify=False, **options).path
         server = http.server.HTTPServer(("localhost", 0), Handler)
         server.serve = tf.saved_model.load(str(path)).signatures["serving_default"]
         server.received = []
@@ -161,6 +166,87 @@ def test_random_pixels(client, served, capsys):
     assert received[0].max() > 200
     names, _ = printed(capsys)
     assert len(names) == 2 and all(0 <= int(name) < 5 for name in names)
+
+
+def a_picture(rng, tmp_path):
+    image = rng.integers(256, size=(20, 30, 1), dtype=np.uint8)
+    (tmp_path / "image.png").write_bytes(tf.io.encode_png(image).numpy())
+    return image, f"--image={tmp_path / 'image.png'}"
+
+
+def read(path):
+    return tf.io.decode_png(path.read_bytes()).numpy().astype(int)
+
+
+def test_a_map_of_classes_is_drawn(client, served, randomized, rng, tmp_path, capsys):
+    x = keras.Input((None, None, 1), name="image")
+    model = randomized(keras.Model(x, L.Conv2D(3, 3, padding="same", name="logits")(x)))
+    image, sent = a_picture(rng, tmp_path)
+    server, _ = served(model, preprocessing=PIXELS, postprocessing=ClassMap(LABELS[:3]))
+    (tmp_path / "labels").write_text("\n".join(LABELS[:3]), encoding="utf-8")
+    arguments = [f"--labels={tmp_path / 'labels'}", f"--draw={tmp_path / 'out.png'}"]
+    client["main"]([server, "--model=digits", sent, *arguments])
+    names, shares = printed(capsys)
+    classes = np.argmax(model((image[None] / 255 - 0.3) / 0.4), -1)[0]
+    assert len(set(classes.ravel())) > 1
+    expected = {LABELS[i]: np.mean(classes == i) for i in set(classes.ravel())}
+    assert dict(zip(names, shares, strict=True)) == pytest.approx(expected, abs=1e-4)
+    assert shares == sorted(shares, reverse=True)
+    colors = np.array([client["color"](i) for i in range(3)])
+    assert len({tuple(x) for x in colors}) == 3
+    np.testing.assert_allclose(read(tmp_path / "out.png"), (image + colors[classes]) / 2, atol=1)
+
+
+def test_boxes_are_drawn(client, served, rng, tmp_path, capsys):
+    """A detector that finds one box on its canvas of 16×16, wherever it looks."""
+    anchors = AnchorGrid(2, 2)
+    number = 9 * 5  # the first anchor of the second cell of the second row: 11×22 around (6, 6)
+    flat = np.full((144, 2), -20.0)
+    flat[number, 1] = 3.0
+    x = keras.Input((16, 16, 1), name="image")
+    logits = L.Dense(288, kernel_initializer="zeros", name="logits")
+    deltas = L.Dense(576, kernel_initializer="zeros", name="deltas")
+    outputs = {
+        "class_logits": L.Reshape((144, 2))(logits(L.Flatten()(x))),
+        "box_deltas": L.Reshape((144, 4))(deltas(L.Flatten()(x))),
+    }
+    logits.bias.assign(flat.ravel())
+    shrunk = np.zeros((144, 4))
+    shrunk[number, 2:] = np.log(0.4)
+    deltas.bias.assign(shrunk.ravel())
+    server, _ = served(
+        keras.Model(x, outputs),
+        preprocessing=Canvas(PIXELS, (16, 16), (0.0,)),
+        postprocessing=DetectionPostprocessing(anchors, (16, 16), LABELS[:2]),
+    )
+    image, sent = a_picture(rng, tmp_path)
+    client["main"]([server, "--model=digits", sent, f"--draw={tmp_path / 'out.png'}"])
+    ((name, score, *box),) = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert (name, score) == ("1", f"{1 / (1 + np.exp(-3)):.4f}")
+    # The image of 20×30 was brought to 11×16.
+    sides = np.array([16 * 0.5**0.5, 16 * 2**0.5]) * 0.4
+    canvas = np.array([*(6 - sides / 2), *(6 + sides / 2)])
+    np.testing.assert_allclose(
+        np.float64(box), canvas * [20 / 11, 30 / 16, 20 / 11, 30 / 16], atol=0.06
+    )
+    found = read(tmp_path / "out.png")
+    assert found.shape == (20, 30, 3)
+    _, left, bottom, right = np.float64(box)
+    is_border = np.all(found == client["color"](1), -1)
+    rows, columns = np.nonzero(is_border)
+    assert abs(rows.max() - bottom) <= 1 and abs(columns.min() - left) <= 1
+    assert is_border[round(bottom), round(left) + 1 : round(right)].mean() > 0.8
+    is_image = np.all(found == image, -1)
+    assert is_image[:, : int(left)].all() and not is_image.all()
+
+
+def test_nothing_to_draw(client, served, tmp_path):
+    server, _ = served(preprocessing=PIXELS, postprocessing=Postprocessing())
+    with pytest.raises(SystemExit, match=r"^--draw is for detectors and segmenters; this model"):
+        client["main"]([server, "--model=digits", f"--draw={tmp_path / 'out.png'}"])
+    assert not (tmp_path / "out.png").exists()
+    with pytest.raises(SystemExit, match=r"^--labels: .*No such file"):
+        client["main"]([server, "--model=digits", f"--labels={tmp_path / 'none'}"])
 
 
 def test_what_goes_wrong(client, served, capsys):
