@@ -3,12 +3,16 @@
 import json
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfnorm import tasks, training
+from tfnorm.errors import RunError
+from tfnorm.export import saved_model
 from tfnorm.export.__main__ import main
+from tfnorm.serving import ClassMap
 
 MODELS = {"segmentation": "unet", "detection": "retinanet"}
 OPTIONS = {
@@ -142,3 +146,26 @@ def test_the_network_itself_where_it_is_asked_for(exported, tmp_path):
     card = json.loads((tmp_path / "1/assets.extra/model_card.json").read_text())
     assert card["preprocessing"] is None and card["postprocessing"] is None
     assert card["signature"]["inputs"][0]["dtype"] == "float32"
+
+
+def test_what_postprocessing_hides_is_compared(randomized, monkeypatch, tmp_path):
+    """Logits of a twentieth more: every pixel keeps its class."""
+    x = keras.Input((None, None, 3), name="image")
+    model = randomized(keras.Model(x, keras.layers.Conv2D(3, 1, name="logits")(x)))
+    fold = saved_model.fold
+
+    def wrong(model):
+        folded, report = fold(model)
+        for variable in folded.variables:
+            variable.assign(1.05 * variable)
+        return folded, report
+
+    options = {"postprocessing": ClassMap("abc"), "batch_sizes": [1]}
+    right = saved_model.export_saved_model(model, tmp_path / "right", **options)
+    assert right.verification.difference < 1e-5
+    monkeypatch.setattr(saved_model, "fold", wrong)
+    with pytest.raises(RunError) as error:
+        saved_model.export_saved_model(model, tmp_path / "wrong", **options)
+    start = "The folded model, before postprocessing, differs from the model: output 'logits', "
+    assert str(error.value).startswith(start)
+    assert not list((tmp_path / "wrong").glob("*"))

@@ -136,9 +136,9 @@ def export_saved_model(
     batches = record(model, signature, examples, batch_sizes) if verify else None
     folded, report = fold(model)
     report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
-    given, moved = batches, None
+    given, moved, before = batches, None, 0.0
     if batches is not None and postprocessing is not None:
-        _compare_before_postprocessing(folded, signature, batches, tolerance)
+        before = _compare_before_postprocessing(folded, signature, batches, tolerance)
     by_keras = quantize is not None and "saved_model" in formats
     labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
     scales = None
@@ -191,6 +191,9 @@ def export_saved_model(
                 [runtime for name in formats for runtime in FORMATS[name].runtimes],
                 postprocessing,
             )
+            verification = dataclasses.replace(
+                verification, difference=max(verification.difference, before)
+            )
             if weights_dtype is not None:
                 verification = dataclasses.replace(verification, rounding=moved)
         if given is not None and quantize is not None:
@@ -218,9 +221,13 @@ def export_saved_model(
 
 def _compare_before_postprocessing(
     folded: keras.Model, signature: Signature, batches: Sequence[Batch], tolerance: float | None
-) -> None:
-    """Raises RunError if folding changes what postprocessing may hide, such as all but the best."""
-    compare(
+) -> float:
+    """What folding changes, where postprocessing may hide it, such as all but the best class.
+
+    Raises:
+        RunError: if that is more than the tolerance.
+    """
+    return compare(
         "The folded model, before postprocessing,",
         [dataclasses.replace(batch, outputs=batch.before) for batch in batches],
         before_postprocessing(folded, signature, batches),

@@ -41,8 +41,9 @@ class Verification:
         runtimes: what ran the export, keys of RUNTIMES.
         batch_sizes: of the batches that were compared.
         difference: the largest |export − model| over all outputs, relative to the largest
-            absolute value of the output, or to what the `errors` of postprocessing say. The model
-            is the folded one with rounded weights, where these are stored in half the bytes.
+            absolute value of the output, or to what the `errors` of postprocessing say; also that
+            of the folded model before postprocessing. The model is the folded one with rounded
+            weights, where these are stored in half the bytes.
         tolerance: what was allowed.
         rounding: the same difference between the model as it was given and with rounded weights.
     """
