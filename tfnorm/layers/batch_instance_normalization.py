@@ -38,9 +38,7 @@ class BatchInstanceNormalization(OfExamples, ChannelNormalization):
     Networks", 2018, equation 3. The moving variance is biased, as everywhere here; in the official
     code it is Bessel's. The paper trains ρ with ten times the learning rate.
 
-    Args:
-        *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
-        **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`.
+    Its arguments are those of `ChannelNormalization` and of `keras.layers.Layer`.
     """
 
     def build_state(self) -> None:

@@ -32,9 +32,7 @@ class SwitchableNormalization(OfExamples, ChannelNormalization):
     equations 3 to 5. As in the official code the instances' variance is Bessel's, and those of
     layer and batch follow from it.
 
-    Args:
-        *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
-        **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`.
+    Its arguments are those of `ChannelNormalization` and of `keras.layers.Layer`.
     """
 
     def build_state(self) -> None:
