@@ -15,6 +15,13 @@ setup(
     long_description_content_type="text/markdown",
     author="The tfnorm Authors",
     license="Apache-2.0",
+    url="https://github.com/tfnorm/tfnorm",
+    project_urls={
+        "Documentation": "https://tfnorm.github.io/tfnorm",
+        "Source": "https://github.com/tfnorm/tfnorm",
+        "Issues": "https://github.com/tfnorm/tfnorm/issues",
+        "Changelog": "https://github.com/tfnorm/tfnorm/blob/main/CHANGELOG.md",
+    },
     license_files=["LICENSE"],
     keywords=[
         "batch normalization",

@@ -70,3 +70,15 @@ def test_constraints_pin_every_requirement():
     stated = re.findall(r'"([a-z-]+)>=', (ROOT / "setup.py").read_text())
     assert len(stated) > 10
     assert set(stated) <= pinned
+
+
+def test_metadata_says_who_made_it_and_under_which_licence(wheel):
+    text = metadata(wheel, "METADATA")
+    for line in (
+        "License: Apache-2.0",
+        "License-File: LICENSE",
+        "Author: The tfnorm Authors",
+        "Description-Content-Type: text/markdown",
+    ):
+        assert f"\n{line}\n" in text, f"METADATA lacks {line!r}"
+    assert text.count("\nProject-URL: ") >= 3 and "\n# tfnorm\n" in text

@@ -96,13 +96,29 @@ def test_layers_are_compared_in_training_at_inference_and_compiled(monkeypatch, 
     assert layer_benchmark.main(["layers", "--rounds=2", output]) == 0
     records = json.loads((tmp_path / "layers.json").read_text())
     trained, served, convolved, compiled, both = (record["figures"] for record in records)
-    alone = {"Keras BN", "Keras BN again", "bn", "brn", "mabn", "bkn"}
+    alone = {
+        "Keras BN",
+        "Keras BN again",
+        "bn",
+        "brn",
+        "mabn",
+        "bkn",
+        "on",
+        "evalnorm",
+        "sn",
+        "bin",
+    }
     assert {*alone, "bkn, 16 groups", "Keras GN", "copy of x"} <= set(trained)
     assert set(served) == {*alone, "copy of x"}
     assert set(compiled) == alone
     for figures in (convolved, both):
-        names = ["convolution, Keras BN", "convolution, Keras BN again", "cbn"]
-        assert list(figures) == names
+        assert list(figures) == [
+            "convolution, Keras BN",
+            "convolution, Keras BN again",
+            "cbn",
+            "standardized convolution, Keras BN",
+            "gn_ws",
+        ]
         assert figures["convolution, Keras BN"]["ratio"] == 1
     copy = trained["copy of x"]["milliseconds"]
     assert records[0]["limit_milliseconds"] == pytest.approx(2.5 * copy)

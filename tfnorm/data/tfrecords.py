@@ -8,7 +8,7 @@ its offset, by TensorFlow's own reader, which checks the checksums of length and
 The alternatives, and why not. TFDS can convert a data set to ArrayRecord, which carries its own
 index; that rewrites all of it (150 GB for ImageNet), needs room for a second copy, and the order of
 records changes. Reading the bytes in Python (`tf.numpy_function` with `os.pread`) takes twice as
-long for small records (0.30 against 0.14 ms on two cores), because all threads queue up for
+long for small records, because all threads queue up for
 Python's global lock, and does not read from buckets.
 """
 

@@ -38,6 +38,11 @@ class BatchInstanceNormalization(OfExamples, ChannelNormalization):
     Networks", 2018, equation 3. The moving variance is biased, as everywhere here; in the official
     code it is Bessel's. The paper trains ρ with ten times the learning rate.
 
+    Paper: https://arxiv.org/abs/1805.07925
+
+    Example:
+        y = BatchInstanceNormalization()(keras.Input((32, 32, 16)))
+
     Its arguments are those of `ChannelNormalization` and of `keras.layers.Layer`.
     """
 

@@ -48,6 +48,13 @@ class BatchKalmanNormalization(ChannelNormalization):
     Micro-Batches", 2018, Algorithm 1, equation 5. Departures: the printed update of the moving
     averages has a sign slip, corrected here; "diagonal" keeps diag Σ only, (A∘A)·diag Σ̂' + ρ.
 
+    Paper: https://arxiv.org/abs/1802.03133
+
+    Example:
+        y, state = BatchKalmanNormalization()(keras.Input((32, 32, 16)))
+        z = keras.layers.Conv2D(8, 3, use_bias=False)(y)
+        z, state = BatchKalmanNormalization()(z, previous=state)
+
     Args:
         *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
         covariance: "diagonal" or "full".

@@ -33,6 +33,11 @@ class BatchNormalization(ChannelNormalization):
     Source: Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
     Internal Covariate Shift", 2015, Algorithms 1 and 2.
 
+    Paper: https://arxiv.org/abs/1502.03167
+
+    Example:
+        y = BatchNormalization(synchronized=True)(keras.Input((32, 32, 16)))
+
     Args:
         axis: the channel axis.
         momentum: decay α of the moving statistics.

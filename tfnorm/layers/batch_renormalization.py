@@ -37,6 +37,13 @@ class BatchRenormalization(ChannelNormalization):
     of 130,000 steps: for another length scale them (4, 19 and 31 % of the run). The paper's
     averages are fast: for its update rate of 0.01 take momentum=0.99.
 
+    Paper: https://arxiv.org/abs/1702.03275
+
+    Example:
+        r_max = LinearRamp(1.0, 3.0, 200, 1_550)  # of a run of 5,000 steps
+        d_max = LinearRamp(0.0, 5.0, 200, 950)
+        y = BatchRenormalization(r_max=r_max, d_max=d_max)(keras.Input((32, 32, 16)))
+
     Args:
         *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
         r_max: largest r, a number from 1 or a schedule, a callable from the step to a number.

@@ -57,6 +57,13 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     official code's memory); and the moving statistics average what the step normalized with,
     where the official code averages the batch's own.
 
+    Paper: https://arxiv.org/abs/2002.05712
+
+    Example:
+        convolution = keras.layers.Conv2D(8, 3, use_bias=False)
+        layer = CrossIterationBatchNormalization(convolution, window=4, burn_in_steps=500)
+        y = layer(keras.Input((32, 32, 16)))
+
     Args:
         layer: a Conv1D, 2D or 3D, DepthwiseConv1D or 2D, or Dense, use_bias=False. Several
             normalizers may hold one layer, each with statistics of its own, as the levels of a

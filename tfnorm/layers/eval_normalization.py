@@ -40,6 +40,11 @@ class EvalNormalization(OfExamples, ChannelNormalization):
     of total variance), the rule 1/B as an option, and the steps (Gauss and Newton's, 1 − momentum
     of each) in place of a learning rate.
 
+    Paper: https://arxiv.org/abs/1904.06031
+
+    Example:
+        y = EvalNormalization(training_batch_size=4)(keras.Input((32, 32, 16)))
+
     Args:
         *args: those of `ChannelNormalization`, in its order: axis, momentum, epsilon, center, ...
         training_batch_size: B, examples that shared statistics in training; None estimates.

@@ -44,7 +44,7 @@ def read_shared(buffer: keras.Variable) -> tf.Tensor:
 
     A variable of which one slot was ever written is copied whole by every read from then on, to be
     safe from the next write. But that copies by itself if a reader is still there: so reads are
-    made to share again. To read 66 MB, to use it and to write a slot takes 5 ms so, and else 10.
+    made to share again. To read 66 MB, to use it and to write a slot takes half of the time so.
     """
     handle = state.handle(buffer)
     # XLA has no such copies, and does not know the operation.

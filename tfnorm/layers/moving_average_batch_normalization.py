@@ -45,6 +45,12 @@ class MovingAverageBatchNormalization(ChannelNormalization):
     Normalization", 2020, equations 15 to 20. As in the official code, and unlike the text, the
     exponential average takes χ̄² and not χ²_B.
 
+    Paper: https://arxiv.org/abs/2001.06838
+
+    Example:
+        z = WeightCentralization(keras.layers.Conv2D(8, 3))(keras.Input((32, 32, 16)))
+        y = MovingAverageBatchNormalization(correction_start_step=300)(z)
+
     Args:
         axis: the channel axis.
         momentum: decay α of the moving variance.

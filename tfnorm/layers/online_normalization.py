@@ -43,6 +43,11 @@ class OnlineNormalization(ChannelNormalization):
     Source: Chiley et al., "Online Normalization for Training Neural Networks", 2019, equations 8 to
     11, sections 3.3 and 3.4.
 
+    Paper: https://arxiv.org/abs/1905.05894
+
+    Example:
+        y = OnlineNormalization(momentum=0.99)(keras.Input((32, 32, 16)))
+
     Args:
         axis: the channel axis.
         momentum: α, the decay of the forward statistics with each example.

@@ -32,6 +32,11 @@ class SwitchableNormalization(OfExamples, ChannelNormalization):
     equations 3 to 5. As in the official code the instances' variance is Bessel's, and those of
     layer and batch follow from it.
 
+    Paper: https://arxiv.org/abs/1806.10779
+
+    Example:
+        y = SwitchableNormalization()(keras.Input((32, 32, 16)))
+
     Its arguments are those of `ChannelNormalization` and of `keras.layers.Layer`.
     """
 

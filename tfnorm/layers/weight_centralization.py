@@ -28,6 +28,11 @@ class WeightCentralization(KernelWrapper):
     a step, or over the input where that is smaller and the kernel 1 wide; nothing after folding,
     which bakes the centralized kernel in.
 
+    Paper: https://arxiv.org/abs/1903.10520
+
+    Example:
+        y = WeightCentralization(keras.layers.Conv2D(8, 3))(keras.Input((32, 32, 16)))
+
     Args:
         layer: a Conv1D, 2D or 3D, one of their transposes, a DepthwiseConv1D or 2D, or a Dense.
         **kwargs: those of `keras.layers.Layer`.

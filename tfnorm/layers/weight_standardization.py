@@ -22,8 +22,11 @@ class WeightStandardization(KernelWrapper):
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
     Standardization", 2019, equations 7 to 9; the 1e-5 beside the deviation is the official code's.
 
+    Paper: https://arxiv.org/abs/1903.10520
+
     Example:
-        x = GroupNormalization(32)(WeightStandardization(Conv2D(64, 3, use_bias=False))(x))
+        z = WeightStandardization(keras.layers.Conv2D(64, 3))(keras.Input((32, 32, 16)))
+        y = keras.layers.GroupNormalization(32)(z)
 
     Args:
         layer: a Conv1D, 2D or 3D, one of their transposes, a DepthwiseConv1D or 2D, or a Dense.
