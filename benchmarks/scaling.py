@@ -31,7 +31,7 @@ from absl import flags
 from benchmarks import measuring, scaling_report
 from benchmarks.all_reduce import ALGORITHMS, Link, Payload
 from benchmarks.scaling_report import Modelled, Point
-from tfnorm import commands, data, training
+from tfnorm import commands, tasks, training
 from tfnorm.errors import RunError, UserError
 from tfnorm.training import local_cluster, strategies, workers
 from tfnorm.training.trainer import Trainer
@@ -50,10 +50,10 @@ def measure(norms: Sequence[str], base: training.Config, rounds: int) -> list[Po
         rounds: how often each is timed.
     """
     strategy = strategies.create(base)
-    dataset = data.load(base.dataset, base.data_dir, base.train_examples or None)
+    task = tasks.load(base)
     trainers, functions = {}, {}
     for norm in norms:
-        trainer = Trainer(dataclasses.replace(base, norm=norm), dataset, strategy)
+        trainer = Trainer(dataclasses.replace(base, norm=norm), task, strategy)
         trainers[norm], functions[norm] = trainer, _steps(trainer)
         functions[norm]()  # Traces, which takes long: each norm's before any is timed.
     figures = measuring.interleave(functions, norms[0], rounds, warmup=1)

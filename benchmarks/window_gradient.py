@@ -107,8 +107,9 @@ class WindowRun(training.Config):
     burn_in_steps: int = 0
     whole_gradient: bool = False
 
-    def normalizer(self) -> norms.Normalizer:
-        """In place of that of the field `norm`."""
+    def normalizer(self, steps: int | None = None) -> norms.Normalizer:
+        """In place of that of the field `norm`, whatever the number of steps."""
+        del steps
         options = {
             "burn_in_steps": self.burn_in_steps,
             "whole_gradient": self.whole_gradient,

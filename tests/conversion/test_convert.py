@@ -442,8 +442,7 @@ def test_a_warning_of_what_could_not_be_placed(caplog):
 ERRORS = {
     "norm": (
         lambda: tfnorm.convert(plain(), "mbn"),
-        "unknown norm 'mbn'; the known ones are bn, syncbn, brn, mabn, cbn, bkn, gn, ln, in, "
-        "none. Did you mean 'mabn'?",
+        f"unknown norm 'mbn'; the known ones are {', '.join(norms.NAMES)}. Did you mean 'mabn'?",
     ),
     "none": (
         lambda: tfnorm.convert(plain(), "none"),

@@ -6,6 +6,7 @@
 import math
 import numbers
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,18 +60,20 @@ def yes_or_no(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_memory(layer: str, name: str, shape: tuple[int, ...], itemsize: int) -> None:
-    """Checks, before it is allocated, that a history [steps, ...] fits the machine.
+def check_memory(layer: str, histories: Mapping[str, tuple[int, ...]], itemsize: int) -> None:
+    """Checks, before any is allocated, that histories [steps, ...] fit the machine together.
 
     Raises:
-        ValueError: it takes more than all memory.
+        ValueError: they take more than all memory.
     """
-    size, total = itemsize * math.prod(shape), _memory()
+    size = itemsize * sum(math.prod(shape) for shape in histories.values())
+    total = _memory()
     if total and size > total:
+        (steps, *_), *_ = histories.values()
         raise ValueError(
-            f"{name} of {layer!r} would take {size / 2**30:.4g} GiB of memory, more than the "
-            f"machine's {total / 2**30:.4g}. Received: a window of which {shape[0]} steps are "
-            "kept. Give a smaller window."
+            f"{' and '.join(histories)} of {layer!r} would take {size / 2**30:.4g} GiB of memory, "
+            f"more than the machine's {total / 2**30:.4g}. Received: a window of which {steps} "
+            "steps are kept. Give a smaller window."
         )
 
 

@@ -1,6 +1,7 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -143,15 +144,23 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         self, name: str, leading: tuple[int, ...] = (), initializer: Any = "zeros"
     ) -> keras.Variable:
         """A per-replica statistic of shape leading + [C]."""
-        return self.add_history(name, (*leading, self.channels), initializer)
+        (variable,) = self.add_histories({name: (*leading, self.channels)}, initializer)
+        return variable
 
-    def add_history(
-        self, name: str, shape: tuple[int, ...], initializer: Any = "zeros"
-    ) -> keras.Variable:
-        """Per-replica numbers of any shape."""
+    def add_histories(
+        self, shapes: Mapping[str, tuple[int, ...]], initializer: Any = "zeros"
+    ) -> list[keras.Variable]:
+        """Per-replica numbers of any shapes, by name.
+
+        Raises:
+            ValueError: together they take more than the machine's memory.
+        """
         dtype = self.statistics_dtype
-        arguments.check_memory(self.name, name, shape, tf.as_dtype(dtype).size)
-        return replicas.state_variable(initializer, shape, dtype, name)
+        arguments.check_memory(self.name, shapes, tf.as_dtype(dtype).size)
+        return [
+            replicas.state_variable(initializer, shape, dtype, name)
+            for name, shape in shapes.items()
+        ]
 
     @property
     def statistics_dtype(self) -> str:

@@ -132,22 +132,25 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         if self.window == 1:
             self._past = NoSteps(self.virtual_replicas, self.channels, self.statistics_dtype)
             return
-        self.past_mean = self._add_past("past_mean", self.channels)
-        self.past_variance = self._add_past("past_variance", self.channels)
-        self.past_weight = self._add_past("past_weight", 1)
-        moments = [self.past_mean, self.past_variance, self.past_weight]
-        if not self.compensate:
-            self._past = Steps(moments)
-            return
-        elements, groups, channels = linear.factors(self.layer, self.layer.kernel.shape)
-        self.past_mean_patch = self._add_past("past_mean_patch", elements, groups)
-        self.past_covariance = self._add_past("past_covariance", elements, groups, channels)
-        self._past = CompensatedSteps(
-            moments, self.past_mean_patch, self.past_covariance, self.layer, self.virtual_replicas
-        )
-
-    def _add_past(self, name: str, *shape: int) -> keras.Variable:
-        return self.add_history(name, (self.window - 1, self.virtual_replicas, *shape))
+        sizes = {
+            "past_mean": (self.channels,),
+            "past_variance": (self.channels,),
+            "past_weight": (1,),
+        }
+        if self.compensate:
+            elements, groups, channels = linear.factors(self.layer, self.layer.kernel.shape)
+            sizes["past_mean_patch"] = (elements, groups)
+            sizes["past_covariance"] = (elements, groups, channels)
+        leading = (self.window - 1, self.virtual_replicas)
+        histories = self.add_histories({name: (*leading, *own) for name, own in sizes.items()})
+        for name, variable in zip(sizes, histories):
+            setattr(self, name, variable)
+        self._past = Steps(histories)
+        if self.compensate:
+            *moments, patch, covariance = histories
+            self._past = CompensatedSteps(
+                moments, patch, covariance, self.layer, self.virtual_replicas
+            )
 
     def call(
         self,

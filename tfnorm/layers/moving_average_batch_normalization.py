@@ -108,7 +108,8 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         self.step = replicas.step_counter()
 
     def _add_weight_of_steps(self, name: str, window: int) -> keras.Variable:
-        return self.add_history(name, (window, self.virtual_replicas, 1))
+        (variable,) = self.add_histories({name: (window, self.virtual_replicas, 1)})
+        return variable
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
