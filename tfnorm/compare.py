@@ -7,7 +7,6 @@ and one --output_dir, or virtually on one device. Then there are a table, plots,
 foldable model as a SavedModel. Runs that are in --output_dir already are not made again.
 """
 
-import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -89,8 +88,7 @@ def _compare(values: flags.FlagValues) -> None:
         if values[name].using_default_value:
             values[name].value = default
     chief = _start(values)
-    names = {field.name for field in dataclasses.fields(training.Config)} & set(values)
-    fields = {name: values[name].value for name in names}
+    fields = training_flags.fields(values)
     base = training.Config(**{**fields, "distribution_strategy": "mirrored", "tpu": ""})
     compared = study.norms if values.norms is None else values.norms
     grid = study.build(compared, _seeds(values.seeds), base)

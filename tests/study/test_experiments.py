@@ -260,7 +260,9 @@ def test_parts_of_mabn_are_options_of_its_layer():
     cells = grid_of("mabn-ablation", seeds=[0]).cells
     own = {
         c.labels["variant"]: {
-            k: v for k, v in c.config.norm_options.items() if k != "correction_start_step"
+            k: v
+            for k, v in c.config.norm_options.items()
+            if k not in ("correction_start_step", "warmup_steps")  # which follow from the steps
         }
         for c in cells
         if c.config.norm == "mabn"

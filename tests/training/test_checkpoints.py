@@ -245,8 +245,11 @@ def test_a_broken_config_json_ends_nothing(run, tmp_path, notices):
 def command(config, **changes):
     """The command line that trains so."""
     fields = {**config.to_dict(), **changes}
-    del fields["norm_options"]
-    flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
+    flags = [
+        f"--{name}={value}"
+        for name, value in fields.items()
+        if value is not None and not isinstance(value, dict)
+    ]
     return [sys.executable, "-m", "tfnorm.train", *flags]
 
 

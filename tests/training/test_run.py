@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite(small, tmp_path, notices):
 
 def test_a_test_loss_that_is_not_finite(small, notices, monkeypatch):
     monkeypatch.setattr(
-        training.run.Trainer, "evaluate", lambda self: (float("inf"), {"accuracy": 0.1})
+        training.run.Trainer, "evaluate", lambda self: (float("inf"), {"accuracy": 0.1}, {})
     )
     with pytest.raises(RunError) as error:
         training.train(small(), notice=notices.append)
@@ -219,4 +219,4 @@ def test_a_run_leaves_no_graph_in_its_process(small, notices, replicas):
         assert all(g is not None for g in tape.gradient(loss, result.model.trainable_variables))
         del tape, loss
     del result
-    assert left() == before
+    assert left() <= before  # Of other tests some may have gone meanwhile.

@@ -50,6 +50,10 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
     stays, at zero. The moving variance, of which MABN makes the mean square, is carried over.
     """
+    makers = [graph.producer(call.first) for call in place.calls]
+    wrapper = norms.KERNELS[norm.kernel]
+    if all(maker is not None and type(maker.part.operation) is wrapper for maker in makers):
+        return place_plainly(graph, place, norm)  # It has such a kernel already.
     before = _before_kernel(graph, place, norm)
     (call,) = place.calls
     values = {**place.source.values}

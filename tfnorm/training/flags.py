@@ -39,11 +39,26 @@ def config(values: flags.FlagValues) -> Config:
     Raises:
         UserError: As Config; or options are not of the form name=value,name=value.
     """
-    fields = {field.name: values[field.name].value for field in dataclasses.fields(Config)}
+    given = fields(values)
     if values.tpu and values["distribution_strategy"].using_default_value:
-        fields["distribution_strategy"] = "tpu"
-    given = {name: options.parse(values[name].value, name) for name in _OPTIONS}
-    return Config(**{**fields, **given})
+        given["distribution_strategy"] = "tpu"
+    return Config(**given)
+
+
+def fields(values: flags.FlagValues) -> dict[str, Any]:
+    """The fields of Config that have a flag here, as the flags give them.
+
+    Raises:
+        UserError: Options are not of the form name=value,name=value.
+    """
+    found = {}
+    for field in dataclasses.fields(Config):
+        if field.name in values:
+            value = values[field.name].value
+            found[field.name] = (
+                options.parse(value, field.name) if field.name in _OPTIONS else value
+            )
+    return found
 
 
 def _plain(hint: Any) -> type:

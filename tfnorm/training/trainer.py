@@ -227,10 +227,12 @@ class Trainer:
                 # The optimizer adds up what all replicas say, of the layers' own penalties too.
                 penalty = tf.add_n([tf.constant(0.0), *self.model.losses]) / self._parts
                 objective = self.optimizer.scale_loss(loss / self.global_batch_size + penalty)
-            # A weight may have no part in the loss, such as the noise of a chain of one link.
-            gradients = tape.gradient(
-                objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            gradients = tape.gradient(objective, variables)
+        # A weight may have no part in the loss, such as the noise of a chain of one link.
+        gradients = [
+            tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient
+            for variable, gradient in zip(variables, gradients)
+        ]
         weighted = {**batch, "weight": tf.ones_like(losses)}
         record = tf.concat([loss[None], self.task.sums(outputs, weighted, losses)], 0)
         return gradients, record
