@@ -29,11 +29,16 @@ def test_answers_stay(norm):
         model = randomize(plan.model(), rng)
         if not any(hasattr(layer, "moving_mean") for layer in model._flatten_layers()):
             return
-        other = tfnorm.convert(model, norm, where=is_linear)
+        try:
+            other = tfnorm.convert(model, norm, where=is_linear)
+        except tfnorm.UserError as error:  # A few graphs have no place for it, and say so.
+            assert str(error).startswith("None of the "), error
+            seen["refused"] += 1
+            return
         back = tfnorm.convert(other, "bn", where=is_linear)
         assert difference(model, other, rng) < 1e-5, other.conversion_report
         assert difference(other, back, rng) < 1e-5, back.conversion_report
         seen.update(row.target for row in other.conversion_report.rows)
 
     answers_stay()
-    assert seen[norm] > 5, seen  # It was at stake.
+    assert seen[norm] > 5 and seen["refused"] < 10, seen  # It was at stake.
