@@ -521,3 +521,12 @@ def test_models_of_keras_2_are_called_by_their_name(in_place):
     )()
     with pytest.raises(tfnorm.UserError, match="'old' of class Functional, which is a model of tf"):
         tfnorm.convert(model, "brn", in_place=in_place)
+
+
+def test_renormalization_of_keras_has_no_bounds_by_default():
+    images = keras.Input((4,))
+    norm = keras.layers.BatchNormalization(renorm=True, name="norm")
+    model = keras.Model(images, norm(keras.layers.Dense(3)(images)))
+    converted = tfnorm.convert(model, "brn", strict=True).get_layer("norm")
+    assert type(converted) is tfnorm.layers.BatchRenormalization
+    assert (converted.r_max, converted.d_max) == (np.inf, np.inf)

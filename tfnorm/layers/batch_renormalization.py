@@ -1,5 +1,6 @@
 """Batch renormalization."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,8 @@ def _bound(name: str, value: float | Callable | dict, least: float) -> float | C
     if isinstance(value, dict):
         return keras.saving.deserialize_keras_object(value)
     if callable(value):
+        return value
+    if value == math.inf:  # No bound, which is what Keras' renorm=True has by default.
         return value
     try:
         return arguments.real(name, value, least)
