@@ -9,11 +9,13 @@ from tfnorm.boxes.coding import clip_boxes, decode, encode
 from tfnorm.boxes.losses import DetectionLosses, detection_losses, focal_loss, giou_loss, smooth_l1
 from tfnorm.boxes.matching import BACKGROUND, IGNORED, Targets, match
 from tfnorm.boxes.overlaps import areas, generalized_iou, intersection_over_area, iou
+from tfnorm.boxes.pasting import MASK_THRESHOLD, paste
 from tfnorm.boxes.suppression import Detections, suppress
 
 __all__ = [
     "BACKGROUND",
     "IGNORED",
+    "MASK_THRESHOLD",
     "AnchorGrid",
     "DetectionLosses",
     "Detections",
@@ -29,6 +31,7 @@ __all__ = [
     "intersection_over_area",
     "iou",
     "match",
+    "paste",
     "smooth_l1",
     "suppress",
 ]

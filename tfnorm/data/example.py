@@ -14,6 +14,7 @@ A batch of examples has one more axis in front.
 | classes | [n] int32 | objects' classes, `ABSENT` in rows that hold no object |
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
+| segmentations | [n] string | masks that may overlap, in pixels of the file: `run_lengths` |
 
 In an evaluation, where the last batch is filled up, there are besides
 

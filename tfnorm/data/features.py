@@ -12,6 +12,7 @@ sequence.
 | classes | a ClassLabel of the same sequence, `label` if there are several | coco, voc; kitti |
 | crowd, difficult | `is_crowd`, `is_difficult` of the same sequence | coco; voc |
 | instances | `instance_map` | dsb2018 |
+| segmentations | `segmentation`, a Text of the same sequence | coco_instances |
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,10 @@ _IMAGES = ("image", "image_left")
 _MASKS = ("segmentation_mask", "segmentation_label")
 _FLAGS = {"crowd": "is_crowd", "difficult": "is_difficult"}
 # What comes along with an entry that is needed, where a data set has it.
-_ALONG = {"boxes": ("classes", "crowd", "difficult"), "instances": ("boxes", "classes", "crowd")}
+_ALONG = {
+    "boxes": ("classes", "crowd", "difficult"),
+    "instances": ("boxes", "classes", "crowd", "segmentations"),
+}
 
 
 class MissingFeatures(UserError):
@@ -106,6 +110,7 @@ def offered(features: Any) -> dict[str, str]:
             "boxes": _first(("bbox", *boxes), boxes),
             "classes": _first(("label", *labels), labels),
             **{entry: _first((key,), inner) for entry, key in _FLAGS.items()},
+            "segmentations": _first(("segmentation",), _of_kind(inner, kinds.Text)),
         }
         found |= {entry: f"{name}/{key}" if key else None for entry, key in rows.items()}
     return {entry: path for entry, path in found.items() if path is not None}

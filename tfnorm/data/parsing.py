@@ -65,7 +65,8 @@ class Parser:
 
     def _objects(self, found: Mapping[str, Any], size: tf.Tensor) -> Example:
         sequence = self._paths["boxes"].partition("/")[0]
-        keys = {e: self._paths[e].partition("/")[2] for e in OBJECT_ENTRIES if e in self._paths}
+        of_rows = [entry for entry in (*OBJECT_ENTRIES, "segmentations") if entry in self._paths]
+        keys = {entry: self._paths[entry].partition("/")[2] for entry in of_rows}
         kinds, values = self._features[sequence].feature, found[sequence]
         boxes = _to_pixels(values[keys["boxes"]], kinds[keys["boxes"]].bbox_format, size)
         number = tf.shape(boxes)[0]
@@ -80,6 +81,8 @@ class Parser:
             for entry in ("crowd", "difficult")
             if entry in keys
         }
+        if "segmentations" in keys:
+            rows["segmentations"] = values[keys["segmentations"]]
         missing = self._max_objects - number
         padded = {entry: _pad(entry, value, missing) for entry, value in rows.items()}
         for value in padded.values():
@@ -89,7 +92,7 @@ class Parser:
 
 def _pad(entry: str, rows: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
     """Appends rows without an object."""
-    fill = tf.cast(ABSENT if entry == "classes" else 0, rows.dtype)
+    fill = tf.zeros([], rows.dtype) if entry != "classes" else tf.constant(ABSENT, rows.dtype)
     paddings = [[0, missing]] + [[0, 0]] * (rows.shape.rank - 1)
     return tf.pad(rows, paddings, constant_values=fill)
 

@@ -42,7 +42,8 @@ def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """
     import tensorflow_datasets as tfds
 
-    from tfnorm.data import digit_scenes, sklearn_digits  # noqa: F401  # TFDS knows them then.
+    # TFDS knows them then.
+    from tfnorm.data import coco_instances, digit_scenes, sklearn_digits  # noqa: F401
 
     root = paths.local(data_dir or tfds.core.constants.DATA_DIR, "data_dir")
     directory = _prepared_directory(name, root)
@@ -197,6 +198,8 @@ def _prepare(builder: "tfds.core.DatasetBuilder", root: pathlib.Path) -> None:
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
+    except UserError:
+        raise
     except Exception as error:
         if _prepared_directory(builder.name, root) is not None:
             return  # Another process was faster.

@@ -1,7 +1,6 @@
-"""COCO's average precision, by pycocotools."""
+"""COCO's average precision of boxes, by pycocotools."""
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import run_lengths
 from tfnorm.data.example import ABSENT, Example
-from tfnorm.errors import UserError
 
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+Annotations = list[dict[str, Any]]
 
 
 class AveragePrecision:
@@ -36,11 +36,7 @@ class AveragePrecision:
         detect: Callable[[Any, Example], dict[str, tf.Tensor]],
         label_names: Sequence[str],
     ) -> None:
-        if importlib.util.find_spec("pycocotools") is None:
-            raise UserError(
-                "average precision needs pycocotools, which is not installed; "
-                "pip install 'tfnorm[detection]'"
-            )
+        run_lengths.check_installed("average precision")
         self.outputs = detect
         self._label_names = label_names
 
@@ -58,82 +54,115 @@ class AveragePrecision:
 
     def results(self, rows: Sequence[Mapping[str, list]]) -> dict[str, float]:
         """COCO's six figures of average precision."""
-        stats = self._evaluated(rows).stats
-        values = [float(value) if value >= 0 else float("nan") for value in stats[: len(_NAMES)]]
-        return dict(zip(_NAMES, values))
+        return figures(self._evaluated(rows))
 
     def by_class(self, rows: Sequence[Mapping[str, list]]) -> Mapping[str, Mapping[str, float]]:
         """Ap of each class by its name; NaN for one without any object."""
-        # [IoUs, recalls, classes, areas, numbers of detections]; -1 where there is no object.
-        precision = self._evaluated(rows).eval["precision"][:, :, :, 0, -1]
-        of_class = np.where(precision.min((0, 1)) < 0, np.nan, precision.mean((0, 1)))
-        return {name: {"ap": float(ap)} for name, ap in zip(self._label_names, of_class)}
+        return {
+            name: {"ap": ap}
+            for name, ap in zip(self._label_names, of_classes(self._evaluated(rows)))
+        }
 
     def _evaluated(self, rows: Sequence[Mapping[str, list]]) -> Any:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        class Evaluation(COCOeval):
-            def _prepare(self) -> None:
-                super()._prepare()
-                for objects in self._gts.values():
-                    for one in objects:
-                        one["ignore"] = one["ignore"] or one["difficult"]
-
-        truth = {
-            "images": [{"id": number} for number in range(len(rows))],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(self._label_names)],
-            "annotations": _annotations(rows),
-        }
         found = [
             {
                 "image_id": number,
                 "category_id": kind,
-                "bbox": _corner_and_sides(box),
+                "bbox": corner_and_sides(box),
                 "score": score,
             }
             for number, row in enumerate(rows)
             for box, kind, score in zip(row["boxes"], row["classes"], row["scores"])
         ]
-        with contextlib.redirect_stdout(io.StringIO()):  # It prints what it does.
-            coco = COCO()
-            coco.dataset = truth
-            coco.createIndex()
-            results = COCO()
-            results.dataset = {**truth, "annotations": _with_areas(found)}
-            results.createIndex()
-            evaluation = Evaluation(coco, results, "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        return evaluation
+        there = _with_areas(_annotations(rows))
+        images = [{} for _ in rows]
+        return evaluated(there, _with_areas(found), images, self._label_names, "bbox")
+
+
+def evaluated(
+    there: Annotations,
+    found: Annotations,
+    images: Annotations,
+    label_names: Sequence[str],
+    kind: str,
+) -> Any:
+    """A finished evaluation of pycocotools.
+
+    Args:
+        there: Annotations in COCO's format, with "area" and, besides, "difficult".
+        found: The same of detections, with "score".
+        images: Of each, 0, 1, ..., its "height" and "width", which masks ask for.
+        label_names: One name a class.
+        kind: "bbox" or "segm".
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    class Evaluation(COCOeval):
+        def _prepare(self) -> None:
+            super()._prepare()
+            for objects in self._gts.values():
+                for one in objects:
+                    one["ignore"] = one["ignore"] or one["difficult"]
+
+    common = {
+        "images": [{**image, "id": number} for number, image in enumerate(images)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(label_names)],
+    }
+
+    def indexed(annotations: Annotations) -> COCO:
+        coco = COCO()
+        # Numbers from 1 on: pycocotools takes 0 for none.
+        numbered = [{**one, "id": number} for number, one in enumerate(annotations, 1)]
+        coco.dataset = {**common, "annotations": numbered}
+        coco.createIndex()
+        return coco
+
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints what it does.
+        evaluation = Evaluation(indexed(there), indexed(found), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def figures(evaluation: Any, prefix: str = "") -> dict[str, float]:
+    """COCO's six figures of average precision; NaN for one without any object."""
+    values = evaluation.stats[: len(_NAMES)]
+    return {
+        f"{prefix}{name}": float(value) if value >= 0 else float("nan")
+        for name, value in zip(_NAMES, values)
+    }
+
+
+def of_classes(evaluation: Any) -> list[float]:
+    """Average precision of each class; NaN for one without any object."""
+    # [IoUs, recalls, classes, areas, numbers of detections]; -1 where there is no object.
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    of_class = np.where(precision.min((0, 1)) < 0, np.nan, precision.mean((0, 1)))
+    return [float(ap) for ap in of_class]
 
 
 def _annotations(rows: Sequence[Mapping[str, list]]) -> list[dict[str, Any]]:
     names = ("true_boxes", "true_classes", "crowd", "difficult")
-    annotations = [
+    return [
         {
             "image_id": number,
             "category_id": kind,
-            "bbox": _corner_and_sides(box),
+            "bbox": corner_and_sides(box),
             "iscrowd": int(is_crowd),
             "difficult": int(is_difficult),
         }
         for number, row in enumerate(rows)
         for box, kind, is_crowd, is_difficult in zip(*(row[name] for name in names))
     ]
-    return _with_areas(annotations)
 
 
-def _with_areas(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With a number from 1 on (pycocotools takes 0 for none), and the area."""
-    return [
-        {**one, "id": number, "area": one["bbox"][2] * one["bbox"][3]}
-        for number, one in enumerate(annotations, 1)
-    ]
+def _with_areas(annotations: Annotations) -> Annotations:
+    return [{**one, "area": one["bbox"][2] * one["bbox"][3]} for one in annotations]
 
 
-def _corner_and_sides(box: Sequence[float]) -> list[float]:
+def corner_and_sides(box: Sequence[float]) -> list[float]:
     """COCO's [x, y, width, height] of [top, left, bottom, right]."""
     top, left, bottom, right = box
     return [left, top, right - left, bottom - top]

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import Dataset, Example, Transform
+from tfnorm.data import Dataset, Example, Records, Transform
 from tfnorm.layers.norms import Normalizer
 from tfnorm.serving import Postprocessor, Preprocessor
 
@@ -87,6 +87,15 @@ class Evaluator(Protocol):
 
     def by_class(self, rows: Sequence[Any]) -> ByClass:
         """Metrics of each class; empty where there are none."""
+        ...
+
+
+@runtime_checkable
+class OverRecords(Protocol):
+    """An evaluator that reads the truth itself, such as masks in the size of the files."""
+
+    def over(self, records: Records) -> Evaluator:
+        """The evaluator of these examples, of whose numbers `outputs` gets an "index" [b]."""
         ...
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import Records
 from tfnorm.tasks import Evaluator
-from tfnorm.tasks.task import ByClass
+from tfnorm.tasks.task import ByClass, OverRecords
 from tfnorm.training import workers
 
 
@@ -16,11 +17,16 @@ class Rows:
 
     Args:
         evaluator: Says what is kept.
+        records: What is evaluated.
         strategy: Under which the evaluation runs.
     """
 
-    def __init__(self, evaluator: Evaluator, strategy: tf.distribute.Strategy) -> None:
-        self._evaluator = evaluator
+    def __init__(
+        self, evaluator: Evaluator, records: Records, strategy: tf.distribute.Strategy
+    ) -> None:
+        self._evaluator = (
+            evaluator.over(records) if isinstance(evaluator, OverRecords) else evaluator
+        )
         self._strategy = strategy
         self._rows: dict[int, Any] = {}
 

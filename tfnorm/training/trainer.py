@@ -297,7 +297,7 @@ class Trainer:
             self._evaluation_loop(iterator, tf.constant(steps))
             of_rows, classes_of_rows = {}, {}
         else:
-            rows = Rows(evaluator, self.strategy)
+            rows = Rows(evaluator, records, self.strategy)
             for _ in range(steps):
                 rows.add(self._evaluation_outputs(iterator))
             of_rows, classes_of_rows = rows.results()
