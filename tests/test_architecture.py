@@ -14,8 +14,8 @@ PACKAGE = ROOT / "tfnorm"
 # From the ground up; what stands on one line may import the lines above it and nothing else.
 FLOORS = (
     ("errors", "output", "quiet", "version"),
-    ("paths",),
-    ("functional", "schedules", "data", "commands", "files", "locks", "boxes"),
+    ("paths", "locks"),
+    ("functional", "schedules", "data", "commands", "files", "boxes"),
     ("layers", "serving"),
     ("graph",),
     ("conversion",),

@@ -1,9 +1,48 @@
 """Files are there whole or not at all."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
+from tfnorm import files
 from tfnorm.errors import RunError
 from tfnorm.files import write_text, write_whole
+
+ROOT = pathlib.Path(__file__).parents[1]
+WRITER = """
+import sys, time
+from tfnorm.files import write_whole
+
+def write(aside):
+    aside.write_text("half")
+    print(aside.name, flush=True)
+    time.sleep(60)
+
+write_whole(sys.argv[1], write)
+"""
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_drafts_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path):
+    """By whoever next writes any file there, after kill -9."""
+    command = [sys.executable, "-c", WRITER, tmp_path / "slow.txt"]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        draft = writer.stdout.readline().strip()
+        assert draft.startswith(files.DRAFT) and draft.endswith("-slow.txt")
+        write_text(tmp_path / "other.txt", "whole")
+        assert names(tmp_path) == [draft, "other.txt"]
+    finally:
+        writer.kill()
+        writer.wait()
+    (tmp_path / f"{files.DRAFT}folder").mkdir()  # Of a checkpoint or an export.
+    write_text(tmp_path / "slow.txt", "whole")
+    assert names(tmp_path) == ["other.txt", "slow.txt"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path):

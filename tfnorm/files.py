@@ -1,39 +1,93 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import math
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from tfnorm import locks
 from tfnorm.errors import RunError
 
 DRAFT = ".draft-"
 """What the names of all files and folders begin with that are not in their place yet."""
 
 
+@contextlib.contextmanager
+def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iterator[pathlib.Path]:
+    """A new file or folder to write to, which is to be renamed when it is whole; else it goes.
+
+    It is locked while its writer lives. Where that is killed, whoever next makes a draft in the
+    same directory removes this one. Many may make theirs at a time: threads, processes, containers.
+
+    Args:
+        directory: It exists.
+        name: What the draft's name ends with.
+        folder: Whether to make a folder.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path = directory / f"{DRAFT}{uuid.uuid4().hex[:8]}{name and f'-{name}'}"
+    with _nobody_looks_at(directory):  # Until the draft has its lock.
+        _remove_drafts(directory)
+        path.mkdir() if folder else path.touch()
+        lock = locks.acquire(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        locks.release(lock)
+
+
+def remove_drafts(directory: pathlib.Path) -> None:
+    """Removes the drafts of writers that are gone."""
+    with _nobody_looks_at(directory):
+        _remove_drafts(directory)
+
+
+@contextlib.contextmanager
+def _nobody_looks_at(directory: pathlib.Path) -> Iterator[None]:
+    lock = locks.acquire(directory, wait=True)
+    try:
+        yield
+    finally:
+        locks.release(lock)
+
+
+def _remove_drafts(directory: pathlib.Path) -> None:
+    for path in directory.glob(f"{DRAFT}*"):
+        with contextlib.suppress(OSError):  # It has just been renamed, or is somebody else's.
+            lock = locks.acquire(path)
+            if lock is not None:
+                _remove(path)
+                locks.release(lock)
+
+
+def _remove(path: pathlib.Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]) -> None:
-    """Lets `write` fill a file of a temporary name beside `path`, then renames it.
+    """Lets `write` fill a draft beside `path`, then renames it.
 
     Args:
         path: The file to make or to replace; its folder is made if there is none.
-        write: Called with the temporary path, which ends as `path` does.
+        write: Called with the draft's path, which ends as `path` does; it is an empty file.
 
     Raises:
         RunError: The file cannot be written, as on a full disk; what was there before remains.
     """
     path = pathlib.Path(path)
-    aside = path.with_name(f"{DRAFT}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with draft(path.parent, path.name) as aside:
             write(aside)
             flush(aside)
             os.replace(aside, path)
             flush(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror or error})") from error
 
@@ -54,12 +108,6 @@ def flush(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_drafts(directory: pathlib.Path) -> None:
-    """Removes what killed processes left unfinished; for the only writer of the directory."""
-    for path in directory.glob(f"{DRAFT}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def finite(value: object) -> object:

@@ -1,4 +1,4 @@
-"""A lock on a directory that the kernel takes back however its holder ends, by kill -9 too."""
+"""Locks that the kernel takes back however their holder ends, by kill -9 too."""
 
 import contextlib
 import datetime
@@ -49,6 +49,30 @@ def hold(directory: pathlib.Path, flag: str, notice: Callable[[str], None]) -> I
         if descriptor is not None:
             path.unlink(missing_ok=True)  # While it is held: whoever waits for it sees that.
             os.close(descriptor)
+
+
+def acquire(path: pathlib.Path, wait: bool = False) -> int | None:
+    """Locks a file or folder itself; None if another has it, or the file system has no locks.
+
+    Returns:
+        What `release` takes.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def release(lock: int | None) -> None:
+    """Lets go of what `acquire` returned."""
+    if lock is not None:
+        os.close(lock)
 
 
 def _acquire(path: pathlib.Path) -> int:

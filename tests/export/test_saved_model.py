@@ -13,6 +13,7 @@ import tensorflow as tf
 import tfnorm
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import export_saved_model, fold, saved_model
+from tfnorm.files import DRAFT
 
 L = keras.layers
 
@@ -143,7 +144,7 @@ def test_is_as_large_as_its_weights_and_names_no_place(randomized, rng, tmp_path
     weights = 4 * fold(model)[0].count_params()
     assert weights < sum(path.stat().st_size for path in files) < 1.05 * weights
     for path in files:
-        for place in (str(tmp_path), str(pathlib.Path.cwd()), "/tmp", ".unfinished"):
+        for place in (str(tmp_path), str(pathlib.Path.cwd()), "/tmp", DRAFT):
             assert place.encode() not in path.read_bytes(), path
 
 

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import tfnorm
+from tfnorm import locks
 from tfnorm.export import versions
 
 PROGRAM = """
@@ -87,10 +88,10 @@ def test_without_locks_nobody_elses_draft_is_touched(tmp_path, monkeypatch):
     def no_locks(handle, operation):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(versions.fcntl, "flock", no_locks)
-    (tmp_path / ".unfinished-other").mkdir()
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    (tmp_path / ".draft-other").mkdir()
     handles = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     with versions.new_version(tmp_path) as (_, place):
         place()
-    assert names(tmp_path) == [".unfinished-other", "1"]
+    assert names(tmp_path) == [".draft-other", "1"]
     assert not handles or len(os.listdir("/proc/self/fd")) == handles

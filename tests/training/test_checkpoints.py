@@ -238,7 +238,10 @@ def test_a_broken_config_json_ends_nothing(run, tmp_path, notices):
     notices.clear()
     training.train(dataclasses.replace(config, epochs=3), notice=notices.append)
     assert notices[0].startswith(f"{path} cannot be read (")
-    assert notices[1] == f"going on from {tmp_path}/checkpoints/ckpt-12"
+    assert notices[1:3] == [  # Each checkpoint says with what it was made.
+        "this part of the run differs from the one before: epochs was 2 and is 3",
+        f"going on from {tmp_path}/checkpoints/ckpt-12",
+    ]
     assert training.load_model(str(tmp_path))[1].epochs == 3
 
 

@@ -128,10 +128,10 @@ class Checkpoints:
 
     def _write(self, step: int) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=files.DRAFT, dir=self._directory) as draft:
-            with _without_pattern(pathlib.Path(draft)) as path:
+        with files.draft(self._directory, folder=True) as draft:
+            with _without_pattern(draft) as path:
                 self._checkpoint.write(f"{path}/ckpt")
-            written = sorted(pathlib.Path(draft).glob("ckpt.*"), key=lambda f: f.suffix == ".index")
+            written = sorted(draft.glob("ckpt.*"), key=lambda f: f.suffix == ".index")
             for file in written:
                 files.flush(file)
             (self._directory / f"ckpt-{step}.index").unlink(missing_ok=True)
@@ -220,13 +220,14 @@ def newest_first(directory: pathlib.Path) -> list[str]:
 def newest_progress(directory: pathlib.Path) -> Progress | None:
     """Where the newest checkpoint stands that can be read; None without one."""
     with _without_pattern(directory) as readable:
-        for step in steps(directory):
-            path = f"{readable}/ckpt-{step}"
-            if not _unreadable(path):
-                progress = Progress()
-                progress.deserialize(tf.train.load_checkpoint(path).get_tensor(_PROGRESS))
-                return progress
-    return None
+        paths = (f"{readable}/ckpt-{step}" for step in steps(directory))
+        path = next((path for path in paths if not _unreadable(path)), None)
+        reader = path and tf.train.load_checkpoint(path)
+        if not reader or not reader.has_tensor(_PROGRESS):
+            return None
+        progress = Progress()
+        progress.deserialize(reader.get_tensor(_PROGRESS))
+        return progress
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:

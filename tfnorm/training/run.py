@@ -161,9 +161,6 @@ def load_run(
     _restore_to_evaluate(directory, notice, model, averages, progress=progress)
     if averages:
         averages.assign_to_model()
-    if progress.config:
-        own = {**progress.config, "data_dir": config.data_dir, "model_dir": config.model_dir}
-        config = Config.from_dict(own)
     return model, config, measured(progress.step, progress.history)
 
 

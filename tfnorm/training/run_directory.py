@@ -21,14 +21,10 @@ _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
     "backbone", "backbone_norm", "model_options", "ema_decay",
 )  # fmt: skip
+_PLACES = ("model_dir", "data_dir")
 _NOT_WORTH_A_WORD = (
-    "model_dir",
-    "data_dir",
-    "resume",
-    "steps_per_loop",
-    "evaluation_batch_size",
-    "worker_timeout",
-)
+    *_PLACES, "resume", "steps_per_loop", "evaluation_batch_size", "worker_timeout",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -93,7 +89,27 @@ def existing(model_dir: str | None) -> pathlib.Path:
 
 
 def saved_config(directory: pathlib.Path, notice: Notice) -> Config | None:
-    """The configuration of the newest part of a run; None if it was not written or is broken."""
+    """The configuration that the newest checkpoint was written with.
+
+    That is not always the one of config.json, which a run writes before it has a checkpoint of its
+    own. Of there comes where data and runs lie, and all else where a checkpoint does not say it.
+
+    Returns:
+        None if neither can be read.
+    """
+    written = _config_json(directory, notice)
+    progress = newest_progress(directory / "checkpoints")
+    if progress is None or not progress.config:
+        return written
+    places = {name: getattr(written, name) for name in _PLACES} if written else {}
+    try:
+        return Config.from_dict({**progress.config, **places})
+    except UserError as error:
+        notice(f"the configuration in checkpoint {progress.step} cannot be read ({error})")
+        return written
+
+
+def _config_json(directory: pathlib.Path, notice: Notice) -> Config | None:
     path = directory / "config.json"
     try:
         return Config.from_dict(json.loads(path.read_text(encoding="utf-8-sig")))
@@ -105,23 +121,20 @@ def saved_config(directory: pathlib.Path, notice: Notice) -> Config | None:
 
 
 def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
-    """The configuration of a run: of config.json or, if that is broken, of the last checkpoint.
+    """As `saved_config`, for who cannot do without.
 
     Raises:
-        UserError: There is no config.json, or neither can be read.
+        UserError: There is no config.json, or neither it nor a checkpoint can be read.
     """
     path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{path} is missing; is {directory} a model_dir?")
     config = saved_config(directory, notice)
     if config is None:
-        progress = newest_progress(directory / "checkpoints")
-        if progress is None or not progress.config:
-            raise UserError(
-                f"{path} is broken, and no checkpoint says how the run was configured; start the "
-                "run again as before, with --mode=train: it writes the file anew"
-            )
-        config = Config.from_dict(progress.config)
+        raise UserError(
+            f"{path} is broken, and no checkpoint says how the run was configured; start the run "
+            "again as before, with --mode=train: it writes the file anew"
+        )
     return config
 
 
