@@ -107,7 +107,7 @@ def test_a_perfect_detector_has_an_average_precision_of_one(config, monkeypatch)
     original = task._detected
 
     def perfect(outputs, batch):
-        anchors = task._anchors_of(batch)
+        anchors = boxes.AnchorGrid(2, 3).boxes(*batch["image"].shape[1:3])
         targets = boxes.match(anchors, batch["boxes"], batch["classes"])
         logits = 20 * tf.one_hot(targets.classes, task.dataset.num_classes) - 10
         return original({"class_logits": logits, "box_deltas": targets.deltas}, batch)

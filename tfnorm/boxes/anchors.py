@@ -43,9 +43,10 @@ class AnchorGrid:
         by scale and ratio. They reach over the image's border.
         """  # noqa: D205
         levels = range(self.min_level, self.max_level + 1)
-        return tf.concat([self._of_level(level, height, width) for level in levels], 0)
+        return tf.concat([self.of_level(level, height, width) for level in levels], 0)
 
-    def _of_level(self, level: int, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    def of_level(self, level: int, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+        """Those of one level of an image of that size."""
         stride = 2**level
         ys, xs = (
             (tf.cast(tf.range((side + stride - 1) // stride), tf.float32) + 0.5) * stride

@@ -8,6 +8,8 @@ _LARGEST = math.log(
     1000 / 16
 )  # of a logarithm of sizes: what is predicted at first may be anything
 
+_UNITS = (0.1, 0.1, 0.2, 0.2)
+
 
 def encode(boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
     """((y − y_a)/h_a, (x − x_a)/w_a, log(h/h_a), log(w/w_a)), with (y, x) the middle of a box.
@@ -31,6 +33,29 @@ def decode(deltas: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
     middle = of_anchor + deltas[..., :2] * sides_of_anchor
     sides = sides_of_anchor * tf.exp(tf.minimum(deltas[..., 2:], _LARGEST))
     return tf.concat([middle - sides / 2, middle + sides / 2], -1)
+
+
+def encode_regions(boxes: tf.Tensor, regions: tf.Tensor) -> tf.Tensor:
+    """`encode` in units of (1/10, 1/10, 1/5, 1/5), about the deviation of each number.
+
+    Source: Girshick, "Fast R-CNN", 2015, section 2.3 (targets of unit variance); the numbers are
+    those of its code.
+
+    Args:
+        boxes: [batch, regions, 4].
+        regions: likewise.
+    """
+    return encode(boxes, regions) / tf.constant(_UNITS)
+
+
+def decode_regions(deltas: tf.Tensor, regions: tf.Tensor) -> tf.Tensor:
+    """The inverse of `encode_regions`, of each class.
+
+    Args:
+        deltas: [batch, regions, classes, 4].
+        regions: [batch, regions, 4].
+    """
+    return decode(deltas * tf.constant(_UNITS), regions[..., None, :])
 
 
 def clip_boxes(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.boxes.coding import encode
+from tfnorm.boxes.coding import encode, encode_regions
 from tfnorm.boxes.overlaps import intersection_over_area, iou
 
 BACKGROUND = -1
@@ -48,7 +48,7 @@ def match(
     crowd is ignored.
 
     Args:
-        anchors: [anchors, 4].
+        anchors: [anchors, 4], or [batch, anchors, 4] if each image has its own, such as proposals.
         boxes: [batch, objects, 4], padded to a number of objects.
         classes: [batch, objects] int, −1 for padding. A box without area is padding as well.
         crowd: [batch, objects] bool: regions of many objects, or difficult ones, that are neither
@@ -58,11 +58,14 @@ def match(
         match_every_object: whether every object has an anchor.
     """
     boxes = tf.cast(boxes, tf.float32)
+    anchors = tf.cast(anchors, tf.float32)
+    if anchors.shape.rank == 2:
+        anchors = anchors[None]
     exists = (classes >= 0) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
     is_crowd = tf.zeros_like(exists) if crowd is None else tf.cast(crowd, tf.bool) & exists
     is_object = exists & ~is_crowd
     # −1 where there is no object: less than any overlap.
-    overlaps = tf.where(is_object[:, None, :], iou(anchors[None], boxes), -1.0)
+    overlaps = tf.where(is_object[:, None, :], iou(anchors, boxes), -1.0)
     overlaps = tf.pad(overlaps, [[0, 0], [0, 0], [0, 1]], constant_values=-1.0)  # of no objects
     best, found = tf.reduce_max(overlaps, -1), tf.argmax(overlaps, -1, output_type=tf.int32)
     is_positive = best >= positive
@@ -74,7 +77,7 @@ def match(
         forced = tf.argmax(tf.where(is_best, overlaps, -1.0), -1, output_type=tf.int32)
         found = tf.where(is_forced & ~is_positive, forced, found)
         is_positive |= is_forced
-    in_crowd = tf.where(is_crowd[:, None, :], intersection_over_area(anchors[None], boxes), 0.0)
+    in_crowd = tf.where(is_crowd[:, None, :], intersection_over_area(anchors, boxes), 0.0)
     in_crowd = tf.reduce_any(in_crowd >= 0.5, -1)
     padded_boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]])
     padded_classes = tf.pad(tf.cast(classes, tf.int32), [[0, 0], [0, 1]])
@@ -86,3 +89,24 @@ def match(
         tf.where(is_positive[..., None], targets, 0.0),
         tf.where(is_positive, found, -1),
     )
+
+
+def match_regions(
+    regions: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, crowd: tf.Tensor | None = None
+) -> Targets:
+    """The targets of the regions of a second stage: an object from an IoU of 1/2 on.
+
+    Source: Ren et al., "Faster R-CNN", 2015; Girshick, "Fast R-CNN", 2015, section 2.3. Deltas are
+    those of `encode_regions`.
+
+    Args:
+        regions: [batch, regions, 4].
+        boxes: as of `match`.
+        classes: likewise.
+        crowd: likewise.
+    """
+    targets = match(
+        regions, boxes, classes, crowd, positive=0.5, negative=0.5, match_every_object=False
+    )
+    own = tf.gather(tf.cast(boxes, tf.float32), tf.maximum(targets.objects, 0), batch_dims=1)
+    return targets._replace(deltas=encode_regions(own, regions))

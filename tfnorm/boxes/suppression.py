@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfnorm.boxes.overlaps import iou
+
 DETECTIONS, IOU_THRESHOLD, SCORE_THRESHOLD, CANDIDATES = 100, 0.5, 0.05, 1000
 """What `suppress` does unless it is told otherwise ("Focal Loss", section 4.1)."""
 
@@ -39,7 +41,7 @@ def suppress(
     `detections` of the image.
 
     Args:
-        boxes: [batch, boxes, 4].
+        boxes: [batch, boxes, 4], or [batch, boxes, classes, 4] if each class has its own.
         scores: [batch, boxes, classes], from 0 to 1.
         detections: the most that are returned of an image.
         iou_threshold: the IoU above which a box suppresses another of its class.
@@ -49,8 +51,11 @@ def suppress(
     best = tf.reduce_max(scores, -1)
     number = tf.minimum(candidates, tf.shape(best)[1])
     _, chosen = tf.math.top_k(best, number)
+    boxes = tf.gather(boxes, chosen, batch_dims=1)
+    if boxes.shape.rank == 3:
+        boxes = boxes[:, :, None]
     found = tf.image.combined_non_max_suppression(
-        tf.gather(boxes, chosen, batch_dims=1)[:, :, None],
+        boxes,
         tf.gather(scores, chosen, batch_dims=1),
         max_output_size_per_class=detections,
         max_total_size=detections,
@@ -60,3 +65,30 @@ def suppress(
     )
     classes = tf.cast(found.nmsed_classes, tf.int32)
     return Detections(found.nmsed_boxes, found.nmsed_scores, classes, found.valid_detections)
+
+
+def survivors(boxes: tf.Tensor, iou_threshold: float) -> tf.Tensor:
+    """Which boxes no better one suppresses, [batch, boxes] bool, all taken for one class.
+
+    Of two boxes whose IoU is above the threshold the better one suppresses the other, unless it is
+    suppressed itself: greedy non-maximum suppression. One pass over all pairs is right for boxes
+    that only the best can suppress, a second for those that such ones can, and so on until nothing
+    changes. Shapes are static and nothing but plain operations is used, so that XLA takes it.
+
+    Args:
+        boxes: [batch, boxes, 4], best first.
+        iou_threshold: the IoU above which a box suppresses another.
+    """
+    numbers = tf.range(tf.shape(boxes)[1])
+    is_better = numbers[:, None] < numbers[None]
+    suppresses = (iou(boxes, boxes) > iou_threshold) & is_better
+
+    def again(survive: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(survive != before)
+
+    def look(survive: tf.Tensor, before: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        del before
+        return ~tf.reduce_any(suppresses & survive[:, :, None], 1), survive
+
+    everyone = tf.ones_like(boxes[..., 0], tf.bool)
+    return tf.while_loop(again, look, (look(everyone, everyone)[0], everyone))[0]

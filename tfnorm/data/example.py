@@ -15,6 +15,7 @@ A batch of examples has one more axis in front.
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
 | segmentations | [n] string | masks that may overlap, in pixels of the file: `run_lengths` |
+| seed | [2] int64 | transformed: what a network draws of the example follows from it |
 
 In an evaluation, where the last batch is filled up, there are besides
 
@@ -40,3 +41,12 @@ ABSENT = -1
 
 # The entries with one row an object.
 OBJECT_ENTRIES = ("boxes", "classes", "crowd", "difficult")
+
+
+def left_out(example: Example) -> tf.Tensor | None:
+    """[..., n] bool, the objects that are neither to be found nor missed; None if there are none.
+
+    They are the boxes around crowds of COCO and the difficult objects of VOC.
+    """
+    kinds = [example[kind] for kind in ("crowd", "difficult") if kind in example]
+    return None if not kinds else tf.reduce_any(tf.stack(kinds), 0)

@@ -13,7 +13,9 @@ from tfnorm.errors import UserError
 from tfnorm.models import applications, hub
 from tfnorm.models.classifier import classifier
 from tfnorm.models.deeplabv3plus import deeplabv3plus
+from tfnorm.models.faster_rcnn import faster_rcnn
 from tfnorm.models.inception import inception
+from tfnorm.models.mask_rcnn import mask_rcnn
 from tfnorm.models.pspnet import pspnet
 from tfnorm.models.pyramid import Pyramid
 from tfnorm.models.resnet import LARGE_DEPTHS, SMALL_DEPTHS, resnet, small_resnet
@@ -50,12 +52,14 @@ class Network:
         is_fixed: whether it cannot stand on another.
         backbone_options: what it asks of its backbone, where that takes it and nothing else is
             asked for.
+        stages: of a detector, how often it looks: 2 if it does at what the first stage proposes.
     """
 
     task: str
     build: Callable[..., keras.Model]
     backbone: str
     is_fixed: bool = False
+    stages: int = 1
     backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -85,6 +89,10 @@ NETWORKS: dict[str, Network] = {
     ),
     "unet": Network("segmentation", unet, "resnet34"),
     "retinanet": Network("detection", retinanet, "resnet50"),
+    "faster_rcnn": Network(
+        "detection", functools.partial(faster_rcnn, extra_heads=()), "resnet50", stages=2
+    ),
+    "mask_rcnn": Network("instance_segmentation", mask_rcnn, "resnet50", stages=2),
 }
 
 

@@ -32,7 +32,7 @@ class ResizeLike(keras.layers.Layer):
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         """The first of the inputs, at the size of the second."""
         x, like = inputs
-        size, new = _size(x), _size(like)
+        size, new = size_of(x), size_of(like)
         is_known = all(isinstance(n, int) for n in (*size, *new))
         if is_known and size == new:
             return x
@@ -72,7 +72,7 @@ class AverageBins(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Means of [batch, height, width, channels], as [batch, bins, bins, channels]."""
-        rows, columns = (self._shares(n, inputs.dtype) for n in _size(inputs))
+        rows, columns = (self._shares(n, inputs.dtype) for n in size_of(inputs))
         means = tf.einsum("ih,bhwc->biwc", rows, inputs)
         return tf.einsum("jw,biwc->bijc", columns, means)
 
@@ -92,8 +92,8 @@ class AverageBins(keras.layers.Layer):
         return {**super().get_config(), "bins": self.bins}
 
 
-def _size(x: tf.Tensor) -> tuple:
-    """(height, width), as numbers where they are known."""
+def size_of(x: tf.Tensor) -> tuple:
+    """(height, width) of [batch, height, width, channels], as numbers where they are known."""
     known = x.shape[1:3]
     if None not in known:
         return tuple(known)

@@ -1,4 +1,4 @@
-"""Detection: boxes with a class each; focal loss, COCO's average precision."""
+"""Detection: boxes with a class each, COCO's average precision."""
 
 import dataclasses
 
@@ -6,19 +6,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm import boxes, models
 from tfnorm.data import Dataset, Example, Transform, augmentation, decoding, transforms
 from tfnorm.data.records import compose
 from tfnorm.layers.norms import Normalizer
-from tfnorm.serving import Canvas, DetectionPostprocessing, Preprocessing
+from tfnorm.serving import Canvas, Preprocessing
 from tfnorm.serving.canvas import boxes_of_images
-from tfnorm.tasks import building
+from tfnorm.tasks import building, detectors
 from tfnorm.tasks.average_precision import AveragePrecision
 from tfnorm.tasks.task import ByClass, Defaults, Serving, Settings
 
 
 class Detection:
-    """Images with boxes; the network returns class logits and box deltas of anchors.
+    """Images with boxes; what the network's outputs are is said by its `detectors.Detector`.
 
     Images are resized, their aspect kept, onto a canvas of `image_size` in training and in
     evaluation; boxes are evaluated in the pixels of the files. A box around a crowd (COCO), and
@@ -41,8 +40,7 @@ class Detection:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self._settings = settings
         self.dataset = dataset
-        options = models.options_of(settings.model, settings.backbone) | settings.model_options
-        self._anchors = boxes.AnchorGrid(options["min_level"], options["max_level"])
+        self._detector = detectors.detector(settings)
 
     def transform(self, *, training: bool) -> Transform:
         """Brings images onto a canvas, standardizes them and, in training, varies them."""
@@ -54,7 +52,7 @@ class Detection:
         if not training:
             return compose(transforms.each(_keep_truth, whole), standardize)
         augment = augmentation.get_with_targets(self._settings.augment, dataset.image_shape, fill)
-        return compose(augment.sizing or transforms.each(whole), standardize)
+        return compose(augment.sizing or transforms.each(whole), standardize, _keep_seeds)
 
     @property
     def _fill(self) -> tuple[float, ...]:
@@ -79,16 +77,8 @@ class Detection:
         )
 
     def losses(self, outputs: dict[str, tf.Tensor], batch: Example) -> tf.Tensor:
-        """[b], focal loss and smooth L1 of the boxes of each image (Lin et al. 2017, section 4)."""
-        targets = boxes.match(
-            self._anchors_of(batch), batch["boxes"], batch["classes"], _left_out(batch)
-        )
-        parts = boxes.detection_losses(outputs["class_logits"], outputs["box_deltas"], targets)
-        return parts.classes + parts.boxes
-
-    def _anchors_of(self, batch: Example) -> tf.Tensor:
-        _, height, width, _ = batch["image"].shape
-        return self._anchors.boxes(height, width)
+        """[b], the loss of each image as the paper of the network has it."""
+        return self._detector.losses(outputs, batch)
 
     def sums(self, outputs: dict[str, tf.Tensor], batch: Example, losses: tf.Tensor) -> tf.Tensor:
         """[0]: average precision is no sum."""
@@ -110,8 +100,8 @@ class Detection:
         return AveragePrecision(self._detected, self.dataset.label_names)
 
     def _detected(self, outputs: dict[str, tf.Tensor], batch: Example) -> dict[str, tf.Tensor]:
-        found = self.detections(outputs, self._anchors_of(batch))
         _, height, width, _ = batch["image"].shape
+        found = self._detector.found(outputs, (height, width))
         return {
             "boxes": boxes_of_images(found.boxes, batch["size"], (height, width)),
             "scores": found.scores,
@@ -123,12 +113,6 @@ class Detection:
             "difficult": batch.get("difficult", tf.zeros_like(batch["classes"], tf.bool)),
         }
 
-    def detections(self, outputs: dict[str, tf.Tensor], anchors: tf.Tensor) -> boxes.Detections:
-        """What is found on a batch of canvases, in their pixels."""
-        return boxes.suppress(
-            boxes.decode(outputs["box_deltas"], anchors), tf.sigmoid(outputs["class_logits"])
-        )
-
     def serving(self) -> Serving:
         """Images of any size, onto the canvas; boxes in their pixels, named classes."""
         canvas, names = self.dataset.image_shape[:2], self.dataset.label_names
@@ -136,7 +120,7 @@ class Detection:
         return dataclasses.replace(
             own,
             preprocessing=Canvas(Preprocessing(own.mean, own.std), canvas, self._fill),
-            postprocessing=DetectionPostprocessing(self._anchors, canvas, names),
+            postprocessing=self._detector.postprocessing(canvas, names),
         )
 
 
@@ -145,7 +129,6 @@ def _keep_truth(example: Example, seed: tf.Tensor) -> Example:
     return {**example, "size": decoding.size(example["image"]), "true_boxes": example["boxes"]}
 
 
-def _left_out(batch: Example) -> tf.Tensor | None:
-    """[b, n] bool, the objects that are neither to be found nor missed; None if there are none."""
-    kinds = [batch[kind] for kind in ("crowd", "difficult") if kind in batch]
-    return None if not kinds else tf.reduce_any(tf.stack(kinds), 0)
+def _keep_seeds(batch: Example, seeds: tf.Tensor) -> Example:
+    """Keeps what a network needs that draws regions."""
+    return {**batch, "seed": tf.cast(seeds, tf.int32)}

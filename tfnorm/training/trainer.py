@@ -12,6 +12,7 @@ from tfnorm.data import Example, Records, pipeline
 from tfnorm.errors import UserError
 from tfnorm.layers.loss_scaling import remember, scaled_by
 from tfnorm.layers.replicas import recorded, synchronize_statistics
+from tfnorm.models import truth
 from tfnorm.tasks import Task
 from tfnorm.tasks.task import ByClass
 from tfnorm.training import batches, freezing, replica_state, traces
@@ -220,7 +221,7 @@ class Trainer:
         variables = self.model.trainable_variables
         # The payloads are not those of the gradients, below.
         with recorded() as self.payloads, scaled_by(self.optimizer):
-            with tf.GradientTape() as tape:
+            with tf.GradientTape() as tape, truth.known(batch):
                 outputs = self.model(batch["image"], training=True)
                 losses = self.task.losses(outputs, batch)
                 loss = tf.reduce_sum(losses)
