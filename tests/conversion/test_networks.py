@@ -22,7 +22,7 @@ HUB = {
     "segformer": (1, 1, 1, 1),
     "deeplab_v3": (16, 16, 16, 16),
     "retinanet": (11, 10, 10, 11),
-    "d_fine": (45, 18, 18, 45),  # the code of its encoder cannot be read
+    "d_fine": (45, 45, 45, 45),
 }
 WRITTEN = {
     "blocks_in_lists": (2, 2, 2, 2),

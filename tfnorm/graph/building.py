@@ -1,6 +1,6 @@
 """From a graph to a new Keras model with variables of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -70,7 +70,7 @@ def _is_models_own(part: Part) -> bool:
 
 
 def _built(graph: Graph, as_they_are: set[Part]) -> keras.Model:
-    names = _unique_names(dict.fromkeys(_parts(graph)))
+    names = _unique_names(dict.fromkeys(_parts(graph)), as_they_are)
     with ObjectSharingScope():  # so that what several layers hold is made once
         made = {part: _made(part, name, as_they_are) for part, name in names.items()}
     values: dict[Tensor, keras.KerasTensor] = {
@@ -111,17 +111,31 @@ def _called(
         raise
 
 
-def _unique_names(parts: Iterable[Part]) -> dict[Part, str]:
-    """Each part's own name, or its path where a part before it has that name already."""
+def _unique_names(parts: Collection[Part], as_they_are: set[Part]) -> dict[Part, str]:
+    """Each part's own name, or its path where another part has that name already.
+
+    Raises:
+        UserError: two of those that are used as they are have one name.
+    """
     names: dict[Part, str] = {}
-    taken: set[str] = set()
-    for part in parts:
-        path = part.path.replace("/", "_")
-        candidates = [part.path.rsplit("/", 1)[-1], path]
-        candidates += [f"{path}_{i}" for i in range(1, len(taken) + 1)]
-        names[part] = next(name for name in candidates if name not in taken)
-        taken.add(names[part])
-    return names
+    owners: dict[str, Part] = {}
+    for part in sorted(parts, key=lambda part: part not in as_they_are):
+        name = part.operation.name
+        if part not in as_they_are:
+            path = part.path.replace("/", "_")
+            candidates = [part.path.rsplit("/", 1)[-1], path]
+            candidates += [f"{path}_{i}" for i in range(1, len(owners) + 1)]
+            name = next(name for name in candidates if name not in owners)
+        elif name in owners:
+            raise UserError(
+                f"The layers {owners[name].path!r} and {part.path!r} are both called {name!r}, and "
+                f"cannot be copied under other names. Give {type(part.operation).__name__} a "
+                "get_config() that returns all arguments of its constructor, or give the layers "
+                "names of their own."
+            )
+        names[part] = name
+        owners[name] = part
+    return {part: names[part] for part in parts}
 
 
 def _initialize(part: Part, operation: keras.Operation) -> None:

@@ -1,6 +1,7 @@
 """Copies of layers and operations: the same configuration, none of the variables."""
 
 import copy
+import inspect
 import tempfile
 
 import keras
@@ -33,7 +34,7 @@ def copy_operation(operation: keras.Operation, name: str, **changes) -> keras.Op
 
 def _copy_layer(layer: keras.Layer, name: str, changes: dict) -> keras.Layer:
     try:
-        config = layer.get_config() | changes | {"name": name}
+        config = _config(layer) | changes | {"name": name}
         twin = type(layer).from_config(_with_policy(config, layer))
         _copy_assets(layer, twin)
     except Exception as error:
@@ -43,6 +44,16 @@ def _copy_layer(layer: keras.Layer, name: str, changes: dict) -> keras.Layer:
             "Give the class a get_config() that returns all arguments of its constructor."
         ) from error
     return twin
+
+
+def _config(layer: keras.Layer) -> dict:
+    """Also of Keras' layers that leave it to Keras, which does not write down a dtype policy."""
+    is_default = type(layer).get_config is keras.Layer.get_config
+    if is_default and layer._auto_config is None and type(layer).__module__.startswith("keras."):
+        parameters = inspect.signature(type(layer).__init__).parameters.values()
+        if [x.kind for x in parameters][1:] == [inspect.Parameter.VAR_KEYWORD]:
+            return {"trainable": layer.trainable, "dtype": layer.dtype_policy.name}
+    return layer.get_config()
 
 
 def _with_policy(config: dict, layer: keras.Layer) -> dict:

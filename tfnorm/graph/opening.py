@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from keras.src.backend.common import global_state  # Keras has no public names f
 from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
 from keras.src.ops.node import Node
+from keras.src.ops.numpy import Reshape
 
 _CONTEXT = "current_call_ctx"
 
@@ -34,7 +35,7 @@ def open_layer(
     Returns:
         The function, of the list of the tensors among the arguments. None if there is none: the
         code cannot be run on symbolic tensors, does something else in training, gives a layer a
-        `training` of its own, or the layer adds to the loss.
+        `training` of its own, asks for a size that is left open, or the layer adds to the loss.
     """
     if not layer.built or layer.activity_regularizer is not None:
         return None
@@ -45,6 +46,8 @@ def open_layer(
     if not _follow_training(*functions):
         return None
     function, _ = functions
+    if not _knows_sizes(function):
+        return None
     return function if own_weights or not _uses_weights_aside(layer, function) else None
 
 
@@ -90,7 +93,7 @@ def _traced(layer: keras.Layer, args: tuple, kwargs: dict, training: bool) -> Fu
 
     args, kwargs = keras.tree.map_structure(symbol, (args, kwargs))
     call = _all_times if type(layer) is keras.layers.TimeDistributed else type(layer).call
-    with _no_trace_left(layer), _context(training):
+    with _no_trace_left(layer), _shapes_without_training(layer), _context(training):
         outputs = call(layer, *args, **kwargs)
         with _unique_names(layer):
             function = Functional(tensors, outputs, name=layer.name)
@@ -118,6 +121,32 @@ def _no_trace_left(layer: keras.Layer) -> Iterator[None]:
     finally:
         for nodes, length in zip(lists, lengths):
             del nodes[length:]
+
+
+@contextlib.contextmanager
+def _shapes_without_training(layer: keras.Layer) -> Iterator[None]:
+    """Lets layers tell shapes in a call with `training` whose code for shapes does not know it."""
+    changed = [one for one in layer._flatten_layers() if not _shapes_know_training(one)]
+    try:
+        for one in changed:
+            vars(one)["compute_output_spec"] = _without_training(one.compute_output_spec)
+        yield
+    finally:
+        for one in changed:
+            del vars(one)["compute_output_spec"]
+
+
+def _shapes_know_training(layer: keras.Layer) -> bool:
+    parameters = inspect.signature(layer.compute_output_spec).parameters.values()
+    return any(x.name == "training" or x.kind is x.VAR_KEYWORD for x in parameters)
+
+
+def _without_training(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        del training
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 @contextlib.contextmanager
@@ -170,6 +199,25 @@ def _follow_training(at_inference: Functional, in_training: Functional) -> bool:
         if not _is_equal(arguments, their_arguments):
             return False
         node.arguments.kwargs.pop("training", None)
+    return True
+
+
+def _knows_sizes(function: Functional) -> bool:
+    """Whether no operation was given the size of an axis that is left open, which is then None.
+
+    In the one operation that finds a size by itself it becomes -1.
+    """
+    for node in nodes_of(function):
+        operation = node.operation
+        if isinstance(operation, keras.Layer):
+            continue
+        if isinstance(operation, Reshape) and -1 not in operation.newshape:
+            sizes = [-1 if size is None else size for size in operation.newshape]
+            if sizes.count(-1) == 1:
+                node.operation = operation = Reshape(tuple(sizes), name=operation.name)
+        values = [x for x in vars(operation).values() if isinstance(x, tuple | list)]
+        if any(size is None for value in values for size in value):
+            return False
     return True
 
 
