@@ -21,7 +21,8 @@ demo-multiworker: $(READY)
 	$(BIN)/python -m tfnorm.training.local_cluster 2 --num_replicas=2 --norm=brn \
 	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
-test: lint types
+# With the extra [docs], as one of the tests builds the site and reads it with a browser.
+test: lint types $(DOCS_READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
@@ -37,7 +38,8 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# The documentation site, in dist/site; a broken link or an unknown name is an error.
+# The documentation site, in dist/site; a broken link or an unknown name is an error. Its search
+# needs a server: python3 -m http.server -d dist/site
 docs: $(DOCS_READY)
 	$(BIN)/mkdocs build --strict
 
