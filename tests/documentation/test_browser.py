@@ -5,6 +5,7 @@ import http.server
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from urllib.parse import urldefrag
 
 import pytest
 
-from tests.documentation import chromium
+from tests.documentation import chromium, public
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EXTRA = ("mkdocs", "material", "mkdocs_jupyter", "mkdocstrings")
@@ -95,6 +96,13 @@ def test_every_page_is_in_the_menu_and_whole_on_a_phone(site, browser):
             problems.append(f"is {found['width']} pixels wide on a phone of {PHONE['width']}")
         wrong += [f"{page.removeprefix(address)}: {problem}" for problem in problems]
     assert not wrong, "\n".join(wrong)
+
+
+def test_public_names_have_entries(site):
+    """A name of the Markdown is not enough: the site may show a file of that name in its place."""
+    folder, _ = site
+    text = "".join(page.read_text(encoding="utf-8") for page in folder.rglob("*.html"))
+    assert not public.missing(set(re.findall(r'id="(tfnorm[\w.]*)"', text)))
 
 
 def test_search_finds_a_page_and_leads_to_it(site, browser):

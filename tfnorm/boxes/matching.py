@@ -8,7 +8,10 @@ from tfnorm.boxes.coding import encode, encode_regions
 from tfnorm.boxes.overlaps import intersection_over_area, iou
 
 BACKGROUND = -1
+"""The class of an anchor that no object is assigned to."""
+
 IGNORED = -2
+"""The class of an anchor that counts in no loss."""
 
 # Anchors that an object lies in have the same IoU with it but for rounding.
 _TIE = 1e-4

@@ -111,7 +111,6 @@ def _color(image_shape: tuple[int, int, int], fill: Fill) -> Augmentation:
     return _random_resized_crop(image_shape, fill, transforms.RandomFlip, transforms.ColorJitter)
 
 
-# From (height, width, channels) of the images that the network takes, and what pads them.
 AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int], Fill], Augmentation]] = {
     "none": lambda image_shape, fill: Augmentation(),
     "pad_crop": functools.partial(_pad_crop, flip=False),
@@ -125,6 +124,11 @@ AUGMENTATIONS: dict[str, Callable[[tuple[int, int, int], Fill], Augmentation]] =
     "scale_jitter_flip": functools.partial(_scale_jitter, scale=(0.8, 1.25)),
     "large_scale_jitter_flip": functools.partial(_scale_jitter, scale=(0.1, 2.0)),
 }
+"""What `--augment` takes.
+
+Each makes an augmentation from (height, width, channels) of the images that the network takes, and
+the pixel that pads them.
+"""
 
 
 def get(name: str, image_shape: tuple[int, int, int], fill: Fill = 0.0) -> Augmentation:

@@ -33,6 +33,7 @@ with it the number of its instance.
 import tensorflow as tf
 
 Example = dict[str, tf.Tensor]
+"""What is known of an image, or of a batch of them, by name."""
 
 # The value in a mask of pixels that count in no loss and no metric.
 IGNORED = -1

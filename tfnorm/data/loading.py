@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 LOADINGS = ("auto", "memory", "stream")
+"""What `load` takes as `loading`."""
 
 _MEMORY_LIMIT = 16 * 2**30
 # Up to here memory is chosen for it, and up to this share of the machine's.

@@ -39,10 +39,12 @@ class Records(Protocol):
         ...
 
 
-# From a batch as `fetch` returns it to one as a network takes it. What is random in it is a
-# function of its seeds [b, 2] int64: the first of each row is the epoch's (of the run's seed and
-# the number of the epoch), the second the number of the example.
 Transform = Callable[[Example, tf.Tensor], Example]
+"""From a batch as `Records.fetch` returns it to one as a network takes it.
+
+What is random in it is a function of its seeds [b, 2] int64: the first of each row is the epoch's
+(of the run's seed and the number of the epoch), the second the number of the example.
+"""
 
 
 @runtime_checkable

@@ -33,14 +33,17 @@ def _of_one_class(rng: np.random.Generator, records: Records, size: int) -> np.n
     return np.concatenate([rng.permutation(np.concatenate(runs)).ravel(), *left])
 
 
-# shuffled: every example is drawn on its own. pairs: with each image one of the same class, as in
-# section 4.3 of Ioffe (2017), which takes 2 images of each of n random classes. sorted: all images
-# that share statistics are of one class.
 SAMPLINGS: dict[str, Callable[[np.random.Generator, Records, int], np.ndarray]] = {
     "shuffled": _shuffled,
     "pairs": _pairs,
     "sorted": _sorted,
 }
+"""Orders of an epoch by name.
+
+shuffled: every example is drawn on its own. pairs: with each image one of the same class, as in
+section 4.3 of Ioffe (2017), which takes 2 images of each of n random classes. sorted: all images
+that share statistics are of one class.
+"""
 
 
 def order(name: str, rng: np.random.Generator, records: Records, sharing: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.view import View
 
 GRADIENTS = ("current", "window")
+"""What `cross_iteration_batch_normalization` takes as `gradient`."""
 
 
 class PastMoments(NamedTuple):

@@ -34,6 +34,7 @@ NAMES = NETWORKS.keys()
 """Names of the networks; "hub:PRESET" is one as well."""
 
 BACKBONE_NAMES = BACKBONES.keys()
+"""Names of the backbones; "hub:PRESET" is one as well."""
 
 network = registry.network
 

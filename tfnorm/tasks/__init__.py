@@ -15,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "segmentation": Segmentation,
     "detection": Detection,
 }
+"""The tasks by the names that `--task` takes; a new one is a line here."""
 
 
 def get(name: str) -> type[Task]:
