@@ -11,8 +11,8 @@ from tfnorm.layers.base import ChannelNormalization
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfnorm"
 
-# From the ground up; what stands on one line may import the lines above it and nothing else.
-FLOORS = (
+# From the bottom up: what is in one line may import from the lines before it and nothing else.
+LEVELS = (
     ("errors", "output", "quiet", "version"),
     ("paths", "locks"),
     ("functional", "schedules", "data", "commands", "files", "boxes"),
@@ -26,22 +26,22 @@ FLOORS = (
     ("study",),
     ("__init__", "train", "compare"),
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
 
-def rooms_on_disk() -> list[str]:
+def parts_on_disk() -> list[str]:
     """Folders with Python files and single modules of tfnorm."""
     folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
     return sorted(folders | {path.stem for path in PACKAGE.glob("*.py")})
 
 
-def sources(room: str) -> list[pathlib.Path]:
-    module = PACKAGE / f"{room}.py"
-    return [module] if module.exists() else sorted((PACKAGE / room).rglob("*.py"))
+def sources(part: str) -> list[pathlib.Path]:
+    module = PACKAGE / f"{part}.py"
+    return [module] if module.exists() else sorted((PACKAGE / part).rglob("*.py"))
 
 
-def imported_rooms(source: pathlib.Path) -> set[str]:
-    """Rooms of tfnorm that a file imports anywhere; "__init__" stands for the package itself."""
+def imported_parts(source: pathlib.Path) -> set[str]:
+    """Parts of tfnorm that a file imports anywhere; "__init__" stands for the package itself."""
     found = set()
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
@@ -54,19 +54,19 @@ def imported_rooms(source: pathlib.Path) -> set[str]:
         for name in names:
             package, _, rest = name.partition(".")
             if package == "tfnorm":
-                room = rest.partition(".")[0]
-                found.add(room if room in FLOOR else "__init__")
+                part = rest.partition(".")[0]
+                found.add(part if part in LEVEL else "__init__")
     return found
 
 
-@pytest.mark.parametrize("room", rooms_on_disk())
-def test_imports_flow_one_way(room):
-    assert room in FLOOR, f"tfnorm/{room} has no place in FLOORS of this test yet"
+@pytest.mark.parametrize("part", parts_on_disk())
+def test_imports_flow_one_way(part):
+    assert part in LEVEL, f"tfnorm/{part} has no place in LEVELS of this test yet"
     wrong = [
-        f"{source.relative_to(ROOT)} imports {other}, which is not below {room}"
-        for source in sources(room)
-        for other in sorted(imported_rooms(source) - {room})
-        if FLOOR[other] >= FLOOR[room]
+        f"{source.relative_to(ROOT)} imports {other}, which is not below {part}"
+        for source in sources(part)
+        for other in sorted(imported_parts(source) - {part})
+        if LEVEL[other] >= LEVEL[part]
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -77,7 +77,7 @@ def test_a_wrong_import_is_seen(tmp_path):
         "import tfnorm\nimport tfnorm.study.grid\nfrom tfnorm.layers import base\n"
         "def later():\n    from tfnorm import export, norm\n    import numpy\n"
     )
-    assert imported_rooms(source) == {"__init__", "study", "layers", "export"}
+    assert imported_parts(source) == {"__init__", "study", "layers", "export"}
 
 
 def names_used(source: pathlib.Path) -> set[str]:
@@ -94,7 +94,7 @@ def names_used(source: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room, but_in, name",
+    "part, but_in, name",
     [
         ("functional", (), "keras"),
         ("functional", (), "tf.Variable"),
@@ -103,10 +103,10 @@ def names_used(source: pathlib.Path) -> set[str]:
         ("models", (), "tf.distribute"),
     ],
 )
-def test_what_a_room_does_without(room, but_in, name):
+def test_what_a_part_does_without(part, but_in, name):
     found = [
         f"{source.relative_to(ROOT)} uses {used}"
-        for source in sources(room)
+        for source in sources(part)
         for used in sorted(names_used(source))
         if source.name not in but_in and f"{used}.".startswith(f"{name}.")
     ]

@@ -114,7 +114,7 @@ class Shifted(layers.MovingAverageBatchNormalization):
         return super().normalize_for_inference(inputs) + 1
 
 
-class Told(layers.BatchNormalization):
+class Stated(layers.BatchNormalization):
     def normalize_for_inference(self, inputs):
         return 3 * super().normalize_for_inference(inputs)
 
@@ -133,14 +133,14 @@ class Tripled(layers.WeightCentralization):
 
 def test_only_what_infers_as_it_says_is_folded(randomized, difference):
     x = y = keras.Input(IMAGE)
-    for kind in (Doubled, Shifted, Told, Renamed):
+    for kind in (Doubled, Shifted, Stated, Renamed):
         y = kind(name=kind.__name__.lower())(keras.layers.Conv2D(4, 1)(y))
     y = layers.BatchNormalization(name="last")(Tripled(keras.layers.Conv2D(4, 3))(y))
     model = randomized(keras.Model(x, y))
     folded, report = tfnorm.fold(model)
     assert difference(model, folded) < 1e-4
     assert {row.name: row.folded for row in report.rows} == {
-        "doubled": False, "shifted": False, "told": True, "renamed": True, "last": False,
+        "doubled": False, "shifted": False, "stated": True, "renamed": True, "last": False,
     }  # fmt: skip
     reasons = {row.name: row.reason for row in report.rows}
     assert reasons["doubled"] == "Doubled may do more than its base class; left as it is"

@@ -24,7 +24,7 @@ def hold(directory: pathlib.Path, flag: str, notice: Callable[[str], None]) -> I
     Args:
         directory: It exists.
         flag: What named it, for the message.
-        notice: Is told if the file system has no locks.
+        notice: Called with a line if the file system has no locks.
 
     Raises:
         UserError: Someone else holds it.

@@ -1,4 +1,4 @@
-"""The soak itself: nothing of it outlives it, and what hangs is told from what is slow."""
+"""The soak itself: nothing of it outlives it, and what hangs is distinguished from what is slow."""
 
 import pathlib
 import signal

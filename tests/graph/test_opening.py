@@ -12,7 +12,7 @@ L = keras.layers
 
 
 class OwnShapes(L.Layer):
-    """Its shapes are told by code of its own, which does not take `training`."""
+    """Its shapes come from code of its own, which does not take `training`."""
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)

@@ -85,11 +85,11 @@ def test_the_chapter_of_every_study(name, results, rng, tmp_path):
     assert grid.name == name
     accuracies = record_all(grid, results, rng)
     found = Found(rows_of(grid, results))
-    told = []
-    report.chapter(grid, STUDIES[name].chapter, results, tmp_path / "plots", told.append)
+    lines = []
+    report.chapter(grid, STUDIES[name].chapter, results, tmp_path / "plots", lines.append)
     titles, lines = STUDIES[name].chapter.table(found)
     assert all(len(line) == len(titles) for line in lines)
-    text = "\n".join(told)
+    text = "\n".join(lines)
     assert "nan" not in text and "None" not in text
     if name not in WITHOUT_CLAIMS:
         made = STUDIES[name].chapter.claims(found)
@@ -97,7 +97,7 @@ def test_the_chapter_of_every_study(name, results, rng, tmp_path):
         # Sizes that a grid lacks are none of its claims.
         missing = [claim.text for claim in made if not claim.outcome]
         assert not missing or name == "micro-batches"
-        assert all(str(claim) in told for claim in made if claim.outcome)
+        assert all(str(claim) in lines for claim in made if claim.outcome)
     # Every setting has a mean of its two seeds, and all of them are in the table.
     by_labels = {}
     for cell in grid.cells:
@@ -108,7 +108,7 @@ def test_the_chapter_of_every_study(name, results, rng, tmp_path):
         assert cell in text
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert f"{name}.png" in plots
-    assert plots == {re.search(r"[^/]+\.png", line)[0] for line in told if "wrote" in line}
+    assert plots == {re.search(r"[^/]+\.png", line)[0] for line in lines if "wrote" in line}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -137,9 +137,9 @@ def test_chapters_bear_a_single_norm(name, norm, results, rng, tmp_path):
     )
     grid = STUDIES[name].build([norm], [0], base)
     record_all(grid, results, rng)
-    told = []
-    report.chapter(grid, STUDIES[name].chapter, results, tmp_path, told.append)
-    assert not any(word in "\n".join(told) for word in ("nan", "None"))
+    lines = []
+    report.chapter(grid, STUDIES[name].chapter, results, tmp_path, lines.append)
+    assert not any(word in "\n".join(lines) for word in ("nan", "None"))
 
 
 @pytest.mark.parametrize("name", STUDIES)

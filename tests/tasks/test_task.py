@@ -150,8 +150,8 @@ def test_a_run_of_the_task_from_the_command_line(config, tmp_path, capsys):
 def test_studies_know_its_metrics_by_name(config, tmp_path):
     labels = {"norm": "bn", "replicas": 1, "replica_batch": 12, "statistics_batch": 12}
     cell = Cell(labels, config, ("batch_statistics",))
-    told = []
-    record = running.run_cell(cell, str(tmp_path / "run"), told.append)
+    lines = []
+    record = running.run_cell(cell, str(tmp_path / "run"), lines.append)
     row = Row.of(labels, [record])
     assert (row.headline, row.best()) == ("closeness", record)
     assert row.mean(row.metric) == record["history"][-1]["val_closeness"]

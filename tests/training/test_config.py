@@ -97,12 +97,12 @@ def test_a_frozen_backbone_infers():
 
 
 def test_virtual_replicas_are_told_to_those_whose_statistics_they_change():
-    told = {
+    given = {
         name
         for name in norms.NAMES
         if "virtual_replicas" in training.Config(norm=name, virtual_replicas=4).normalizer().options
     }
-    assert told == set(norms.NAMES) - {"gn", "gn_ws", "ln", "in", "none"}
+    assert given == set(norms.NAMES) - {"gn", "gn_ws", "ln", "in", "none"}
     assert training.Config(norm="bn", virtual_replicas=1).normalizer().options == {}
 
 

@@ -258,14 +258,14 @@ def test_several_inputs_and_mixed_precision(rng):
 
 
 def test_progress_is_told(rng):
-    told = []
+    progress = []
     tfnorm.recalibrate(
         of_keras(rng),
         batches(images(rng), size=9),
         steps=2,
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: progress.append((done, total)),
     )
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_failure_leaves_the_model_as_it_was(rng):

@@ -168,7 +168,7 @@ def test_a_dropout_draws_in_training_what_it_drew_without_it(examples):
 
 
 def begin(model, *args, **kwargs):
-    """A monitor at the start of a training, told of no epoch yet."""
+    """A monitor at the start of a training, before the first epoch."""
     monitor = StatisticsMonitor(*args, **kwargs)
     monitor.set_model(model)
     monitor.set_params({"steps": 10})
@@ -320,8 +320,8 @@ def test_norms_that_average_are_less_noisy(examples, notices, layer, forward, ba
     monitor = begin(model, examples(256), 2, every=1, notice=notices.append)
     (row,) = at_step(monitor, 1)
     errors = [row["noise"]["forward"] / forward**0.5, row["noise"]["backward"] / backward**0.5]
-    told = [f"off by {errors[0]:.2f} and gradients by {errors[1]:.2f} of" in n for n in notices]
-    assert told == ([True] if max(errors) > NOISE_LIMIT else [])
+    reported = [f"off by {errors[0]:.2f} and gradients by {errors[1]:.2f} of" in n for n in notices]
+    assert reported == ([True] if max(errors) > NOISE_LIMIT else [])
 
 
 def test_bkn_counts_the_batch_by_its_gain(examples, notices):

@@ -121,11 +121,11 @@ class TestTpu:
         calls = []
         resolvers = tf.distribute.cluster_resolver
         monkeypatch.setattr(resolvers, "TPUClusterResolver", lambda tpu: f"resolver of {tpu}")
-        for room, name in (
+        for module, name in (
             (tf.config, "experimental_connect_to_cluster"),
             (tf.tpu.experimental, "initialize_tpu_system"),
         ):
-            monkeypatch.setattr(room, name, lambda r, name=name: calls.append((name, r)))
+            monkeypatch.setattr(module, name, lambda r, name=name: calls.append((name, r)))
         strategy = types.SimpleNamespace(num_replicas_in_sync=8)
         monkeypatch.setattr(
             tf.distribute, "TPUStrategy", lambda r: calls.append(("TPUStrategy", r)) or strategy

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfnorm.boxes.overlaps import iou
 
 DETECTIONS, IOU_THRESHOLD, SCORE_THRESHOLD, CANDIDATES = 100, 0.5, 0.05, 1000
-"""What `suppress` does unless it is told otherwise ("Focal Loss", section 4.1)."""
+"""Defaults of `suppress` ("Focal Loss", section 4.1)."""
 
 
 class Detections(NamedTuple):

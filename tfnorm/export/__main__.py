@@ -73,7 +73,7 @@ def define_flags() -> flags.FlagValues:
         "uint8_images": (
             None,
             "Take pixels from 0 to 255, and standardize them in the graph. Runs of segmentation "
-            "and detection do so unless told otherwise, with images of any size, and return maps "
+            "and detection do so by default, with images of any size, and return maps "
             "of classes or boxes; with --nouint8_images, what the network itself takes and "
             "returns.",
         ),

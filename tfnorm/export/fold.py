@@ -28,7 +28,7 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
     move is a multiplication and an addition, after a subtraction where the mean is so far from zero
     for the spread that they would lose digits. Normalizers that use the statistics of their input
     stay as they are, and so do those whose map is not finite in some channel. A channel that is
-    constant or NaN at inference, because a statistic is infinite or absurdly large, is told in a
+    constant or NaN at inference, because a statistic is infinite or absurdly large, is named in a
     note of the report and in a warning.
 
     Args:

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-# Accuracies that differ by less are not told apart: the spread of many a row over two seeds.
+# Accuracies that differ by less count as equal: the spread of many a row over two seeds.
 _APART = 0.005
 # What is less than a point worse is as good: the papers call 0.9 points comparable (CBN, table 3).
 _AS_GOOD = 0.01
-# Noise and other measures that differ by a smaller factor are not told apart.
+# Noise and other measures that differ by a smaller factor count as equal.
 _FACTOR = 1.1
 
 SEEN, NOT_SEEN, OPPOSITE = OUTCOMES = ("seen", "not seen", "opposite seen")

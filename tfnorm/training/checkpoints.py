@@ -160,7 +160,7 @@ class Checkpoints:
         """Restores the newest checkpoint that can be read.
 
         Args:
-            notice: Is told of checkpoints that cannot be read.
+            notice: Called with a line for each checkpoint that cannot be read.
             partial: Whether checkpoints hold more than is asked for, as for an evaluation.
 
         Returns:

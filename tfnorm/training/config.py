@@ -340,7 +340,7 @@ class Config:
         """The normalizer of the run.
 
         Those of single examples are the same however the batch is grouped; only those of a batch
-        are told of virtual replicas.
+        get `virtual_replicas`.
 
         Args:
             steps: How often it will be called in training, from which some of its options follow;

@@ -56,7 +56,7 @@ def recalibrate(
             strategy). It is iterated once for each normalizer; of an iterator, which cannot be, the
             first `steps` batches are kept in memory.
         steps: number of batches; a shorter data set is used whole.
-        on_progress: is told (normalizers done, normalizers in all) after each.
+        on_progress: called with (normalizers done, normalizers in all) after each.
 
     Raises:
         UserError: the model has no normalizer to measure, steps is below 1, or the data set is

@@ -19,7 +19,7 @@ from tfnorm.errors import RunError, UserError
 from tfnorm.training import agreement, cluster
 from tfnorm.training.cluster import Cluster
 
-_SAY_AFTER = 10.0  # Seconds of waiting after which it is told, and then after ten times as many.
+_SAY_AFTER = 10.0  # Seconds of waiting before it is reported; then ten times as many.
 _RETRY = 0.2
 _RESOLVE = 30.0  # Names of machines that are just being started come to be known.
 _LONGEST = 1 << 20  # Bytes of a message: more is somebody else's.
@@ -32,7 +32,7 @@ def meet(own: Cluster, says: dict[str, Any], timeout: float, notice: Callable[[s
         own: The cluster, and which of its workers this is.
         says: What all have to agree on.
         timeout: Seconds to wait for the others.
-        notice: Is told for whom this worker waits.
+        notice: Called with a line that says for whom this worker waits.
 
     Raises:
         UserError: They disagree, two are the same one, or an address cannot be resolved.

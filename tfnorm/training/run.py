@@ -41,7 +41,7 @@ def train(
         callbacks: Keras callbacks: on_train_begin, on_epoch_begin, on_train_batch_end (after every
             `steps_per_loop` steps, once for each of them), on_epoch_end, on_train_end.
             `model.stop_training` ends the run after an epoch.
-        notice: Is told in a line what a user should know and no result says.
+        notice: Called with a line of what a user should know and no result says.
         validate: Whether to evaluate the test images after every epoch.
 
     Returns:
@@ -101,7 +101,7 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
 
     Args:
         config: The run; what its network is made of must be what was trained.
-        notice: Is told of checkpoints that cannot be read.
+        notice: Called with a line for each checkpoint that cannot be read.
 
     Raises:
         UserError: There is no checkpoint, or it is of another network.
@@ -125,7 +125,7 @@ def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model,
 
     Args:
         model_dir: Directory of the run.
-        notice: Is told of checkpoints that cannot be read.
+        notice: Called with a line for each checkpoint that cannot be read.
 
     Returns:
         The model and the configuration it was trained with.

@@ -56,7 +56,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
             that the model was compiled with, without one the trainer's: the cross-entropy of
             sparse labels and logits.
         directory: Of scalars for TensorBoard, in its subdirectory statistics; None for none.
-        notice: Is told once a layer, in a line, where its statistics are too noisy for the norm in
+        notice: Called with a line, once a layer, where its statistics are too noisy for the norm in
             use, which averages them or not: where the error of the normalized values or of their
             gradients exceeds a third of their standard deviation (`NOISE_LIMIT`); and where
             statistics are not finite, or so large that inference makes a channel constant.
