@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.python.summary import summary_iterator
 
 from tests.training import running
-from tfnorm import layers, models, training
+from tfnorm import convert, layers, models, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import statistics_monitor
@@ -501,3 +501,33 @@ def test_runs_of_other_kinds_are_the_same_with_it(small, monkeypatch, rng, chang
         np.testing.assert_array_equal(one, other)
     assert {row["images"] for row in monitor.history} == {images if config.norm == "syncbn" else 8}
     assert all(math.isfinite(row["noise"]["backward"]) for row in monitor.history)
+
+
+class Block(keras.layers.Layer):
+    """A dense layer and its normalizer, which have the same names in each block."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4, use_bias=False, name="dense")
+        self.norm = keras.layers.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((None, 4))
+
+    def call(self, x, training=None):
+        return self.norm(self.dense(x), training=training)
+
+
+def test_normalizers_in_blocks_are_watched_by_their_paths(examples):
+    x, labels = examples(32)
+    inputs = keras.Input((5,))
+    outputs = keras.layers.Dense(3)(Block(name="second")(Block(name="first")(inputs)))
+    model = convert(keras.Model(inputs, outputs), "brn", in_place=True)
+    model.compile("sgd", LOSS)
+    monitor = StatisticsMonitor((x, labels), batch_size=8, every=1, layers=2)
+    model.fit(x[:8], labels[:8], batch_size=8, verbose=0, callbacks=[monitor])
+    assert [row["layer"] for row in monitor.history] == ["first/norm", "second/norm"]
+    dense_of = model.get_layer("first").dense
+    mean = float(np.linalg.norm((x @ dense_of.kernel.numpy()).mean(0)))
+    assert monitor.history[0]["mean"]["large"] == pytest.approx(mean, rel=1e-3)

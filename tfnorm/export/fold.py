@@ -39,7 +39,8 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
         and the report, one row for each call of a normalizer. Nested models are written out.
 
     Raises:
-        UserError: if the model has no graph of layers, or a layer of it cannot be copied.
+        UserError: if the model has no graph of layers, or a layer that takes a normalizer in cannot
+            be copied. Others that cannot are shared with the model.
     """
     graph = inline(read(model))
     norms = lower(graph)

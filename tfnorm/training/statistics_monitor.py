@@ -1,5 +1,6 @@
 """A Keras callback that watches the batch statistics of normalizers over training."""
 
+import collections
 import math
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
+from tfnorm.graph import layers_below
 from tfnorm.layers import norms
 from tfnorm.layers.batch_method import method_of
 from tfnorm.training import statistics
@@ -50,7 +52,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
             arrays, or a tf.data.Dataset of batches of such pairs, of which the first are taken.
         batch_size: Images of a training step, over all replicas.
         every: Steps from one measurement to the next.
-        layers: Names of normalizers, or how many of them, spread over the depth of the network.
+        layers: Names of normalizers, or how many of them, spread over the depth of the network. One
+            in a block whose name another block has too is named by its path, "block1/norm".
         large_batch: Images to compare with, at least two micro-batches.
         loss: From (labels, outputs) to a mean over the images or one a image. None is the loss
             that the model was compiled with, without one the trainer's: the cross-entropy of
@@ -97,6 +100,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._directory, self._notice = directory, notice
         self._step = self._first = self._measured = 0
         self._layers: list[keras.layers.Layer] = []
+        self._names: dict[keras.layers.Layer, str] = {}
         self._writer = None
         self._keep_rows = keep_rows
         self._warned: set[str] = set()
@@ -123,7 +127,9 @@ class StatisticsMonitor(keras.callbacks.Callback):
 
     def _prepare(self) -> None:
         """Chooses layers and takes images: not before a step, that a model may be built by it."""
-        self._layers = _choose(self.model, self._chosen)
+        chosen = _choose(self.model, self._chosen)
+        self._names = {layer: name for name, layer in chosen.items()}
+        self._layers = [*chosen.values()]
         self._pass = TrainingPass(self.model, self._layers, self._loss or _loss(self.model))
         self._batches = self._take()
         if self._directory is not None:
@@ -181,7 +187,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
         images = len(tf.nest.flatten(self._batches[0])[0])
         row = {
             "step": self._step,
-            "layer": layer.name,
+            "layer": self._names[layer],
             "norm": norms.name_of(layer) or type(layer).__name__,
             "images": images // groups(layer),
             "large_images": images * len(self._batches),
@@ -222,22 +228,24 @@ class StatisticsMonitor(keras.callbacks.Callback):
         variance = keras.ops.convert_to_numpy(layer.moving_variance).astype(np.float64)
         limit = _CONSTANT * np.maximum(large.variance[0], 1.0)
         channels = int(np.sum(~(variance <= limit) & np.isfinite(limit)))
-        if channels and layer.name not in self._told_constant:
-            self._told_constant.add(layer.name)
+        name = self._names[layer]
+        if channels and name not in self._told_constant:
+            self._told_constant.add(name)
             self._notice(
-                f"the moving variance of layer {layer.name!r} is not finite, or more than "
+                f"the moving variance of layer {name!r} is not finite, or more than "
                 f"{_CONSTANT:.0e} times that of the data, in {channels} of {len(variance)} "
                 f"channels at step {step}: inference makes them constant; train on, or "
                 "tfnorm.recalibrate the model"
             )
 
     def _warn(self, layer: keras.layers.Layer, row: dict[str, Any]) -> None:
-        if layer.name in self._warned:
+        watched = row["layer"]
+        if watched in self._warned:
             return
         if not all(math.isfinite(value) for name in _MEASURED for value in row[name].values()):
-            self._warned.add(layer.name)
+            self._warned.add(watched)
             self._notice(
-                f"the statistics of layer {layer.name!r} are not finite at step {row['step']}: the "
+                f"the statistics of layer {watched!r} are not finite at step {row['step']}: the "
                 "run has diverged; a lower learning rate may help"
             )
             return
@@ -248,11 +256,11 @@ class StatisticsMonitor(keras.callbacks.Callback):
         worst = max(forward, backward)
         if worst <= NOISE_LIMIT:
             return
-        self._warned.add(layer.name)
+        self._warned.add(watched)
         images = math.ceil(row["images"] * (worst / NOISE_LIMIT) ** 2)
         advice = (norms.entry_of(layer) or norms.Normalizer).advice
         self._notice(
-            f"the batch statistics of layer {layer.name!r} are too noisy for {row['norm']}: at "
+            f"the batch statistics of layer {watched!r} are too noisy for {row['norm']}: at "
             f"step {row['step']}, with {row['images']} images in a batch, they put normalized "
             f"values off by {forward:.2f} and gradients by {backward:.2f} of their standard "
             f"deviation (limit {NOISE_LIMIT:.2f}). About {images} images would do; else try "
@@ -268,22 +276,30 @@ def spread(layers: Sequence[Any], count: int) -> list[Any]:
     return [layers[round(place)] for place in places]
 
 
-def _choose(model: keras.Model, chosen: int | Sequence[str]) -> list[keras.layers.Layer]:
-    known = {layer.name: layer for layer in normalizers(model)}
+def _choose(model: keras.Model, chosen: int | Sequence[str]) -> dict[str, keras.layers.Layer]:
+    known = _named(model)
     if isinstance(chosen, int):
         if not known or chosen < 1:
             raise UserError(
                 f"StatisticsMonitor has no layer to watch: layers={chosen}, and the model "
                 f"{model.name!r} has {len(known)} normalizers of batches"
             )
-        return spread(list(known.values()), chosen)
+        return dict(spread([*known.items()], chosen))
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise UserError(
             f"the model {model.name!r} has no normalizer of batches "
             f"{', '.join(map(repr, unknown)) or 'in an empty list'}; known: {', '.join(known)}"
         )
-    return [known[name] for name in chosen]
+    return {name: known[name] for name in chosen}
+
+
+def _named(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The normalizers by their names; by their paths where layers of blocks share a name."""
+    found = normalizers(model)
+    counts = collections.Counter(layer.name for layer in found)
+    paths = {layer: path for path, layer in layers_below(model)}
+    return {x.name if counts[x.name] == 1 else paths[x]: x for x in found}
 
 
 def _loss(model: keras.Model) -> Loss:
