@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import window_gradient
-from tfnorm import functional, training
+from tests.training.running import two_layers
+from tfnorm import functional, models, training
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_the_burn_in_is_bn_of_single_images(run, whole_gradient):
 
 
 @pytest.mark.parametrize("name", ["bn", "cbn", "share", "whole"])
-def test_a_few_steps_of_each_setting(name):
+def test_a_few_steps_of_each_setting(name, monkeypatch):
+    monkeypatch.setattr(models, "build", two_layers)
     config = window_gradient.config(
         name, 3, 4, images=8, dataset="sklearn_digits", model="resnet8", width=4, stem_stride=1,
         train_examples=0,

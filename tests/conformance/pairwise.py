@@ -10,16 +10,16 @@ def cases(dimensions: dict[str, tuple], possible: Callable[[dict], bool]) -> lis
     Greedy: each case is the possible one with most pairs that no earlier case has.
     """
     everything = [
-        case
+        (case, pairs(case))
         for values in itertools.product(*dimensions.values())
         if possible(case := dict(zip(dimensions, values)))
     ]
-    missing = set().union(*map(pairs, everything))
+    missing = set().union(*(found for _, found in everything))
     chosen = []
     while missing:
-        best = max(everything, key=lambda case: len(pairs(case) & missing))
+        best, found = max(everything, key=lambda each: len(each[1] & missing))
         chosen.append(best)
-        missing -= pairs(best)
+        missing -= found
     return chosen
 
 

@@ -159,8 +159,9 @@ def test_extreme_values_stay_finite(name, extreme):
     assert_finite([inferred[0] if isinstance(inferred, tuple) else inferred])
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("groups, masked", [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(
+    "groups, masked, jit_compile", [(1, False, True), (1, True, False), (2, False, False)]
+)
 @pytest.mark.parametrize("name", WITH_A_MEAN)
 def test_a_small_variance_beside_a_large_mean(name, groups, masked, jit_compile):
     """Mean 1000 and variance 0.01 in float32, where E[x²] − E[x]² has no digit left."""
@@ -237,9 +238,9 @@ def test_half_precision_rounds_gradients_once(name, policy, parallel):
     assert np.abs(half - exact).max() / np.abs(exact).max() < POLICIES[policy]
 
 
-@pytest.mark.parametrize("is_graph", [False, True])
-@pytest.mark.parametrize("is_dead", [False, True])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "groups, is_dead, is_graph", [(1, False, False), (1, True, True), (2, True, False)]
+)
 @pytest.mark.parametrize("name", DERIVED)
 def test_a_gradient_penalty(rng, name, groups, is_dead, is_graph):
     """A gradient of a gradient, also where one channel is nothing but zeros.

@@ -21,7 +21,7 @@ def is_linear(layer):
 def test_answers_stay(norm):
     seen = collections.Counter()
 
-    @settings(EXAMPLES, max_examples=70)
+    @settings(EXAMPLES, max_examples=30)
     @given(plans(2, 5))
     def answers_stay(plan):
         keras.backend.clear_session(free_memory=False)

@@ -70,8 +70,13 @@ def test_width_and_stem_stride():
     assert concatenated == [(None, 16, 16, w) for w in widths]
 
 
-@pytest.mark.parametrize("model_name", ["resnet8", "inception_small"])
-@pytest.mark.parametrize("name", norms.NAMES)
+@pytest.mark.parametrize(
+    ("name", "model_name"),
+    [
+        *((name, "resnet8") for name in norms.NAMES),
+        *((name, "inception_small") for name in ("cbn", "mabn", "bkn")),
+    ],
+)
 def test_every_normalizer_trains_a_step(rng, name, model_name):
     keras.utils.set_random_seed(1)
     options = {"virtual_replicas": 2} if name in VIRTUAL else {}

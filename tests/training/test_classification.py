@@ -33,23 +33,24 @@ def compare(config, notices):
     assert len(expected) >= 5
     for value, variable in zip(expected, weights(found), strict=True):
         np.testing.assert_array_equal(variable, value)
-    other = dataclasses.replace(config, seed=config.seed + 1)
-    other = training.train(other, notice=notices.append, validate=False)
-    assert any(np.any(a != b) for a, b in zip(weights(found), weights(other)))
+    return found
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize(
-    "changes",
+    ("replicas", "changes"),
     [
-        {"norm": "bn", "augment": "pad_crop_flip"},
-        {"norm": "brn", "norm_options": BRN, "sampling": "pairs"},
-        {"norm": "gn", "augment": "none", "mixed_precision": "mixed_float16"},
+        (1, {"norm": "bn", "augment": "pad_crop_flip"}),
+        (1, {"norm": "gn", "augment": "none", "mixed_precision": "mixed_float16"}),
+        (2, {"norm": "brn", "norm_options": BRN, "sampling": "pairs"}),
     ],
-    ids=lambda changes: changes["norm"],
 )
-def test_weights_are_those_of_before_bit_for_bit(small, notices, changes, replicas):
-    compare(on_replicas(small(steps=9, train_examples=35, **changes), replicas), notices)
+def test_weights_are_those_of_before_bit_for_bit(small, notices, replicas, changes):
+    config = on_replicas(small(steps=9, train_examples=35, **changes), replicas)
+    found = compare(config, notices)
+    if changes["norm"] == "bn":  # What is compared depends on the seed at all.
+        other = dataclasses.replace(config, seed=config.seed + 1)
+        other = training.train(other, notice=notices.append, validate=False)
+        assert any(np.any(a != b) for a, b in zip(weights(found), weights(other)))
 
 
 def test_on_real_images(small, notices):

@@ -35,7 +35,6 @@ def preempted(config, notices, epoch, step):
     ("replicas", "norm", "options"),
     [
         (1, "cbn", {"window": 3}),
-        (2, "cbn", {"window": 3}),
         (2, "brn", BRN),
         (2, "mabn", MABN),
     ],

@@ -81,12 +81,10 @@ class Start(keras.callbacks.Callback):
         ]
 
 
-@pytest.mark.parametrize(("replicas", "norm"), [(1, "mabn"), (2, "syncbn"), (8, "brn")])
-def test_a_checkpoint_of_four_replicas_goes_on_with_others(
-    small, tmp_path, notices, replicas, norm
-):
+@pytest.mark.parametrize(("replicas", "norm"), [(1, "mabn"), (4, "brn")])
+def test_a_checkpoint_of_two_replicas_goes_on_with_others(small, tmp_path, notices, replicas, norm):
     options = {"norm": norm, "model_dir": str(tmp_path / "run")}
-    training.train(on_replicas(small(**options, steps=4), 4), notice=notices.append)
+    training.train(on_replicas(small(**options, steps=4), 2), notice=notices.append)
     saved, _ = training.load_model(options["model_dir"], notices.append)
     more = dataclasses.replace(on_replicas(small(**options), replicas), steps=6)
     start = Start()

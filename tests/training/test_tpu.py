@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfnorm import tasks, train, training
+from tests.training.running import two_layers
+from tfnorm import models, tasks, train, training
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.training import flags, strategies
@@ -23,9 +24,14 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setattr(models, "build", two_layers)
+
+
 def make(data_dir, norm, **fields):
     config = training.Config(
-        norm=norm, norm_options=OPTIONS.get(norm, {}), width=4, stem_stride=2, data_dir=data_dir,
+        norm=norm, norm_options=OPTIONS.get(norm, {}), width=4, data_dir=data_dir,
         train_examples=50, replica_batch_size=4, steps_per_loop=STEPS, warmup_epochs=0, **fields,
     )  # fmt: skip
     keras.config.set_dtype_policy(config.mixed_precision)
