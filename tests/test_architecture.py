@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tfnorm"
 # From the bottom up: what is in one line may import from the lines before it and nothing else.
 LEVELS = (
     ("errors", "output", "quiet", "version"),
-    ("paths", "locks"),
+    ("paths", "locks", "pixels"),
     ("functional", "schedules", "data", "commands", "files", "boxes"),
     ("layers", "serving"),
     ("graph",),

@@ -339,7 +339,7 @@ def test_scenes_of_digits_serve_every_dense_task(tmp_path, monkeypatch):
     monkeypatch.setattr(digit_scenes, "_SCENES", {"train": 5, "test": 2})
 
     def load(*needed, **options):
-        return data.load("digit_scenes", str(tmp_path), needed=needed, max_objects=8, **options)
+        return data.load("digit_scenes", str(tmp_path), needed=needed, **options)
 
     masks = load("image", "mask")
     assert isinstance(masks.train, MemoryRecords)
@@ -355,7 +355,7 @@ def test_scenes_of_digits_serve_every_dense_task(tmp_path, monkeypatch):
     instances = load("image", "instances")
     assert {*instances.train.spec} == {"image", "instances", "boxes", "classes"}
     batch = stack(pipeline.evaluation_batches(instances.test, instances.sizing(), 2))
-    assert batch["instances"].shape == (2, 64, 64) and batch["boxes"].shape == (2, 8, 4)
+    assert batch["instances"].shape == (2, 64, 64) and batch["boxes"].shape[::2] == (2, 4)
     of_boxes = stack(pipeline.evaluation_batches(objects.test, objects.sizing(), 2))
     np.testing.assert_allclose(batch["boxes"], of_boxes["boxes"], atol=1e-4)
 

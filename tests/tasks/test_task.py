@@ -162,6 +162,26 @@ def test_studies_know_its_metrics_by_name(config, tmp_path):
     assert ",test_closeness,test_closeness_spread," in table.csv()
 
 
+def test_the_statistics_monitor_takes_its_loss(config):
+    trainer = Trainer(*pair(config))
+    records = trainer.task.dataset.train
+    images, labels = (records.column(name)[:24] for name in ("image", "label"))
+    images = images.astype("float32") / 255
+    monitor = training.StatisticsMonitor((images, labels), 12, every=5, layers=1, large_batch=24)
+    training.train(dataclasses.replace(config, steps=5), [monitor], lambda text: None, False)
+    (row,) = monitor.history
+    model, (layer,) = monitor.model, monitor._layers
+    assert row["images"] == 12 and row["norm"] == "bn"
+    with tf.GradientTape() as tape:
+        z = layer(model.layers[1](images[:12]), training=True)
+        tape.watch(z)
+        pooled = tf.reduce_mean(tf.nn.relu(z), [1, 2])
+        error = model.layers[-1](pooled)[:, 0] - labels[:12] / 10
+        loss = tf.reduce_mean(tf.square(error))
+    gradient = layer.gamma * tf.reduce_mean(tape.gradient(loss, z), [0, 1, 2])
+    assert row["gradient"]["batch"] == pytest.approx(float(tf.norm(gradient)), rel=1e-3)
+
+
 def test_a_data_set_that_fits_another_task(config, monkeypatch, tmp_path):
     class Scenes(Brightness):
         needed = ("image", "mask")

@@ -14,6 +14,7 @@ CHANGED = {
     "train_split": "train[:80%]",
     "test_split": "train[80%:]",
     "data_loading": "stream", "image_size": "64,96", "skip_undecodable": True,
+    "max_objects": 375,
     "backbone": "resnet14", "model_options": {"head_width": 32},
     "weights": "/w",
     "freeze": "stem",

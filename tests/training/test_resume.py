@@ -149,11 +149,14 @@ def test_no_checkpoint_can_be_read(interrupted, tmp_path, notices):
 
 def test_another_architecture(small, tmp_path, notices):
     training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    changed = small(model_dir=str(tmp_path), norm="gn", width=8, freeze="norm")
     with pytest.raises(UserError) as error:
-        training.train(small(model_dir=str(tmp_path), norm="gn", width=8), notice=notices.append)
+        training.train(changed, notice=notices.append)
+    # What the optimizer and the averages keep is numbered by the weights that are trained.
     assert str(error.value) == (
         f"model_dir {tmp_path} holds a run of another architecture: width was 4 and is 8, norm was "
-        "bn and is gn; give the flags it was trained with, or another --model_dir"
+        "bn and is gn, freeze was None and is norm; give the flags it was trained with, or another "
+        "--model_dir"
     )
 
 

@@ -24,7 +24,7 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_network(monkeypatch):
     monkeypatch.setattr(models, "build", two_layers)
 
@@ -68,6 +68,7 @@ def operations(function, *arguments):
     return {node.op for node in nodes}
 
 
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_loop_of_steps_compiles_and_computes_what_it_does_without(data_dir, norm):
     """Forward, backward, optimizer and metrics; traced once for all calls."""
@@ -85,6 +86,7 @@ def test_the_loop_of_steps_compiles_and_computes_what_it_does_without(data_dir, 
     assert not python & operations(run.function, stacked)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_bfloat16_compiles(data_dir):
     trainer = make(data_dir, "syncbn", mixed_precision="mixed_bfloat16")
     run = loop(trainer, True)

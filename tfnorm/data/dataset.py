@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import pixels
 from tfnorm.data import statistics, transforms
 from tfnorm.data.mask_classes import MaskClasses
 from tfnorm.data.records import Records, Transform, compose
@@ -77,9 +78,7 @@ class Dataset:
         Returns:
             Float32 tensor of the same shape.
         """
-        scale = (1 / (255 * self.std)).astype(np.float32)
-        offset = (self.mean / self.std).astype(np.float32)
-        return tf.cast(images, tf.float32) * scale - offset
+        return pixels.standardize(images, self.mean, self.std)
 
     def sizing(self) -> Transform:
         """From records to images of `image_shape` as an evaluation sees them, pixels 0 to 255.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import features, mask_classes, sources, splits, stream
+from tfnorm.data import features, mask_classes, object_counts, sources, splits, stream
 from tfnorm.data.dataset import Dataset
 from tfnorm.data.mask_classes import MaskClasses
 from tfnorm.data.memory import MemoryRecords
@@ -40,7 +40,7 @@ def load(
     *,
     loading: str = "auto",
     image_size: tuple[int, int] | None = None,
-    max_objects: int = 100,
+    max_objects: int | None = None,
     skip_undecodable: bool = False,
 ) -> Dataset:
     """Opens a data set, preparing or downloading it where needed.
@@ -56,7 +56,8 @@ def load(
             from their files when they are needed, any images. "auto": memory where that fits
             comfortably, in a quarter of the machine's and 4 GiB.
         image_size: Height and width of the images that the network takes; None is the data set's.
-        max_objects: Rows for objects in every example.
+        max_objects: Rows for objects in every example; None is as many as an image has at most, for
+            which all of the files are read, once.
         skip_undecodable: Look through all examples first, and leave out those that cannot be
             used. Otherwise the first of them ends the run.
 
@@ -91,8 +92,14 @@ def load(
             for split, count in zip((train, test), counts)
         ]
     else:
+        if max_objects is None and {"boxes", "instances"} & set(paths):
+            max_objects = object_counts.most(builder, (train, test), paths)
+            notices.append(
+                f"images of data set '{builder.name}' have up to {max_objects} objects: "
+                f"--max_objects={max_objects}"
+            )
         open_stream = functools.partial(
-            StreamRecords, builder, paths=paths, max_objects=max_objects
+            StreamRecords, builder, paths=paths, max_objects=max_objects or 0
         )
         left_out = [{}, {}]
         if skip_undecodable:

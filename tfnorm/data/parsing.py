@@ -63,6 +63,15 @@ class Parser:
             example["classes"] = tf.zeros([self._max_objects], tf.int32)
         return example
 
+    def count(self, record: tf.Tensor) -> tf.Tensor:
+        """[] int32, the number of objects of one record; of an instance map its greatest number."""
+        found = self._parser.parse_example(record)
+        found = self._features.decode_example(found, decoders=self._decoders)
+        if "boxes" not in self._paths:
+            return tf.reduce_max(decoding.labels(found[self._paths["instances"]], None))
+        sequence, _, boxes = self._paths["boxes"].partition("/")
+        return tf.shape(found[sequence][boxes])[0]
+
     def _objects(self, found: Mapping[str, Any], size: tf.Tensor) -> Example:
         sequence = self._paths["boxes"].partition("/")[0]
         of_rows = [entry for entry in (*OBJECT_ENTRIES, "segmentations") if entry in self._paths]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import decoding
+from tfnorm.data import decoding, progress
 from tfnorm.data.array_records import ArrayRecords
 from tfnorm.data.checking import checked
 from tfnorm.data.example import Example
@@ -71,8 +71,8 @@ class StreamRecords:
         split = builder.info.splits[expression]
         self._name = f"split '{expression}' of data set '{builder.name}'"
         self._files = _open(builder, split, expression)
-        parse = Parser(builder.info.features, paths, max_objects)
-        self._parse = tf.function(parse, autograph=False)
+        self._parser = Parser(builder.info.features, paths, max_objects)
+        self._parse = tf.function(self._parser, autograph=False)
         self._channels = builder.info.features[paths["image"]].shape[-1]
         numbers = np.setdiff1d(np.arange(split.num_examples), np.array([*left_out], np.int64))
         self._numbers = numbers[:limit]
@@ -100,12 +100,27 @@ class StreamRecords:
     @_outside_graphs
     def column(self, name: str) -> np.ndarray:
         """[n, ...], an entry of all examples, for which all of the files are read."""
-        from tqdm import tqdm
-
         batches = tf.data.Dataset.range(len(self)).batch(_CHUNK)
         batches = batches.map(lambda i: self.fetch(i)[name], num_parallel_calls=_threads())
-        bar = tqdm(batches.with_options(_options()), f"Reading {name}", delay=2, leave=False)
-        return np.concatenate([batch.numpy() for batch in bar])
+        rows = progress.bar(f"Reading {name}", batches.with_options(_options()))
+        return np.concatenate([batch.numpy() for batch in rows])
+
+    @_outside_graphs
+    def most_objects(self) -> int:
+        """The most objects of an example, for which all of the files are read.
+
+        Those that cannot be read are passed over here: who comes to them says what is wrong.
+        """
+
+        def count(index: tf.Tensor) -> tf.Tensor:
+            record = self._files.read(tf.gather(self._number_table, index[None]))[0]
+            return tf.cast(self._parser.count(record), tf.int64)
+
+        counts = tf.data.Dataset.range(len(self)).map(count, num_parallel_calls=_threads())
+        counts = counts.ignore_errors().batch(_CHUNK).with_options(_options())
+        total = -(-len(self) // _CHUNK)
+        rows = progress.bar(f"Counting objects of {self._name}", counts, total)
+        return max((int(batch.numpy().max()) for batch in rows), default=0)
 
     def where(self, index: int) -> str:
         """Number, split and file of an example, for messages."""
@@ -124,8 +139,6 @@ class StreamRecords:
             For those that cannot be read or decoded, or hold what the data set cannot hold: their
             numbers in the split, and what is wrong.
         """
-        from tqdm import tqdm
-
         total = len(self)
         found = tf.data.Dataset.range(total).map(
             lambda index: (index, self._check(index, check)), num_parallel_calls=_threads()
@@ -135,7 +148,7 @@ class StreamRecords:
             found.ignore_errors().map(lambda index, _: index).batch(_CHUNK).with_options(_options())
         )
         sound = np.zeros(total, bool)
-        with tqdm(total=total, desc=f"Checking {self._name}", delay=2, leave=False) as bar:
+        with progress.bar(f"Checking {self._name}", total=total) as bar:
             for indices in found:
                 sound[indices.numpy()] = True
                 bar.update(len(indices))

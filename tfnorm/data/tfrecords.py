@@ -14,18 +14,16 @@ Python's global lock, and does not read from buckets.
 
 import dataclasses
 import functools
-import hashlib
-import io
 import os
 import struct
-import uuid
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import progress
+from tfnorm.data.kept import Kept
 from tfnorm.data.rows import over_rows
 from tfnorm.errors import RunError
 
@@ -142,43 +140,23 @@ def _places(builder: Any, files: Sequence[str]) -> dict[str, tuple[Index, int]]:
 
 def _index(directory: str, split: str, files: Sequence[str], expected: Sequence[int]) -> Index:
     """The index of a whole split, from where it was kept or from its files."""
-    stamps = np.array([_stamp(file) for file in files], np.int64)
-    key = {"files": np.array([os.path.basename(file) for file in files]), "stamps": stamps}
-    kept = sum(expected) >= _WORTH_KEEPING
-    paths = _kept_at(directory, split) if kept else []
-    for path in paths:
-        index = _load(path, key)
-        if index is not None:
-            return index
-    index = _build(split, files, stamps[:, 0], expected)
-    for path in paths:
-        if _save(path, index, key):
-            break
+    kept = Kept(directory, f"index-{split}", files)
+    is_worth_it = sum(expected) >= _WORTH_KEEPING
+    found = kept.load([field.name for field in dataclasses.fields(Index)]) if is_worth_it else None
+    if found is not None:
+        return Index(**found)
+    index = _build(split, files, kept.sizes, expected)
+    if is_worth_it:
+        kept.save(dataclasses.asdict(index))
     return index
-
-
-def _stamp(file: str) -> tuple[int, int]:
-    """Size and time of the last change of a file."""
-    try:
-        found = tf.io.gfile.stat(file)
-    except tf.errors.NotFoundError:
-        raise RunError(
-            f"{file} is missing, which dataset_info.json beside it lists; "
-            "copy or prepare the data set again"
-        ) from None
-    except tf.errors.OpError as error:
-        raise RunError(f"cannot read {file} ({error.message})") from None
-    return found.length, found.mtime_nsec
 
 
 def _build(
     split: str, files: Sequence[str], sizes: Sequence[int], expected: Sequence[int]
 ) -> Index:
     """Reads the lengths of all records."""
-    from tqdm import tqdm  # As TFDS, which needs it, shows its own progress.
-
     offsets, lengths = [], []
-    bar = tqdm(files, f"Indexing split {split}", unit=" files", delay=2, leave=False)
+    bar = progress.bar(f"Indexing split {split}", files, unit=" files")
     for file, size, count in zip(bar, sizes, expected):
         found = _offsets(file, int(size))
         if len(found) - 1 != count:
@@ -216,42 +194,3 @@ def _offsets(file: str, size: int) -> np.ndarray:
 def _open(file: str) -> Any:
     """A file to read a few bytes here and there: without a buffer where it is a local one."""
     return tf.io.gfile.GFile(file, "rb") if "://" in file else open(file, "rb", buffering=0)
-
-
-def _kept_at(directory: str, split: str) -> list[str]:
-    """Where the index of a split may be kept: beside its files, else in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = hashlib.sha256(directory.encode()).hexdigest()[:16]
-    return [
-        os.path.join(directory, f".index-{split}.npz"),
-        os.path.join(cache, "tfnorm", "records", folder, f"index-{split}.npz"),
-    ]
-
-
-def _load(path: str, key: dict[str, np.ndarray]) -> Index | None:
-    """An index that was kept, if the files are still those that it was made of."""
-    try:
-        with tf.io.gfile.GFile(path, "rb") as stream:
-            kept = np.load(io.BytesIO(stream.read()), allow_pickle=False)
-            if all(np.array_equal(kept[name], value) for name, value in key.items()):
-                return Index(kept["counts"], kept["offsets"], kept["lengths"])
-    except (tf.errors.OpError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # None there, or none that can be read: it is made anew.
-    return None
-
-
-def _save(path: str, index: Index, key: dict[str, np.ndarray]) -> bool:
-    """Keeps an index whole or not at all; whether that was possible."""
-    content = io.BytesIO()
-    np.savez(content, **key, **dataclasses.asdict(index))
-    aside = f"{path}.{uuid.uuid4().hex}"
-    try:
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with tf.io.gfile.GFile(aside, "wb") as stream:
-            stream.write(content.getvalue())
-        tf.io.gfile.rename(aside, path, overwrite=True)
-    except tf.errors.OpError:
-        if tf.io.gfile.exists(aside):
-            tf.io.gfile.remove(aside)
-        return False
-    return True

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelScaling:
@@ -22,6 +24,4 @@ class PixelScaling:
 
     def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
         """What the network is fed for images [..., channels] of any type, float32."""
-        mean, std = np.array(self.mean), np.array(self.std)
-        scale, offset = (1 / (255 * std)).astype("float32"), (mean / std).astype("float32")
-        return tf.cast(images, tf.float32) * scale - offset
+        return pixels.standardize(images, self.mean, self.std)

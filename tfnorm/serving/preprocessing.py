@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tfnorm import pixels
 from tfnorm.errors import UserError
 
 
@@ -64,12 +64,9 @@ class Preprocessing:
 
     def __call__(self, images: tf.Tensor, fed: tf.TensorSpec) -> tf.Tensor:
         """Images of type uint8 to a tensor that fits `fed`."""
-        pixels = tf.cast(images, tf.float32)
         if self.resize:
-            pixels = tf.image.resize(pixels, fed.shape[1:3])
-        mean, std = np.array(self.mean), np.array(self.std)
-        scaled = pixels * (1 / (255 * std)).astype("float32") - (mean / std).astype("float32")
-        return tf.cast(scaled, fed.dtype)
+            images = tf.image.resize(tf.cast(images, tf.float32), fed.shape[1:3])
+        return tf.cast(pixels.standardize(images, self.mean, self.std), fed.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -19,6 +19,7 @@ _LATER = {
     "backbone": None, "model_options": {}, "weights": None, "freeze": None, "backbone_norm": None,
     "accumulate_steps": 1, "optimizer": "momentum", "optimizer_options": {},
     "schedule_drops": "0.5,0.75", "label_smoothing": 0.0, "ema_decay": 0.0,
+    "max_objects": 0,
 }  # fmt: skip
 
 

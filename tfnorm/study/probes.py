@@ -90,7 +90,8 @@ class StatisticsSeries(training.StatisticsMonitor):
     def __init__(self, config: training.Config, task: Task) -> None:
         batch = max(config.num_replicas, 1) * config.replica_batch_size
         train = task.dataset.train
-        steps = config.steps or config.epochs * pipeline.steps_per_epoch(train, batch)
+        of_step = batch * config.accumulate_steps
+        steps = config.steps or config.epochs * pipeline.steps_per_epoch(train, of_step)
         examples = batches.of_epoch(config, task, 0, min(_IMAGES, len(train)))
         super().__init__(
             examples.map(lambda example: (example["image"], example)),

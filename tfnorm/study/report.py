@@ -91,9 +91,9 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
     csv = compared.csv()
     write_text(output / "summary.csv", csv)
     title = f"{grid.title}\nnorm, replicas x images on each; the last is the reference"
-    plots.accuracy(found, name, title, output / "accuracy.png")
+    plots.accuracy(found, name, title, output / f"{task.headline}.png")
     plots.learning_curves(found, name, title, output / "learning_curves.png")
-    for file in ("results.jsonl", "summary.csv", "accuracy.png", "learning_curves.png"):
+    for file in ("results.jsonl", "summary.csv", f"{task.headline}.png", "learning_curves.png"):
         tell(f"wrote {output / file}")
 
     winner = compared.winner()
@@ -125,7 +125,7 @@ def _export(row: Row, model: keras.Model, task: Task, directory: pathlib.Path, t
         f"wrote {result.path}; plain TensorFlow serves it:\n\n"
         "    import tensorflow as tf\n"
         f'    serve = tf.saved_model.load("{result.path}").signatures["serving_default"]\n'
-        f'    logits = serve({model.inputs[0].name}=images)["{model.output_names[0]}"]'
+        f"    outputs = serve({model.inputs[0].name}=images)"
         f"  # {_images(task)}"
     )
 

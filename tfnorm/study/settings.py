@@ -111,5 +111,5 @@ def steps(config: training.Config) -> int:
     """The training steps of a run on all of its replicas."""
     if config.steps:
         return config.steps
-    batch = max(config.num_replicas, 1) * config.replica_batch_size
+    batch = max(config.num_replicas, 1) * config.replica_batch_size * config.accumulate_steps
     return config.epochs * (tasks.load(config).dataset.num_train // batch)

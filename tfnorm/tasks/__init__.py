@@ -47,6 +47,7 @@ def load(settings: Settings) -> Task:
             task.needed,
             loading=settings.data_loading,
             image_size=data.parse_size(settings.image_size) if settings.image_size else None,
+            max_objects=settings.max_objects or None,
             skip_undecodable=settings.skip_undecodable,
         )
     except MissingFeatures as error:

@@ -13,13 +13,22 @@ from tfnorm.tasks.task import Serving, Settings
 
 def build(
     settings: Settings,
+    dataset: Dataset,
     normalizer: Normalizer,
-    input_shape: tuple[int | None, int | None, int],
-    num_classes: int,
     backbone_normalizer: Normalizer | None,
     weights: str | keras.Model | None,
+    size: tuple[int | None, int | None] = (None, None),
 ) -> keras.Model:
-    """The network that a configuration asks for, as `tfnorm.models.build` makes it."""
+    """The network that a configuration asks for, as `tfnorm.models.build` makes it.
+
+    Args:
+        settings: The run's.
+        dataset: Whose classes it tells.
+        normalizer: Of the whole network.
+        backbone_normalizer: Of its backbone, if that is another.
+        weights: What the backbone starts with.
+        size: Height and width of images; None is any.
+    """
     given = {
         "backbone": settings.backbone,
         "backbone_normalizer": backbone_normalizer,
@@ -31,8 +40,8 @@ def build(
     return models.build(
         settings.model,
         normalizer,
-        input_shape,
-        num_classes,
+        (*size, dataset.image_shape[-1]),
+        dataset.num_classes,
         **{name: value for name, value in given.items() if value is not None},
     )
 

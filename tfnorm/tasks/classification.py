@@ -40,13 +40,9 @@ class Classification:
         weights: str | keras.Model | None = None,
     ) -> keras.Model:
         """The network."""
+        size = self.dataset.image_shape[:2]
         return building.build(
-            self._settings,
-            normalizer,
-            self.dataset.image_shape,
-            self.dataset.num_classes,
-            backbone_normalizer,
-            weights,
+            self._settings, self.dataset, normalizer, backbone_normalizer, weights, size
         )
 
     def losses(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:

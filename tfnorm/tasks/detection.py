@@ -66,14 +66,8 @@ class Detection:
         weights: str | keras.Model | None = None,
     ) -> keras.Model:
         """The network, for images of any size."""
-        shape = (None, None, self.dataset.image_shape[-1])
         return building.build(
-            self._settings,
-            normalizer,
-            shape,
-            self.dataset.num_classes,
-            backbone_normalizer,
-            weights,
+            self._settings, self.dataset, normalizer, backbone_normalizer, weights
         )
 
     def losses(self, outputs: dict[str, tf.Tensor], batch: Example) -> tf.Tensor:

@@ -24,6 +24,7 @@ class Settings(Protocol):
     test_split: str | None
     data_loading: str
     image_size: str | None
+    max_objects: int
     skip_undecodable: bool
     augment: str
     label_smoothing: float

@@ -73,8 +73,10 @@ class ProgressLines(keras.callbacks.Callback):
         """The losses and the task's headline; whatever there is where nobody says what that is."""
         logs = dict(logs or {})
         seconds = logs.pop("seconds", None)
-        headline = self.params.get("headline")
-        shown = logs if headline is None else ("loss", headline, "val_loss", f"val_{headline}")
+        shown = logs
+        if "task" in self.params:
+            headline = self.params["task"].headline
+            shown = ("loss", headline, "val_loss", f"val_{headline}")
         parts = [f"{name} {logs[name]:.4f}" for name in shown if name in logs]
         if seconds is not None:
             parts.append(f"{seconds:.1f} s")

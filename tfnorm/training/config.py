@@ -38,6 +38,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "num_replicas", "train_examples", "steps", "reference_batch_size", "warmup_epochs",
     "weight_decay", "momentum", "seed", "checkpoint_every", "label_smoothing", "ema_decay",
+    "max_objects",
 )  # fmt: skip
 
 _ANY_WIDTH = 64  # Channels of the layer that is made to see whether it takes its options.
@@ -133,6 +134,11 @@ class Config:
     )
     image_size: str | None = _field(
         None, "H,W of the images that the network takes; default: the data set's, if that is one."
+    )
+    max_objects: int = _field(
+        0,
+        "Rows for objects in every example; 0 is as many as an image has at most, which is counted "
+        "once.",
     )
     skip_undecodable: bool = _field(
         False, "Look for images that cannot be decoded at the start and leave them out."

@@ -53,7 +53,7 @@ class Loop:
             model=trainer.model,
             epochs=math.ceil(trainer.total_steps / trainer.steps_per_epoch),
             steps=trainer.steps_per_epoch,
-            headline=trainer.task.headline,
+            task=trainer.task,
         )
         listeners.on_train_begin()
         while progress.step < trainer.total_steps and not trainer.model.stop_training:

@@ -19,7 +19,7 @@ from tfnorm.training.notices import Notice
 # What a checkpoint's weights depend on; all else may change from one part of a run to the next.
 _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
-    "backbone", "backbone_norm", "model_options", "ema_decay",
+    "backbone", "backbone_norm", "model_options", "ema_decay", "freeze",
 )  # fmt: skip
 _PLACES = ("model_dir", "data_dir")
 _NOT_WORTH_A_WORD = (

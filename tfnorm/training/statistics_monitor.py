@@ -3,7 +3,7 @@
 import collections
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from tfnorm.errors import UserError
 from tfnorm.graph import layers_below
 from tfnorm.layers import norms
 from tfnorm.layers.batch_method import method_of
+from tfnorm.tasks import Task
 from tfnorm.training import statistics
 from tfnorm.training.callbacks import write_scalar
 from tfnorm.training.notices import Notice, to_stderr
@@ -49,15 +50,17 @@ class StatisticsMonitor(keras.callbacks.Callback):
 
     Args:
         data: Images that are typical of training, always the same: a pair (inputs, labels) of
-            arrays, or a tf.data.Dataset of batches of such pairs, of which the first are taken.
+            arrays, or a tf.data.Dataset of batches of such pairs, of which the first are taken. In
+            a run of `tfnorm.training.train`, labels are the one entry of an example beside its
+            image that the task needs (`label` or `mask`), or a mapping of entries.
         batch_size: Images of a training step, over all replicas.
         every: Steps from one measurement to the next.
         layers: Names of normalizers, or how many of them, spread over the depth of the network. One
             in a block whose name another block has too is named by its path, "block1/norm".
         large_batch: Images to compare with, at least two micro-batches.
-        loss: From (labels, outputs) to a mean over the images or one a image. None is the loss
-            that the model was compiled with, without one the trainer's: the cross-entropy of
-            sparse labels and logits.
+        loss: From (labels, outputs) to a mean over the images or one a image. None is that of the
+            task in a run of `tfnorm.training.train`; in Keras' fit that the model was compiled
+            with, and the cross-entropy of sparse labels and logits for a model without one.
         directory: Of scalars for TensorBoard, in its subdirectory statistics; None for none.
         notice: Called with a line, once a layer, where its statistics are too noisy for the norm in
             use, which averages them or not: where the error of the normalized values or of their
@@ -130,7 +133,9 @@ class StatisticsMonitor(keras.callbacks.Callback):
         chosen = _choose(self.model, self._chosen)
         self._names = {layer: name for name, layer in chosen.items()}
         self._layers = [*chosen.values()]
-        self._pass = TrainingPass(self.model, self._layers, self._loss or _loss(self.model))
+        task = (self.params or {}).get("task")
+        loss = self._loss or (_loss_of_task(task) if task else _loss(self.model))
+        self._pass = TrainingPass(self.model, self._layers, loss)
         self._batches = self._take()
         if self._directory is not None:
             directory = os.path.join(self._directory, "statistics")
@@ -300,6 +305,23 @@ def _named(model: keras.Model) -> dict[str, keras.layers.Layer]:
     counts = collections.Counter(layer.name for layer in found)
     paths = {layer: path for path, layer in layers_below(model)}
     return {x.name if counts[x.name] == 1 else paths[x]: x for x in found}
+
+
+def _loss_of_task(task: Task) -> Loss:
+    """The task's loss of what `data` has for labels."""
+    others = [entry for entry in task.needed if entry != "image"]
+
+    def loss(labels: Any, outputs: Any) -> tf.Tensor:
+        if not isinstance(labels, Mapping):
+            if len(others) != 1:
+                raise UserError(
+                    f"StatisticsMonitor needs {' and '.join(others)} of each image; give it data "
+                    "of pairs (image, mapping with these names)"
+                )
+            labels = {others[0]: labels}
+        return task.losses(outputs, labels)
+
+    return loss
 
 
 def _loss(model: keras.Model) -> Loss:
