@@ -25,7 +25,8 @@ def area(a):
 
 
 def iou(a, b):
-    return common(a, b) / (area(a) + area(b) - common(a, b))
+    union = area(a) + area(b) - common(a, b)
+    return common(a, b) / union if union else 0.0
 
 
 def test_overlaps(rng):
