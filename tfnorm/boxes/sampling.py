@@ -19,13 +19,18 @@ def sample(classes: tf.Tensor, number: int, most_objects: int, seeds: tf.Tensor)
         most_objects: how many of objects at most come first.
         seeds: [batch, 2] int.
     """
-    draws = tf.map_fn(
-        lambda seed: tf.random.stateless_uniform([tf.shape(classes)[1]], seed, alg="philox"),
-        tf.cast(seeds, tf.int32),
-        fn_output_signature=tf.TensorSpec([classes.shape[1]], tf.float32),
-    )
+    draws = _uniform(seeds, classes.shape[1])
     of_objects = tf.where(classes >= 0, draws, -1.0)
     least = tf.math.top_k(of_objects, most_objects).values[:, -1:]
     turn = tf.where(classes == BACKGROUND, 2.0, 0.0)
     turn = tf.where(classes >= 0, tf.where(of_objects >= least, 3.0, 1.0), turn)
     return tf.math.top_k(turn + draws, number).indices
+
+
+def _uniform(seeds: tf.Tensor, number: int) -> tf.Tensor:
+    """[batch, number] from 0 to 1, of each image's seed; what XLA makes of a seed is its own."""
+    return tf.map_fn(
+        lambda seed: tf.random.stateless_uniform([number], seed),
+        tf.cast(seeds, tf.int32),
+        fn_output_signature=tf.TensorSpec([number], tf.float32),
+    )
