@@ -444,18 +444,26 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "Decides what is tried.", flag_values=values)
     flags.DEFINE_integer("first_try", 0, "Number of the first try.", flag_values=values)
     flags.DEFINE_integer("tries", None, "Make no more than so many.", flag_values=values)
-    flags.DEFINE_string("output", None, "File of the counts, as JSON.", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "File of what was tried and lost, as JSON.", flag_values=values
+    )
     return values
 
 
 def _soak(values: flags.FlagValues) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    start = time.monotonic()
     counts, interrupted = soak(
         values.minutes, values.seed, values.first_try, values.tries, lambda t: print(t, flush=True)
     )
     print(table(counts))
     if values.output:
-        found = {kind: dataclasses.asdict(count) for kind, count in counts.items()}
+        found = {
+            "seed": values.seed,
+            "first_try": values.first_try,
+            "minutes": round((time.monotonic() - start) / 60, 1),
+            "kinds": {kind: dataclasses.asdict(count) for kind, count in counts.items()},
+        }
         write_text(values.output, json.dumps(found, indent=2) + "\n")
     lost = sum(len(count.lost) for count in counts.values())
     if interrupted:
