@@ -39,7 +39,12 @@ class Child(subprocess.Popen):
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
-            env={**os.environ, **environment, "TMPDIR": str(temporary)},
+            env={
+                **os.environ,
+                **environment,
+                "TMPDIR": str(temporary),
+                "PYTHONDONTWRITEBYTECODE": "1",  # TensorFlow's generated code is put in TMPDIR.
+            },
             start_new_session=True,
         )
 

@@ -11,6 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.layers.kernel_wrapper import KernelWrapper
+
+Parts = Iterator[tuple[tuple[slice, ...], np.ndarray]]
+
 _ELEMENTS = 2**18  # of a part
 _ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES of TensorFlow
 
@@ -21,12 +25,12 @@ class Kernel:
 
     Attributes:
         shape: of the array.
-        load: returns the array, or a variable that holds it.
+        read: reads the array, as `read_parts` does.
         factors: arrays of as many dimensions as there are at most, aligned at the last.
     """
 
     shape: tuple[int, ...]
-    load: Callable[[], keras.Variable | np.ndarray]
+    read: Callable[[], Parts]
     factors: tuple[np.ndarray, ...] = ()
 
     def times(self, factor: np.ndarray) -> "Kernel":
@@ -54,15 +58,28 @@ class Kernel:
             array[index] = values
         variable.assign(_without_copying(array))
 
-    def _parts(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-        source = self.load()
-        if isinstance(source, keras.Variable):
-            source = tf.convert_to_tensor(source)
-        for index in parts(self.shape):
-            values = np.asarray(source[index]).astype("float64")
+    def _parts(self) -> Parts:
+        for index, values in self.read():
             for factor in self.factors:
                 values *= np.broadcast_to(factor, self.shape)[index]
             yield index, values
+
+
+def read_parts(source: keras.Variable | np.ndarray) -> Parts:
+    """An array part by part: their indices, and copies of them in float64."""
+    if isinstance(source, keras.Variable):
+        source = tf.convert_to_tensor(source)
+    for index in parts(source.shape):
+        yield index, np.asarray(source[index]).astype("float64")
+
+
+def read_channels(layer: KernelWrapper) -> Parts:
+    """The kernel that a wrapper computes channel by channel, in the same way."""
+    shape, axis = layer.layer.kernel.shape, layer.channel_axis
+    step = max(_ELEMENTS * shape[axis] // math.prod(shape), 1)
+    for start in range(0, shape[axis], step):
+        channels = slice(start, min(start + step, shape[axis]))
+        yield (slice(None),) * axis + (channels,), layer.effective_kernel(channels)
 
 
 def parts(shape: Sequence[int], elements: int = _ELEMENTS) -> Iterator[tuple[slice, ...]]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfnorm.export.affine import Affine, Obstacle
-from tfnorm.export.kernels import Kernel
+from tfnorm.export.kernels import Kernel, Parts, read_parts
 from tfnorm.graph import Call, Part, copy_operation
 
 Kernels = list[Kernel]
@@ -119,14 +119,14 @@ class LinearPart(Part):
     Args:
         path: as in `Part`.
         operation: the model's layer, built.
-        kernel: computes what takes the place of the layer's own kernel.
+        kernel: reads what takes the place of the layer's own kernel.
     """
 
     def __init__(
         self,
         path: str,
         operation: keras.Layer,
-        kernel: Callable[[], np.ndarray] | None = None,
+        kernel: Callable[[], Parts] | None = None,
     ) -> None:
         super().__init__(path, operation)
         self._kind = KINDS[type(operation)]
@@ -198,7 +198,7 @@ class LinearPart(Part):
         variables = self.operation.weights
         if self.operation.use_bias:
             self._bias = keras.ops.convert_to_numpy(variables.pop()).astype("float64")
-        self._kernels = [Kernel(tuple(v.shape), lambda v=v: v) for v in variables]
+        self._kernels = [Kernel(tuple(v.shape), lambda v=v: read_parts(v)) for v in variables]
 
     def _check_place(self, affine: Affine, call: Call) -> None:
         first = getattr(self.operation, "data_format", "channels_last") == "channels_first"
@@ -214,11 +214,11 @@ class LinearPart(Part):
             )
 
 
-def linear_part(part: Part, kernel: Callable[[], np.ndarray] | None = None) -> LinearPart | None:
+def linear_part(part: Part, kernel: Callable[[], Parts] | None = None) -> LinearPart | None:
     """The part as a linear one, or None if it is no plain layer of one of the `KINDS`.
 
     A subclass may do anything in its `call`, and a quantized or LoRA layer holds no plain kernel.
-    `kernel` computes what takes the place of the layer's own.
+    `kernel` reads what takes the place of the layer's own.
     """
     layer = part.operation
     plain = (

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from tfnorm.export.kernels import Parts, read_channels, read_parts
 from tfnorm.layers import norms
 
 _OTHERS = {
@@ -92,10 +93,13 @@ def wrapped_layer(layer: keras.Operation) -> keras.Layer | None:
     return getattr(layer, "layer", None) if ours else None
 
 
-def effective_kernel(layer: keras.Operation) -> Callable[[], np.ndarray] | None:
-    """What computes the kernel that a wrapper lets its layer use; None for the layer's own."""
-    is_wrapper = hasattr(layer, "effective_kernel") and norms.is_plain(layer)
-    return layer.effective_kernel if is_wrapper else None
+def effective_kernel(layer: keras.Operation) -> Callable[[], Parts] | None:
+    """What reads the kernel that a wrapper lets its layer use; None for the layer's own."""
+    if not hasattr(layer, "effective_kernel") or not norms.is_plain(layer):
+        return None
+    if type(layer) in norms.KERNELS.values():
+        return lambda: read_channels(layer)
+    return lambda: read_parts(layer.effective_kernel())
 
 
 def _float64(variable: keras.Variable) -> np.ndarray:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow.python.trackable.resource import CapturableResource
 
 from tfnorm.errors import UserError
+from tfnorm.export.kernels import parts
 from tfnorm.export.serving import guarded
 from tfnorm.export.signature import NAME, Signature
 
@@ -49,7 +50,7 @@ def write_saved_model(
     """Saves a model under its signature, as `serving.guarded` makes it fit for a server.
 
     Args:
-        folded: the model.
+        folded: the model, of no use afterwards where weights are stored in another dtype.
         signature: of the export.
         path: a directory.
         weights_dtype: dtype in which kernels are stored, which they are rounded to. They are cast
@@ -67,10 +68,7 @@ def answering_of(
     folded: keras.Model, signature: Signature, weights_dtype: str | None = None
 ) -> Answering:
     """The model as a function, with variables that are none of Keras'."""
-    stored = {
-        id(v): tf.Variable(_rounded(v, weights_dtype), trainable=False, name=v.name)
-        for v in folded.variables
-    }
+    stored = {id(v): _stored(v, weights_dtype) for v in folded.variables}
 
     @tf.function(input_signature=signature.inputs)
     def answer(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -108,21 +106,41 @@ def round_weights(model: keras.Model, dtype: str) -> None:
     Raises:
         UserError: if a weight is too large for the dtype. What is not finite stays so.
     """
-    for variable in model.variables:
-        value = tf.cast(_rounded(variable, dtype), variable.dtype)
-        if value.dtype.is_floating and _is_lost(value, tf.convert_to_tensor(variable)):
+    for variable in filter(_is_kernel, model.variables):
+        _round(variable, dtype)
+
+
+def _round(variable: keras.Variable, dtype: str) -> None:
+    value = tf.convert_to_tensor(variable)
+    rounded = tf.cast(value, dtype)
+    for index in parts(value.shape):
+        if tf.reduce_any(tf.math.is_finite(value[index]) & ~tf.math.is_finite(rounded[index])):
             raise UserError(
                 f"The weight {variable.path!r} has values that {dtype} cannot hold. Choose "
                 "weights_dtype='bfloat16', which has the range of float32, or none."
             )
-        variable.assign(value)
+    del value
+    _let_go(variable)  # There may not be memory for both.
+    _assign(variable, tf.cast(rounded, variable.dtype))
 
 
-def _is_lost(rounded: tf.Tensor, value: tf.Tensor) -> bool:
-    return bool(tf.reduce_any(tf.math.is_finite(value) & ~tf.math.is_finite(rounded)))
+def _let_go(variable: keras.Variable) -> None:
+    """Frees the memory of a variable, which is of no use until something is assigned to it."""
+    _assign(variable, tf.zeros([], variable.dtype))
 
 
-def _rounded(variable: keras.Variable, dtype: str | None) -> tf.Tensor:
+def _assign(variable: keras.Variable, value: tf.Tensor) -> None:
+    """Whatever the shape of what it holds now."""
+    tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
+
+
+def _is_kernel(variable: keras.Variable) -> bool:
+    return variable.dtype == "float32" and len(variable.shape) > 1
+
+
+def _stored(variable: keras.Variable, dtype: str | None) -> tf.Variable:
     value = tf.convert_to_tensor(variable)
-    is_kernel = value.dtype == tf.float32 and value.shape.rank > 1
-    return tf.cast(value, dtype) if dtype is not None and is_kernel else value
+    if dtype is not None and _is_kernel(variable):
+        value = tf.cast(value, dtype)
+        _let_go(variable)
+    return tf.Variable(value, trainable=False, name=variable.name)

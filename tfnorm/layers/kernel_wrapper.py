@@ -48,7 +48,7 @@ class KernelWrapper(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
 
     def transform_kernel(self, kernel: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
-        """The kernel to use; `axes` are all but that of the output channel."""
+        """The kernel to use; `axes` are all but those of the output channels."""
         raise NotImplementedError
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -56,10 +56,21 @@ class KernelWrapper(keras.layers.Wrapper):
         kernel = tf.convert_to_tensor(self.layer.kernel)
         return self._call_with(self.transform_kernel(kernel, self._axes()), inputs)
 
-    def effective_kernel(self) -> np.ndarray:
-        """The transformed kernel, float64, in the layout of the layer's own."""
-        kernel = keras.ops.convert_to_numpy(self.layer.kernel).astype(np.float64)
-        return self.transform_kernel(tf.constant(kernel), self._axes()).numpy()
+    def effective_kernel(self, channels: slice = slice(None)) -> np.ndarray:
+        """The transformed kernel, float64, in the layout of the layer's own.
+
+        Args:
+            channels: of the axis `channel_axis`, of which alone it is computed: for transforms of
+                each channel by itself.
+        """
+        index = (slice(None),) * self.channel_axis + (channels,)
+        kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel)[index], tf.float64)
+        return self.transform_kernel(kernel, self._axes()).numpy()
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the kernel that its output channels are on, or the first of two."""
+        return min(set(range(len(self.layer.kernel.shape))) - set(self._axes()))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The layer's."""
