@@ -22,7 +22,7 @@ from tfnorm.export.record import BATCH_SIZES
 from tfnorm.export.saved_model import export_saved_model
 from tfnorm.export.writing import WEIGHTS_DTYPES
 from tfnorm.serving import Postprocessing, Postprocessor, Preprocessing, Preprocessor
-from tfnorm.training.batches import of_evaluation
+from tfnorm.training import batches
 
 _RECALIBRATION_BATCH_SIZE = 128
 _CALIBRATION_EXAMPLES = 256
@@ -189,9 +189,9 @@ def _recalibrated(source: Source, steps: int) -> Source:
     task, seed = source.task, source.training["seed"]
     batch_size = min(_RECALIBRATION_BATCH_SIZE, task.dataset.num_train)
     transform = task.transform(training=False)
-    batches = training_batches(task.dataset.train, transform, batch_size, seed, epoch=0)
+    fed = training_batches(task.dataset.train, transform, batch_size, seed, epoch=0)
     print(f"Recalibrating on batches of {batch_size} training images ...", flush=True)
-    training.recalibrate(source.model, batches.map(lambda batch: batch["image"]), steps)
+    training.recalibrate(source.model, fed.map(lambda batch: batch["image"]), steps)
     configuration = {**source.training, "recalibrate_steps": steps}
     return source._replace(training=configuration, metrics=None)
 
@@ -217,17 +217,10 @@ def _images(
 ) -> np.ndarray:
     """The first images of a split: as the network is fed, or as they are."""
     if preprocessing is None:
-        return _fed(task, records, count)["image"]
+        return batches.first(task, records, count)["image"]
     if task.serving().preprocessing is None:
         return task.dataset.first_images(records, min(count, len(records)))
     return task.dataset.first_whole_images(records, count)
-
-
-def _fed(task: tasks.Task, records: data.Records, count: int) -> Mapping[str, np.ndarray]:
-    """The first examples of a split as the network is fed, as many as fit a batch."""
-    count = min(count, len(records), task.largest_evaluation_batch or count)
-    batch = next(iter(of_evaluation(task, records, count)))
-    return {name: x.numpy() for name, x in batch.items()}
 
 
 def _quantizing(
@@ -243,7 +236,7 @@ def _quantizing(
         return calibration, None
     if calibration is None:
         calibration = _images(task, task.dataset.train, _CALIBRATION_EXAMPLES, preprocessing)
-    labelled = _fed(task, task.dataset.test, _EVALUATION_EXAMPLES)
+    labelled = batches.first(task, task.dataset.test, _EVALUATION_EXAMPLES)
     if "label" not in labelled:
         return calibration, None
     images = _images(task, task.dataset.test, _EVALUATION_EXAMPLES, preprocessing)

@@ -38,17 +38,17 @@ class Found:
         return next(iter(self.all(**labels)), Row(labels, (), ()))
 
     def mean(self, **labels: object) -> float:
-        """Its mean test accuracy, where a run that failed counts 0; NaN if it has none."""
+        """The mean of its task's metric, where a run that failed counts 0; NaN if it has none."""
         row = self.find(**labels)
         values = row.values(row.metric) + [0.0 for _ in row.failures]
         return statistics.fmean(values) if values else math.nan
 
     def cell(self, **labels: object) -> str:
-        """Its test accuracy in percent with the spread, "-" if there is none."""
+        """Its task's metric in percent with the spread, "-" if there is none."""
         return self.text(self.find(**labels))
 
     def text(self, row: Row) -> str:
-        """A row's test accuracy in percent with the spread."""
+        """The metric of a row's task in percent with the spread."""
         if not row.records:
             return "failed" if row.failures else "-"
         text = percent(row.mean(row.metric))
@@ -111,7 +111,7 @@ def recovery_column(
 ) -> str:
     """How much of what bn loses on few images a norm wins back, in percent.
 
-    (accuracy − bn on as many images)/(bn on the whole batch − bn on as many images), where bn has
+    (metric − bn on as many images)/(bn on the whole batch − bn on as many images), where bn has
     lost more than a point.
 
     Args:

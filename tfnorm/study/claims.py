@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-# Accuracies that differ by less count as equal: the spread of many a row over two seeds.
+# Metrics that differ by less count as equal: the spread of many a row over two seeds.
 _APART = 0.005
 # What is less than a point worse is as good: the papers call 0.9 points comparable (CBN, table 3).
 _AS_GOOD = 0.01
@@ -35,12 +35,12 @@ class Claim:
 
 
 def above(source: str, text: str, higher: float, lower: float) -> Claim:
-    """An accuracy is above another, by half a point or more."""
+    """A metric is above another, by half a point or more."""
     return Claim(source, text, _outcome(higher - lower, _APART), _against(higher, lower))
 
 
 def as_good(source: str, text: str, own: float, other: float) -> Claim:
-    """An accuracy is less than a point below another."""
+    """A metric is less than a point below another."""
     outcome = None if math.isnan(own - other) else SEEN if own > other - _AS_GOOD else NOT_SEEN
     return Claim(source, text, outcome, _against(own, other))
 

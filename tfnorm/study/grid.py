@@ -36,7 +36,7 @@ class Cell:
         labels: What tables group by and plots put on their axes, such as `{"norm": "bn"}`; cells
             that share their labels are repetitions with other seeds.
         config: Everything that decides the outcome of the run.
-        probes: What is measured beside its accuracy, names of `tfnorm.study.probes.PROBES`.
+        probes: What is measured beside the task's metrics, names of `tfnorm.study.probes.PROBES`.
     """
 
     labels: Labels

@@ -34,9 +34,10 @@ cbn, bkn, ...) is in the [pages of the normalizers](normalizers/index.md).
 
 Each chapter is a grid of runs on real data at the scale of one small machine: what the papers saw
 on ImageNet in weeks need not show in minutes, and where it does not, the chapter says what was seen
-instead. Test accuracy is in percent, the mean over the seeds ± half their range. Virtual replicas
+instead. What is compared is the task's metric on the test examples (accuracy, of segmentation mIoU,
+of detection AP) in percent, the mean over the seeds ± half their range. Virtual replicas
 split the images of a step into parts that are normalized each on its own, so that the gradient's
-batch stays the same while that of the statistics shrinks. Recovery is (accuracy − bn on as many
+batch stays the same while that of the statistics shrinks. Recovery is (metric − bn on as many
 images) / (bn on the whole batch − bn on as many images), given where bn loses more than a point.
 All norms of a grid have the same network, images, epochs and learning rates. Options of a norm are
 its paper's, scaled to the number of steps; in short runs brn averages faster (momentum 0.9), since
@@ -49,7 +50,7 @@ the grid takes.
 
 _CLAIMS = """## In short
 
-Each chapter lists claims of the papers with the two numbers that they compare. One accuracy is
+Each chapter lists claims of the papers with the two numbers that they compare. One metric is
 above another if it is by half a point or more, as good if it is less than a point below; other
 measures differ if they do by a tenth or more. A run that failed counts 0 %. What is not seen in
 short runs on small images is not refuted for long ones on large images.

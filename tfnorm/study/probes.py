@@ -1,4 +1,4 @@
-"""What is measured beside accuracy while a cell's run is made, or at its end."""
+"""What is measured beside the task's metrics while a cell's run is made, or at its end."""
 
 import json
 import math

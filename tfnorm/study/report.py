@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from tfnorm import tasks, training
 from tfnorm.errors import RunError, UserError
@@ -18,7 +19,7 @@ from tfnorm.study.running import Tell, model_dir
 from tfnorm.study.summary import Row, rows, rows_of, text_table
 from tfnorm.study.tables import Comparison, name
 from tfnorm.tasks import Task
-from tfnorm.training.batches import first_images
+from tfnorm.training import batches
 
 _TIMED_IMAGES = 100
 
@@ -83,7 +84,7 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
     trained = [model for model in models if model]
     if not trained:
         raise RunError(f"no run ended well; the first error: {found[0].failures[0]}")
-    images = first_images(task, _TIMED_IMAGES)
+    images = _fed(task, _TIMED_IMAGES)
     costs = iter(measure(trained, images))
     compared = Comparison(grid, found, [next(costs) if model else None for model in models])
 
@@ -117,7 +118,7 @@ def _best_model(row: Row, output: pathlib.Path, tell: Tell) -> keras.Model:
 
 def _export(row: Row, model: keras.Model, task: Task, directory: pathlib.Path, tell: Tell) -> None:
     tell(f"\nExporting the best model whose normalizers all fold: {name(row)} ...")
-    result = export_saved_model(model, directory, examples=first_images(task, 8))
+    result = export_saved_model(model, directory, examples=_fed(task, 8))
     tell(
         f"{result.report.folded} normalizers folded. A new process that cannot import tfnorm "
         f"answers as the trained model does, to {result.verification.difference:.1e} "
@@ -128,6 +129,11 @@ def _export(row: Row, model: keras.Model, task: Task, directory: pathlib.Path, t
         f"    outputs = serve({model.inputs[0].name}=images)"
         f"  # {_images(task)}"
     )
+
+
+def _fed(task: Task, count: int) -> np.ndarray:
+    """The first test images as the network is fed."""
+    return batches.first(task, task.dataset.test, count)["image"]
 
 
 def _images(task: Task) -> str:

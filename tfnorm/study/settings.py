@@ -72,7 +72,7 @@ def grid(
         config: A run that its title describes.
         settings: What is run.
         seeds: A run for each of them and each setting.
-        probes: What is measured beside accuracy.
+        probes: What is measured beside the task's metrics.
     """
     images = f", {config.train_examples} images" if config.train_examples else ""
     title = (

@@ -58,8 +58,8 @@ def of_evaluation(
     )
 
 
-def first_images(task: Task, count: int) -> np.ndarray:
-    """The first `count` test images as the network is fed, [n, height, width, channels]."""
-    records = task.dataset.test
-    batches = of_evaluation(task, records, min(count, len(records)))
-    return next(iter(batches))["image"].numpy()
+def first(task: Task, records: Records, count: int) -> dict[str, np.ndarray]:
+    """The first examples of a split as the network is fed, as many of `count` as fit a batch."""
+    count = min(count, len(records), task.largest_evaluation_batch or count)
+    batch = next(iter(of_evaluation(task, records, count)))
+    return {name: values.numpy() for name, values in batch.items()}
