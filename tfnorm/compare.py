@@ -10,7 +10,7 @@ foldable model as a SavedModel. Runs that are in --output_dir already are not ma
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -20,7 +20,7 @@ from tfnorm.layers import norms
 from tfnorm.study import extras, placing, running
 from tfnorm.study.results import Results
 from tfnorm.training import flags as training_flags
-from tfnorm.training import strategies, workers
+from tfnorm.training import options, strategies, workers
 from tfnorm.training.config import STRATEGIES
 
 # Fields of training.Config that the comparison sets itself, so that they are no flags here.
@@ -86,7 +86,8 @@ def _compare(values: flags.FlagValues) -> None:
             values.seeds = ["0"]
     for name, default in study.defaults.items():
         if values[name].using_default_value:
-            values[name].value = default
+            is_mapping = isinstance(default, Mapping)
+            values[name].value = options.in_words(default) if is_mapping else default
     chief = _start(values)
     fields = training_flags.fields(values)
     base = training.Config(**{**fields, "distribution_strategy": "mirrored", "tpu": ""})

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from tfnorm import training
-from tfnorm.errors import RunError
+from tfnorm.errors import RunError, UserError
 from tfnorm.study import running
 from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.results import Results
@@ -20,7 +20,7 @@ def trained(monkeypatch):
     """The configurations that would have been trained, in place of training."""
     configs = []
 
-    def train(config, callbacks=(), notice=None):
+    def train(config, callbacks=(), notice=None, validate=True):
         configs.append(config)
         if config.learning_rate > 1:
             raise RunError("the loss of step 3 is nan")
@@ -98,6 +98,49 @@ def test_a_failed_run_is_recorded_and_stops_no_other(tmp_path, trained):
     assert any(t.startswith("[1/2] failed: the loss of step 3 is nan; about ") for t in told)
     running.run(grid(BAD, A), results, tmp_path, told.append)
     assert len(trained) == 2
+
+
+def test_runs_begin_with_the_weights_of_one_that_is_made_once(tmp_path, trained, monkeypatch):
+    start = Cell({}, training.Config(norm="bn", seed=3))
+    at = tmp_path / "models" / start.hash
+    train = training.train
+
+    def leaving_a_result(config, *args, **kwargs):
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "result.json").write_text("{}")
+        return train(config, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train", leaving_a_result)
+    cells = tuple(Cell({"norm": c.norm}, c, start=start) for c in (A, B))
+    results = Results(tmp_path / "results.jsonl")
+    begun = Grid("test", "a test", cells, {}, {})
+    records = running.run(begun, results, tmp_path / "models", lambda text: None)
+    assert [(c.norm, c.model_dir == str(at), c.weights) for c in trained] == [
+        ("bn", True, None), ("bn", False, str(at)), ("gn", False, str(at)),
+    ]  # fmt: skip
+    # It is part of what a run is, wherever it lies.
+    assert records[0]["hash"] == cells[0].hash != Cell({"norm": "bn"}, A).hash
+    other = dataclasses.replace(start.config, seed=4)
+    assert dataclasses.replace(cells[0], start=Cell({}, other)).hash != cells[0].hash
+    with pytest.raises(UserError, match="cannot be shared among workers"):
+        running.take_part(begun, results, tmp_path / "models")
+
+
+def test_when_test_images_are_evaluated_is_handed_on(tmp_path, trained, monkeypatch):
+    asked = []
+    train = training.train
+
+    def noting(config, *args, validate=True):
+        asked.append(validate)
+        return train(config, *args)
+
+    monkeypatch.setattr(training, "train", noting)
+    cells = (Cell({}, A), Cell({}, B, validate="at_end"))
+    grid = Grid("test", "a test", cells, {}, {})
+    running.run(grid, Results(tmp_path / "results.jsonl"), tmp_path, lambda text: None)
+    assert asked == [True, "at_end"]
+    # It changes no weight: a record is found whenever its run was evaluated.
+    assert dataclasses.replace(cells[1], validate=True).hash == cells[1].hash
 
 
 def test_a_lost_worker_says_nothing_about_the_run(tmp_path, monkeypatch):

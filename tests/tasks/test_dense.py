@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests.training.running import on_replicas
 from tfnorm import boxes, tasks, train, training
 from tfnorm.errors import UserError
-from tfnorm.training import strategies
+from tfnorm.training import batches, strategies
 from tfnorm.training.trainer import Trainer
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tfds"
@@ -80,6 +80,24 @@ def test_an_evaluation_is_the_same_on_replicas(task, config):
     one, two = measured
     assert one.loss == pytest.approx(two.loss, rel=1e-5)
     assert one.metrics == pytest.approx(two.metrics, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("task, norm", [("segmentation", "cbn"), ("detection", "mabn")])
+def test_the_whole_step_compiles_and_is_not_traced_again(task, norm, config):
+    """Under strategy.run, as the trainer makes it: the loss, its gradient, the optimizer."""
+    model = "pspnet" if task == "segmentation" else "retinanet"
+    made = config(task, norm=norm, model=model, train_examples=6)
+    losses = []
+    for jit_compile in (True, None):
+        trainer = Trainer(made, tasks.load(made), strategies.create(made))
+        step = tf.function(
+            lambda batch, own=trainer: own.strategy.run(own.step, (batch,)), jit_compile=jit_compile
+        )
+        each = [step(batch) for batch in batches.of_epoch(made, trainer.task, 0, 2)]
+        losses.append([float(sums[0]) for sums in each])
+        assert step.experimental_get_tracing_count() == 1
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_segmentation_counts_every_pixel_that_has_a_class_once(config):

@@ -83,6 +83,14 @@ def test_without_validation(small, notices):
     assert result.test_accuracy is None
 
 
+def test_validation_at_the_end_alone(small, notices):
+    config = small(steps=8)  # The last epoch is not whole.
+    result = training.train(config, notice=notices.append, validate="at_end")
+    assert ["val_loss" in row for row in result.history] == [False, True]
+    every = training.train(config, notice=notices.append)
+    assert result.metrics == every.metrics and result.test_loss == every.test_loss
+
+
 def test_callbacks_may_end_a_run(small, notices):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

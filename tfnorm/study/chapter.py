@@ -70,6 +70,8 @@ class Chapter:
         claims: What the papers claim, with the numbers seen here.
         curves: The rows whose training curves are shown too, with their names.
         extra: Draws one more plot.
+        pictures: Files among the page's plots that a command of their own makes, shown if they are
+            there.
     """
 
     question: str
@@ -80,6 +82,7 @@ class Chapter:
     claims: Callable[[Found], list[Claim]] = lambda found: []
     curves: Callable[[Found], list[tuple[str, Row]]] | None = None
     extra: Callable[[Found, str, str], None] | None = None
+    pictures: tuple[str, ...] = ()
 
 
 def percent(fraction: float) -> str:
@@ -108,6 +111,7 @@ def recovery_column(
     images: int,
     label: str = "statistics_batch",
     single: bool = False,
+    **labels: object,
 ) -> str:
     """How much of what bn loses on few images a norm wins back, in percent.
 
@@ -120,10 +124,11 @@ def recovery_column(
         images: How many.
         label: The label that has this number.
         single: The norm knows no batch and has one row.
+        **labels: What else its row is found by.
     """
     bn = found.mean(norm=_LOSING, **{label: images})
     whole = found.mean(norm=_LOSING, **{label: max(found.values(label, norm=_LOSING))})
-    own = found.mean(norm=norm, **({} if single else {label: images}))
+    own = found.mean(norm=norm, **labels, **({} if single else {label: images}))
     if norm == _LOSING or math.isnan(own - bn - whole):
         return "-"
     if whole - bn < 0.01:

@@ -37,11 +37,15 @@ class Cell:
             that share their labels are repetitions with other seeds.
         config: Everything that decides the outcome of the run.
         probes: What is measured beside the task's metrics, names of `tfnorm.study.probes.PROBES`.
+        start: The run whose weights the backbone begins with; it is made first, once for all.
+        validate: When the test images are evaluated, as `tfnorm.training.train` takes it.
     """
 
     labels: Labels
     config: training.Config
     probes: tuple[str, ...] = ()
+    validate: training.Validate = True
+    start: "Cell | None" = None
 
     @property
     def hash(self) -> str:
@@ -55,6 +59,8 @@ class Cell:
             config["replicas"] = self.labels["replicas"]  # The configuration knows one worker's.
         if self.probes:  # Records of runs without any are older than probes.
             config["probes"] = list(self.probes)
+        if self.start:
+            config["start"] = self.start.hash
         text = json.dumps(config, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -158,6 +158,9 @@ def _chapter(
         parts.append(markdown_table(*chapter.table(found)))
         for path in draw(grid, chapter, found, docs / "results"):
             parts.append(f"![{chapter.question}](results/{path.name})")
+    for picture in chapter.pictures:
+        if (docs / "results" / picture).exists():
+            parts.append(f"![{chapter.question}](results/{picture})")
     seen = claims.measured(chapter.claims(found)) if is_whole else []
     if is_whole:
         parts.append(f"**Seen here.** {chapter.seen(found)}")

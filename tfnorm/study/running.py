@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from tfnorm import tasks, training
-from tfnorm.errors import RunError
+from tfnorm.errors import RunError, UserError
 from tfnorm.study import probes
 from tfnorm.study.grid import Cell, Grid, in_words
 from tfnorm.study.progress import Clock, count, duration
@@ -39,7 +39,8 @@ def run(grid: Grid, results: Results, directory: str | os.PathLike[str], tell: T
     Args:
         grid: What to run.
         results: Where it is recorded.
-        directory: Where the runs keep their checkpoints, each in its `model_dir`.
+        directory: Where the runs keep their checkpoints, each in its `model_dir`, and the run that
+            others begin with.
         tell: Takes lines of text about the progress.
 
     Returns:
@@ -65,7 +66,15 @@ def take_part(grid: Grid, results: Results, directory: str | os.PathLike[str]) -
         grid: The same as the chief's.
         results: The chief's file, on a disk that all workers share; it is only read.
         directory: The same as the chief's.
+
+    Raises:
+        UserError: The runs begin with the weights of another, which only one process can make.
     """
+    if any(cell.start for cell in grid.cells):
+        raise UserError(
+            f"the runs of study {grid.name} begin with the weights of another run and cannot be "
+            "shared among workers; choose --distribution_strategy=mirrored or one_device"
+        )
     for cell in _missing(grid, results):
         if cell.config.distribution_strategy == "multi_worker_mirrored":
             run_cell(cell, model_dir(directory, cell.hash), lambda text: None)
@@ -92,6 +101,10 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
     """
     start = time.time()
     config = dataclasses.replace(cell.config, model_dir=directory)
+    if cell.start:
+        at = str(pathlib.Path(directory).with_name(cell.start.hash))
+        _make_start(dataclasses.replace(cell.start.config, model_dir=at), tell)
+        config = dataclasses.replace(config, weights=at)
     record: dict[str, Any] = {
         "hash": cell.hash,
         "labels": dict(cell.labels),
@@ -107,7 +120,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
     try:
         probing = _probes(cell, config)
         callbacks = [training.ProgressLines(), *probing.values()]
-        outcome = training.train(config, callbacks, notice=tell)
+        outcome = training.train(config, callbacks, tell, validate=cell.validate)
         record["result"] = {
             **{f"test_{name}": value for name, value in outcome.metrics.items()},
             **{name: getattr(outcome, name) for name in _NUMBERS},
@@ -122,6 +135,13 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
     finally:
         keras.backend.clear_session()  # or the graphs of all runs stay in memory
     return {**record, "seconds": round(time.time() - start, 1)}
+
+
+def _make_start(config: training.Config, tell: Tell) -> None:
+    """Trains what other runs begin with, unless that has been done."""
+    if not (pathlib.Path(config.model_dir) / "result.json").exists():
+        tell(f"first what they begin with: {config.norm} on {config.dataset}")
+        training.train(config, [training.ProgressLines()], tell, validate="at_end")
 
 
 def _probes(cell: Cell, config: training.Config) -> dict[str, keras.callbacks.Callback]:

@@ -13,6 +13,9 @@ from tfnorm.study.progress import count
 
 Setting = tuple[Labels, training.Config]
 
+# The variant of cbn whose gradient is that of the whole window.
+WHOLE_GRADIENT = "whole gradient"
+
 
 def setting(
     norm: str, config: training.Config, options: Mapping[str, Any] | None = None, **labels: Any
@@ -41,8 +44,27 @@ def setting(
     return labels, dataclasses.replace(config, norm_options=options)
 
 
+def with_gradients(norm: str, config: training.Config, **labels: Any) -> list[Setting]:
+    """The settings of a norm, labelled by `variant`: "", and of cbn also WHOLE_GRADIENT.
+
+    Args:
+        norm: Its name.
+        config: The run.
+        **labels: More labels.
+    """
+    settings = [setting(norm, config, variant="", **labels)]
+    if "gradient" in norms.get(norm).accepted_options():
+        options = {"gradient": "window"}
+        settings.append(setting(norm, config, options, variant=WHOLE_GRADIENT, **labels))
+    return settings
+
+
 def cells(
-    settings: Sequence[Setting], seeds: Sequence[int], probes: Sequence[str] = ()
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    probes: Sequence[str] = (),
+    validate: training.Validate = True,
+    start: Cell | None = None,
 ) -> tuple[Cell, ...]:
     """A run of each setting for each seed; settings that are the same run are made once.
 
@@ -51,7 +73,8 @@ def cells(
     found = {}
     for seed in dict.fromkeys(seeds):
         for labels, config in settings:
-            cell = Cell(labels, dataclasses.replace(config, seed=seed), tuple(probes))
+            config = dataclasses.replace(config, seed=seed)
+            cell = Cell(labels, config, tuple(probes), validate, start)
             found.setdefault((cell.hash, json.dumps(labels)), cell)
     return tuple(found.values())
 
@@ -63,6 +86,7 @@ def grid(
     settings: Sequence[Setting],
     seeds: Sequence[int],
     probes: Sequence[str] = (),
+    validate: training.Validate = True,
 ) -> Grid:
     """The grid of these settings, of which the first is the reference and the baseline.
 
@@ -73,6 +97,7 @@ def grid(
         settings: What is run.
         seeds: A run for each of them and each setting.
         probes: What is measured beside the task's metrics.
+        validate: When the test images are evaluated.
     """
     images = f", {config.train_examples} images" if config.train_examples else ""
     title = (
@@ -81,7 +106,7 @@ def grid(
         f"{count(len(set(seeds)), 'seed')}"
     )
     reference, _ = settings[0]
-    return Grid(name, title, cells(settings, seeds, probes), reference, reference)
+    return Grid(name, title, cells(settings, seeds, probes, validate), reference, reference)
 
 
 def on_one_device(config: training.Config) -> training.Config:
@@ -99,6 +124,11 @@ def virtual(config: training.Config, images: int) -> training.Config:
 def is_of_batch(norm: str) -> bool:
     """Whether a norm takes statistics of a batch, not of single images."""
     return norms.get(norm).takes_batch_statistics
+
+
+def has_sizes(norm: str) -> bool:
+    """Whether a norm's statistics depend on how many images a replica has."""
+    return is_of_batch(norm) and not norms.get(norm).is_synchronized
 
 
 def check(compared: Sequence[str], seeds: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from tfnorm.training.callbacks import ProgressLines, SynchronizeStatistics
 from tfnorm.training.config import Config
+from tfnorm.training.loop import Validate
 from tfnorm.training.recalibration import recalibrate
 from tfnorm.training.result import Evaluation, Result
 from tfnorm.training.run import evaluate, load_model, load_run, train
@@ -14,6 +15,7 @@ __all__ = [
     "Result",
     "StatisticsMonitor",
     "SynchronizeStatistics",
+    "Validate",
     "evaluate",
     "load_model",
     "load_run",

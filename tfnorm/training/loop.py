@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -17,6 +17,9 @@ from tfnorm.training.preemption import Preempted, SigtermWatch
 from tfnorm.training.result import Result
 from tfnorm.training.trainer import Trainer
 
+Validate = bool | Literal["at_end"]
+"""Whether the test images are evaluated: after every epoch, never, or once after the last."""
+
 
 class Loop:
     """The loop over epochs and steps."""
@@ -26,7 +29,7 @@ class Loop:
         trainer: Trainer,
         progress: Progress,
         checkpoints: Checkpoints | None,
-        validate: bool,
+        validate: Validate,
         watch: SigtermWatch,
         notice: Notice,
     ) -> None:
@@ -87,7 +90,8 @@ class Loop:
                     self._save()
                 self._stop_if_asked()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
-        if self._validate:
+        is_last = progress.step == trainer.total_steps
+        if self._validate is True or (self._validate == "at_end" and is_last):
             loss, metrics, by_class = trainer.evaluate()
             progress.by_class = {name: dict(row) for name, row in by_class.items()}
             _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)

@@ -14,7 +14,7 @@ from tfnorm.training.averages import Averages
 from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.config import Config
-from tfnorm.training.loop import Loop
+from tfnorm.training.loop import Loop, Validate
 from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
 from tfnorm.training.preemption import SigtermWatch
@@ -26,7 +26,7 @@ def train(
     config: Config,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     notice: Notice = to_stderr,
-    validate: bool = True,
+    validate: Validate = True,
 ) -> Result:
     """Trains a network, or goes on with it where its newest checkpoint stands.
 
@@ -42,7 +42,7 @@ def train(
             `steps_per_loop` steps, once for each of them), on_epoch_end, on_train_end.
             `model.stop_training` ends the run after an epoch.
         notice: Called with a line of what a user should know and no result says.
-        validate: Whether to evaluate the test images after every epoch.
+        validate: Whether to evaluate the test images after every epoch; "at_end": after the last.
 
     Returns:
         The result. With a model_dir, it is also in result.json there.
