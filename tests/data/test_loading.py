@@ -373,3 +373,17 @@ def test_what_is_no_size(text):
         UserError, match=r"^--image_size=.* is not of the form H,W, such as 224,224$"
     ):
         data.parse_size(text)
+
+
+def test_a_size_that_no_memory_holds():
+    with pytest.raises(UserError, match=r"^--image_size=100000 is more than 134,217,728 pixels; "):
+        data.parse_size("100000")
+
+
+def test_a_version_that_a_data_set_lacks(tmp_path):
+    with pytest.raises(UserError) as error:
+        data.load("sklearn_digits:9.9.9", str(tmp_path))
+    assert str(error.value) == (
+        "data set 'sklearn_digits:9.9.9' cannot be made: Dataset sklearn_digits cannot be loaded "
+        "at version 9.9.9, only: 1.0.0."
+    )

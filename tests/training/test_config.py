@@ -183,6 +183,7 @@ def test_unknown_field():
         ("learning_rate", None, "learning_rate must be a number, received None"),
         ("learning_rate", float("inf"), "learning_rate must be finite, received inf"),
         ("warmup_epochs", float("inf"), "warmup_epochs must be finite, received inf"),
+        ("learning_rate", 1e300, "learning_rate must be at most 1.7e+38, received 1e+300"),
         ("seed", 2**32, "seed must be at most 4294967295, received 4294967296"),
         ("epochs", 10**30, f"epochs must be at most 2147483647, received {10**30}"),
     ],

@@ -71,6 +71,13 @@ def test_options_that_an_optimizer_does_not_take():
     with pytest.raises(UserError) as error:
         optimizer.build("rmsprop", 0.1, 0.9, 0.0, {"rho": "much"})
     assert str(error.value) == "rho of optimizer 'rmsprop' must be a number, received 'much'"
+    wrong = (("beta_2", 7, 1), ("beta_1", float("nan"), 1), ("epsilon", -1, "inf"))
+    for option, value, below in wrong:
+        with pytest.raises(UserError) as error:
+            optimizer.build("adamw", 0.1, 0.9, 0.0, {option: value})
+        assert str(error.value) == (
+            f"{option} of optimizer 'adamw' must be from 0 to below {below}, received {value}"
+        )
 
 
 def test_frozen_layers_stay_as_they_are(small, notices):

@@ -37,7 +37,7 @@ def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         A builder whose data set is prepared.
 
     Raises:
-        UserError: Unknown name, or the directory cannot be written.
+        UserError: Unknown name or version, or the directory cannot be written.
         RunError: The download failed.
     """
     import tensorflow_datasets as tfds
@@ -55,6 +55,9 @@ def open_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         builder = tfds.builder(name, data_dir=root, try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, ValueError):
         raise _unknown(name, root) from None
+    except AssertionError as error:  # As TFDS says that there is no such version.
+        reason = " ".join(str(error).split()).rpartition('}": ')[2]
+        raise UserError(f"data set '{name}' cannot be made: {reason}") from None
     _prepare(builder, root)
     return builder
 

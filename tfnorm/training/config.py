@@ -43,6 +43,7 @@ _NOT_NEGATIVE = (
 
 _ANY_WIDTH = 64  # Channels of the layer that is made to see whether it takes its options.
 _LARGEST = 2**31 - 1  # TensorFlow counts in int32.
+_LARGEST_FLOAT = 2.0**127  # It computes in float32, which goes a little further.
 _LARGEST_OF = {"seed": 2**32 - 1}
 _KINDS = {
     int: (numbers.Integral, "a whole number"),
@@ -446,5 +447,7 @@ def _check_limits(config: Config) -> None:
         value, largest = getattr(config, name), _LARGEST_OF.get(name, _LARGEST)
         if _kind(hint) is float and not math.isfinite(value):
             raise UserError(f"{name} must be finite, received {value}")
+        if _kind(hint) is float and value > _LARGEST_FLOAT:
+            raise UserError(f"{name} must be at most {_LARGEST_FLOAT:.3g}, received {value}")
         if _kind(hint) is int and value is not None and value > largest:
             raise UserError(f"{name} must be at most {largest}, received {value}")

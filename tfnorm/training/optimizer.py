@@ -144,6 +144,8 @@ _NO_OPTIONS = (
     "gradient_accumulation_steps",
 )  # fmt: skip
 
+_DECAYS = ("rho", "beta_1", "beta_2")
+
 OPTIMIZERS = tuple(_BUILDERS)
 
 
@@ -182,6 +184,12 @@ def build(
         raise UserError(
             f"{wrong[0]} of optimizer '{name}' must be a number, received {options[wrong[0]]!r:.50}"
         )
+    for option, value in options.items():
+        below = 1 if option in _DECAYS else math.inf
+        if not 0 <= value < below:
+            raise UserError(
+                f"{option} of optimizer '{name}' must be from 0 to below {below}, received {value}"
+            )
     return make(rate, momentum, weight_decay, **options)
 
 
