@@ -25,10 +25,7 @@ NORMS = {
 }
 # Of two replicas each as well: one that communicates in a step, one whose state is a replica's own.
 IN_BOTH = ("syncbn", "mabn")
-FAULTY = {
-    "norm": "brn", "norm_options": NORMS["brn"], "epochs": 4, "checkpoint_every": 4,
-    "replica_batch_size": 2, "accumulate_steps": 2, "ema_decay": 0.4,
-}  # fmt: skip
+FAULTY = {"norm": "brn", "norm_options": NORMS["brn"], "epochs": 4, "checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ class Parser:
         kinds, values = self._features[sequence].feature, found[sequence]
         boxes = _to_pixels(values[keys["boxes"]], kinds[keys["boxes"]].bbox_format, size)
         number = tf.shape(boxes)[0]
-        text = f"more objects than max_objects={self._max_objects} has rows for:"
+        text = f"more objects than --max_objects={self._max_objects} has rows for:"
         number = checked(number, number <= self._max_objects, text, number)
         rows = {"boxes": boxes, "classes": tf.zeros([number], tf.int32)}
         if "classes" in keys:

@@ -65,7 +65,7 @@ def of_instances(instances: tf.Tensor, rows: int) -> tf.Tensor:
         in tf.errors.InvalidArgumentError.
     """
     greatest = tf.reduce_max(instances)
-    text = f"more instances than max_objects={rows} has rows for:"
+    text = f"more instances than --max_objects={rows} has rows for:"
     instances = checked(instances, greatest <= rows, text, greatest)
     height, width = tf.unstack(tf.shape(instances))
     y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
