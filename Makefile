@@ -10,7 +10,7 @@ DOCS_READY := $(VENV)/.docs-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multiworker test coverage test-oldest lint types docs bench test-wheel clean
+.PHONY: demo demo-multiworker test coverage test-oldest test-oldest-core oldest lint types docs bench test-wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m tfnorm.compare
@@ -33,9 +33,22 @@ coverage: $(DOCS_READY)
 	$(BIN)/python -m pytest -n 2 --dist=worksteal --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
-test-oldest:
+OLDEST := .venv-oldest/bin/python -m pytest -n 2 --dist=worksteal -W ignore::DeprecationWarning
+test-oldest: oldest
+	$(OLDEST)
+
+# Of these the ones that notice first what other versions of Keras, TensorFlow and NumPy do
+# otherwise: layers against the oracle, in files, under loss scaling; graphs, conversion in place,
+# exports, streamed data, a run that goes on.
+CORE := test_imports.py functional/test_references.py conformance/test_configuration.py \
+  layers/test_against_references.py layers/test_loss_scaling.py graph/test_graph.py \
+  conversion/test_in_place.py data/test_stream.py export/test_saved_model.py \
+  training/test_resume.py::test_a_resumed_run_is_an_uninterrupted_one
+test-oldest-core: oldest
+	$(OLDEST) $(addprefix tests/,$(CORE))
+
+oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready
-	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
 
 lint: $(READY)
 	$(BIN)/ruff check .
