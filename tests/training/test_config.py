@@ -203,6 +203,8 @@ def test_values_of_another_kind(field, value, message):
         ("bn", {"gamma_initializer": "foo"}),
         ("bn", {"name": "x"}),
         ("bn", {"epsilon": None}),
+        ("gn", {"epsilon": float("nan")}),
+        ("gn_ws", {"epsilon": "x"}),
         ("bn", {5: "x"}),
     ],
 )

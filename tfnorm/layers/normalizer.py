@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import keras
 
+from tfnorm.layers import arguments
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.weight_centralization import WeightCentralization
 from tfnorm.layers.weight_standardization import WeightStandardization
@@ -87,7 +88,13 @@ class Normalizer:
         return sorted([*accepted_options(self.layer_class), *own])
 
     def arguments(self, channels: int) -> dict[str, Any]:
-        """Arguments of the layer for so many channels, without the axis."""
+        """Arguments of the layer for so many channels, without the axis.
+
+        Raises:
+            ValueError: epsilon is none; Keras' layers of groups take anything for it.
+        """
+        if "epsilon" in self.options:
+            arguments.real("epsilon", self.options["epsilon"], 0, meaning=", added to the variance")
         return {**self.of_width(channels), **self.defaults, **self.options}
 
     def make(self, channels: int) -> keras.layers.Layer | None:
