@@ -5,7 +5,7 @@
     python examples/serving_client.py --model=digits --digit=17
 
 Of a detector it prints the boxes, of a segmenter the share of each class; --draw=found.png draws
-them over the image:
+them over the image, and the mask of each object where the model returns masks:
 
     python examples/serving_client.py --model=cells --image=cells.jpg --draw=found.png
 
@@ -135,7 +135,10 @@ def color(number: int) -> tuple[int, int, int]:
 
 
 def drawn(image: np.ndarray, prediction: dict | list, names: Sequence[str]) -> "Image.Image":
-    """The image in colours, and over it boxes with their classes and scores, or the class map."""
+    """The image in colours, and over it the class map, or objects with classes and scores.
+
+    Objects that have masks are coloured one by one, others class by class.
+    """
     from PIL import Image, ImageDraw
 
     pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
@@ -143,11 +146,22 @@ def drawn(image: np.ndarray, prediction: dict | list, names: Sequence[str]) -> "
         numbers = np.array(prediction)
         colors = np.array([color(number) for number in range(numbers.max() + 1)])
         return Image.fromarray(np.uint8((pixels + colors[numbers].astype(float)) / 2))
+    found, masks = detections(prediction, names), prediction.get("masks")
+    colors = [
+        color(number if masks is None else place) for place, (_, number, _, _) in enumerate(found)
+    ]
+    for mask, own in zip(masks or (), colors):
+        inside = np.array(mask, bool)
+        pixels = np.where(inside[..., None], np.uint8(pixels * 0.5 + np.array(own) * 0.5), pixels)
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    for (top, left, bottom, right), number, name, score in detections(prediction, names)[::-1]:
-        draw.rectangle((left, top, right, bottom), outline=color(number))
-        draw.text((left + 2, top + 1), f"{name} {score:.2f}", fill=color(number))
+    # The best last, above all others.
+    for (box, _, name, score), own in list(zip(found, colors, strict=True))[::-1]:
+        top, left, bottom, right = box
+        draw.rectangle((left, top, right, bottom), outline=own)
+        text = f"{name} {score:.2f}"
+        if masks is None or draw.textlength(text) < right - left:  # beside a mask, where it fits
+            draw.text((left + 2, top + 1), text, fill=own)
     return picture
 
 

@@ -240,6 +240,25 @@ def test_boxes_are_drawn(client, served, rng, tmp_path, capsys):
     assert is_image[:, : int(left)].all() and not is_image.all()
 
 
+def test_masks_are_drawn_one_by_one(client, rng):
+    """Each object in a colour of its own, blended with the image; a box around it."""
+    image = rng.integers(100, size=(20, 30, 1), dtype=np.uint8)
+    masks = np.zeros((3, 20, 30), int)
+    masks[0, 3:9, 4:12], masks[1, 10:18, 15:28] = 1, 1
+    prediction = {
+        "boxes": [[3, 4, 8, 11], [10, 15, 17, 27], [0, 0, 0, 0]], "classes": [1, 1, 0],
+        "scores": [0.9, 0.8, 0.0], "count": 2, "masks": masks.tolist(),
+    }  # fmt: skip
+    found = np.array(client["drawn"](image, prediction, LABELS)).astype(int)
+    colors = np.array([client["color"](0), client["color"](1)])
+    for place, inside in ((0, np.s_[4:8, 5:11]), (1, np.s_[11:17, 16:27])):
+        np.testing.assert_allclose(found[inside], (image[inside] + colors[place]) / 2, atol=1)
+    assert (found[3, 4:12] == colors[0]).all() and (found[10:18, 27] == colors[1]).all()
+    outside = np.ones((20, 30), bool)
+    outside[3:9, 4:12] = outside[10:18, 15:28] = False
+    np.testing.assert_array_equal(found[outside], np.repeat(image, 3, -1)[outside])
+
+
 def test_nothing_to_draw(client, served, tmp_path):
     server, _ = served(preprocessing=PIXELS, postprocessing=Postprocessing())
     with pytest.raises(SystemExit, match=r"^--draw is for detectors and segmenters; this model"):

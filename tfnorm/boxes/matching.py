@@ -80,8 +80,10 @@ def match(
         forced = tf.argmax(tf.where(is_best, overlaps, -1.0), -1, output_type=tf.int32)
         found = tf.where(is_forced & ~is_positive, forced, found)
         is_positive |= is_forced
-    in_crowd = tf.where(is_crowd[:, None, :], intersection_over_area(anchors, boxes), 0.0)
-    in_crowd = tf.reduce_any(in_crowd >= 0.5, -1)
+    in_crowd = tf.zeros_like(best, tf.bool)
+    if crowd is not None:
+        shares = tf.where(is_crowd[:, None, :], intersection_over_area(anchors, boxes), 0.0)
+        in_crowd = tf.reduce_any(shares >= 0.5, -1)
     padded_boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]])
     padded_classes = tf.pad(tf.cast(classes, tf.int32), [[0, 0], [0, 1]])
     rest = tf.where((best < negative) & ~in_crowd, BACKGROUND, IGNORED)

@@ -37,8 +37,13 @@ def generalized_iou(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 
 
 def _intersections(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    boxes, others = boxes[..., :, None, :], others[..., None, :, :]
-    return areas(_corners(boxes, others, tf.maximum, tf.minimum))
+    # Side by side, with a matrix for each: all four edges of every pair would be much to write.
+    def along(first: int, last: int) -> tf.Tensor:
+        start = tf.maximum(boxes[..., :, None, first], others[..., None, :, first])
+        end = tf.minimum(boxes[..., :, None, last], others[..., None, :, last])
+        return tf.maximum(end - start, 0)
+
+    return along(0, 2) * along(1, 3)
 
 
 def _corners(boxes: tf.Tensor, others: tf.Tensor, of_first: object, of_last: object) -> tf.Tensor:

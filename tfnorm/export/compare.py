@@ -1,5 +1,6 @@
 """Are two sets of answers the same, to a tolerance?"""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from tfnorm.errors import RunError
 from tfnorm.export.record import Batch
 from tfnorm.serving.distance import distance, largest
-from tfnorm.serving.interface import Error, Postprocessor
+from tfnorm.serving.interface import Arrays, ChoosesInside, Error, Postprocessor
 
 Answers = Mapping[tuple[int, str], np.ndarray]  # by batch size and name of the output
 
@@ -58,11 +59,7 @@ def compare(
             difference = error.difference
             if not difference.size:
                 continue
-            scale = np.broadcast_to(error.scale, difference.shape)
-            # The same is the same at every scale, also where a score that is NaN has none.
-            ratio = np.divide(
-                difference, scale, out=np.zeros_like(difference), where=difference != 0
-            )
+            scale, ratio = np.broadcast_to(error.scale, difference.shape), error.ratio()
             place = np.unravel_index(np.argmax(ratio), ratio.shape)
             relative = float(ratio[place])
             if not relative <= tolerance:
@@ -73,6 +70,35 @@ def compare(
                 )
             worst = max(worst, relative)
     return worst
+
+
+def compare_outputs(
+    what: str,
+    batches: Sequence[Batch],
+    answers: Answers,
+    tolerance: float,
+    postprocessing: Postprocessor,
+) -> float:
+    """As `compare`, of what a network returns itself, before postprocessing.
+
+    Element by element, or as the postprocessing of a network has it whose own outputs jump.
+    """
+    before = [dataclasses.replace(batch, outputs=batch.before) for batch in batches]
+    rule = _Inside(postprocessing) if isinstance(postprocessing, ChoosesInside) else None
+    return compare(what, before, answers, tolerance, rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    """Compares as `Postprocessor.errors` does, what a network chooses inside of itself."""
+
+    postprocessing: ChoosesInside
+
+    def errors(
+        self, found: Arrays, expected: Arrays, scores: object, largest: float
+    ) -> dict[str, Error]:
+        del scores, largest
+        return self.postprocessing.inner_errors(found, expected)
 
 
 def _errors(

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfnorm.errors import UserError
 from tfnorm.export.signature import Signature
 from tfnorm.serving.distance import distance, largest
+from tfnorm.serving.interface import ChoosesInside
 
 BATCH_SIZES = (1, 3, 32)
 _FREE_SIZE = 32  # of a dimension that the model leaves open, and its multiples
@@ -26,8 +27,9 @@ class Batch:
         outputs: arrays by the names of the outputs, numbers in float64.
         largest: finite absolute value in what the model itself returned.
         scores: what postprocessing chose from, as its `scores` returned it.
-        response: the largest change of what the model itself returned, relative to `largest`, when
-            each of its inputs moves by one unit in the last place of float32.
+        response: the largest change of what the model itself returned, relative to `largest` (or to
+            what its postprocessing says, if it is a `ChoosesInside`), when each of its inputs moves
+            by one unit in the last place of float32.
         before: what the model itself returned, by name, where postprocessing follows.
     """
 
@@ -138,18 +140,23 @@ def _run(
             f"The model {model.name!r} cannot be run on inputs of shape {shapes}: {error} "
             "Give examples=, inputs that it can be run on."
         ) from error
-    numbers = [(_plain(y), _plain(z)) for y, z in zip(results, moved)]
-    scale = max(largest(y) for y, _ in numbers)
-    change = max(largest(distance(z, y)) for y, z in numbers)
-    before = {} if signature.postprocessing is None else signature.named([y for y, _ in numbers])
+    own, other = (signature.named([_plain(y) for y in each]) for each in (results, moved))
+    scale = max(largest(y) for y in own.values())
+    if isinstance(signature.postprocessing, ChoosesInside):
+        errors = signature.postprocessing.inner_errors(other, own).values()
+        response = max(float(np.max(error.ratio(), initial=0.0)) for error in errors)
+    else:
+        response = max(largest(distance(other[name], y)) for name, y in own.items()) / (
+            scale or 1.0
+        )
     return Batch(
         size,
         inputs,
         {name: _plain(y) for name, y in outputs.items()},
         scale,
         None if scores is None else keras.tree.map_structure(_plain, scores),
-        change / (scale or 1.0),
-        before,
+        response,
+        {} if signature.postprocessing is None else own,
     )
 
 

@@ -11,7 +11,7 @@ import keras
 
 from tfnorm import paths
 from tfnorm.errors import UserError
-from tfnorm.export.compare import answers_of, compare
+from tfnorm.export.compare import answers_of, compare, compare_outputs
 from tfnorm.export.fold import fold
 from tfnorm.export.formats import FORMATS, check_formats, convert
 from tfnorm.export.model_card import model_card, write_model_card
@@ -25,7 +25,7 @@ from tfnorm.export.quantization import (
     measure,
     quantize_by_keras,
 )
-from tfnorm.export.record import BATCH_SIZES, Batch, before_postprocessing, example_inputs, record
+from tfnorm.export.record import BATCH_SIZES, before_postprocessing, example_inputs, record
 from tfnorm.export.report import Report
 from tfnorm.export.signature import Signature
 from tfnorm.export.verify import Verification, default_tolerance, verify_export
@@ -138,7 +138,14 @@ def export_saved_model(
     report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
     given, moved, before = batches, None, 0.0
     if batches is not None and postprocessing is not None:
-        before = _compare_before_postprocessing(folded, signature, batches, tolerance)
+        # What folding changes, where postprocessing may hide it, such as all but the best class.
+        before = compare_outputs(
+            "The folded model, before postprocessing,",
+            batches,
+            before_postprocessing(folded, signature, batches),
+            default_tolerance(folded, batches) if tolerance is None else tolerance,
+            postprocessing,
+        )
     by_keras = quantize is not None and "saved_model" in formats
     labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
     scales = None
@@ -217,22 +224,6 @@ def export_saved_model(
         write_model_card(extra, card, report)
         path = place()
     return ExportResult(path, int(path.name), report, verification, quantization)
-
-
-def _compare_before_postprocessing(
-    folded: keras.Model, signature: Signature, batches: Sequence[Batch], tolerance: float | None
-) -> float:
-    """What folding changes, where postprocessing may hide it, such as all but the best class.
-
-    Raises:
-        RunError: if that is more than the tolerance.
-    """
-    return compare(
-        "The folded model, before postprocessing,",
-        [dataclasses.replace(batch, outputs=batch.before) for batch in batches],
-        before_postprocessing(folded, signature, batches),
-        default_tolerance(folded, batches) if tolerance is None else tolerance,
-    )
 
 
 def _notes(signature: Signature) -> list[str]:

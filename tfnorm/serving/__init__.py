@@ -6,6 +6,7 @@ from tfnorm.serving.detections import DetectionPostprocessing
 from tfnorm.serving.interface import Postprocessor, Preprocessor
 from tfnorm.serving.postprocessing import Postprocessing
 from tfnorm.serving.preprocessing import Preprocessing
+from tfnorm.serving.region_detections import RegionDetections
 
 __all__ = [
     "Canvas",
@@ -15,4 +16,5 @@ __all__ = [
     "Postprocessor",
     "Preprocessing",
     "Preprocessor",
+    "RegionDetections",
 ]

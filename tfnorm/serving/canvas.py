@@ -87,3 +87,9 @@ def image_pixels(images: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:
     # As `tfnorm.data.transforms.ResizeWithPadding` rounds it.
     factor = tf.reduce_min(tf.constant(canvas, tf.float32) / size, -1, keepdims=True)
     return size / tf.maximum(tf.round(size * factor), 1)
+
+
+def sizes_of(images: tf.Tensor) -> tf.Tensor:
+    """[b, 2], height and width of each image of a batch."""
+    shape = tf.shape(images)
+    return tf.tile(shape[None, 1:3], [shape[0], 1])

@@ -12,7 +12,7 @@ from tfnorm import boxes
 from tfnorm.boxes import suppression
 from tfnorm.errors import UserError
 from tfnorm.serving import detections_check
-from tfnorm.serving.canvas import boxes_of_images, image_pixels
+from tfnorm.serving.canvas import boxes_of_images, image_pixels, sizes_of
 from tfnorm.serving.interface import Arrays, Error
 
 LOGITS, DELTAS = "class_logits", "box_deltas"
@@ -53,7 +53,7 @@ class DetectionPostprocessing:
         """The network's predictions to boxes in pixels of the images."""
         found = boxes.suppress(*self._candidates(outputs))
         return {
-            "boxes": boxes_of_images(found.boxes, _sizes(images), self.canvas),
+            "boxes": boxes_of_images(found.boxes, sizes_of(images), self.canvas),
             "classes": found.classes,
             "scores": found.scores,
             "count": found.count,
@@ -72,7 +72,7 @@ class DetectionPostprocessing:
         "pixels" [batch] says how many pixels of an image one of the canvas is.
         """
         decoded, scores = self._candidates(outputs)
-        sizes = _sizes(images)
+        sizes = sizes_of(images)
         located = boxes_of_images(decoded, sizes, self.canvas)
         pixels = tf.reduce_max(image_pixels(sizes, self.canvas), -1)
         return {"boxes": decoded, "located": located, "scores": scores, "pixels": pixels}
@@ -106,9 +106,3 @@ class DetectionPostprocessing:
             "score_threshold": suppression.SCORE_THRESHOLD,
             "anchors": dataclasses.asdict(self.anchors),
         }
-
-
-def _sizes(images: tf.Tensor) -> tf.Tensor:
-    """[b, 2], height and width of each image."""
-    shape = tf.shape(images)
-    return tf.tile(shape[None, 1:3], [shape[0], 1])

@@ -1,7 +1,7 @@
 """What an export asks of the steps around a network; it knows none of them by name."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import keras
 import numpy as np
@@ -20,6 +20,13 @@ class Error(NamedTuple):
 
     difference: np.ndarray
     scale: np.ndarray | float
+
+    def ratio(self) -> np.ndarray:
+        """Difference / scale, element by element; what is the same is so at every scale."""
+        differs = self.difference != 0
+        return np.divide(
+            self.difference, self.scale, out=np.zeros_like(self.difference), where=differs
+        )
 
 
 class Preprocessor(Protocol):
@@ -88,4 +95,21 @@ class Postprocessor(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """What it returns, as JSON holds it, for the model card."""
+        ...
+
+
+@runtime_checkable
+class ChoosesInside(Protocol):
+    """A postprocessor of networks whose own outputs jump, because they choose in their midst."""
+
+    def inner_errors(self, found: Arrays, expected: Arrays) -> dict[str, Error]:
+        """How far the outputs of a network are from another's, up to choices between equals.
+
+        Args:
+            found: outputs by name.
+            expected: those of the other network, by name.
+
+        Returns:
+            An error for each output that is compared.
+        """
         ...

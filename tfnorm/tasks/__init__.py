@@ -5,6 +5,7 @@ from tfnorm.data.features import MissingFeatures
 from tfnorm.errors import UserError
 from tfnorm.tasks.classification import Classification
 from tfnorm.tasks.detection import Detection
+from tfnorm.tasks.instance_segmentation import InstanceSegmentation
 from tfnorm.tasks.segmentation import Segmentation
 from tfnorm.tasks.task import Evaluator, Serving, Settings, Task
 
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
     "detection": Detection,
+    "instance_segmentation": InstanceSegmentation,
 }
 """The tasks by the names that `--task` takes; a new one is a line here."""
 

@@ -9,7 +9,7 @@ from tfnorm import boxes, models
 from tfnorm.data import Example
 from tfnorm.data.example import left_out
 from tfnorm.models.faster_rcnn import anchor_grid
-from tfnorm.serving import DetectionPostprocessing, Postprocessor
+from tfnorm.serving import DetectionPostprocessing, Postprocessor, RegionDetections
 from tfnorm.tasks.task import Settings
 
 Outputs = Mapping[str, tf.Tensor]
@@ -28,7 +28,7 @@ class Detector(Protocol):
         """What is found on a batch of canvases of that height and width, in their pixels."""
         ...
 
-    def postprocessing(self, canvas: tuple[int, int], names: Sequence[str]) -> Postprocessor | None:
+    def postprocessing(self, canvas: tuple[int, int], names: Sequence[str]) -> Postprocessor:
         """What an export of the network returns."""
         ...
 
@@ -97,9 +97,9 @@ class TwoStages:
         del canvas
         return boxes.Detections(*(outputs[name] for name in boxes.Detections._fields))
 
-    def postprocessing(self, canvas: tuple[int, int], names: Sequence[str]) -> None:
-        """None."""
-        del canvas, names
+    def postprocessing(self, canvas: tuple[int, int], names: Sequence[str]) -> Postprocessor:
+        """Boxes in pixels of the image that was sent."""
+        return RegionDetections(canvas, names)
 
 
 _BY_STAGES: dict[int, type[Detector]] = {1: OneStage, 2: TwoStages}
