@@ -15,7 +15,8 @@ PACKAGE = ROOT / "tfnorm"
 LEVELS = (
     ("errors", "output", "quiet", "version"),
     ("paths", "locks", "pixels"),
-    ("functional", "schedules", "data", "commands", "files", "boxes"),
+    ("functional", "data", "commands", "files", "boxes"),
+    ("schedules",),
     ("layers", "serving"),
     ("graph",),
     ("conversion",),

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfnorm.functional.traced_once import traced_once
+
 
 @keras.saving.register_keras_serializable(package="tfnorm")
 class LinearRamp:
@@ -37,9 +39,7 @@ class LinearRamp:
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The value [] at `step`, float64: exact steps above 2²⁴, and for float64 layers."""
-        slope = (self.end_value - self.start_value) / max(self.end_step - self.start_step, 1)
-        line = tf.cast(step, tf.float64) * slope + (self.start_value - slope * self.start_step)
-        return tf.clip_by_value(line, *sorted((self.start_value, self.end_value)))
+        return _ramp(tf.convert_to_tensor(step), **self.get_config())
 
     def get_config(self) -> dict:
         """The four arguments."""
@@ -54,3 +54,12 @@ class LinearRamp:
     def from_config(cls, config: dict) -> "LinearRamp":
         """The schedule of a configuration."""
         return cls(**config)
+
+
+@traced_once
+def _ramp(
+    step: tf.Tensor, *, start_value: float, end_value: float, start_step: int, end_step: int
+) -> tf.Tensor:
+    slope = (end_value - start_value) / max(end_step - start_step, 1)
+    line = tf.cast(step, tf.float64) * slope + (start_value - slope * start_step)
+    return tf.clip_by_value(line, *sorted((start_value, end_value)))

@@ -35,7 +35,10 @@ def write_all(buffers, held, step, new, is_seen):
     writer = state.Writer()
     for buffer, old, value in list(zip(buffers, held, new, strict=True))[:-1]:
         history.write(writer, [buffer], [old], step, [value], is_seen)
-    history.write_slot(writer, buffers[-1], held[-1], step, new[-1], is_seen)
+    slot = history.slot_of(step, held[-1])
+    is_seen = tf.reshape(is_seen, [1, -1] + [1] * (new[-1].shape.rank - 1))
+    value = tf.where(is_seen, new[-1], tf.gather(held[-1], slot))
+    history.write_slot(writer, buffers[-1], held[-1], slot, value)
 
 
 def read_all(buffers):
@@ -80,15 +83,15 @@ def test_a_stateless_scope_gets_the_update(values, new):
 
 def test_reads_share_memory_until_a_slot_is_written(values, new):
     (buffer,) = buffers_of(values[-1:])
-    writer, is_seen = state.Writer(), tf.ones([_GROUPS, 1], tf.bool)
+    writer = state.Writer()
     held = history.read_shared(buffer)
-    history.write_slot(writer, buffer, held, tf.constant(0), new[-1], is_seen)
+    history.write_slot(writer, buffer, held, tf.constant([0]), new[-1][None])
     plain = [tf.convert_to_tensor(buffer) for _ in range(2)]
     shared = [history.read_shared(buffer) for _ in range(2)]
     assert len({address(read) for read in plain}) == 2
     assert len({address(read) for read in shared}) == 1
     before = shared[0].numpy().copy()
-    history.write_slot(writer, buffer, shared[0], tf.constant(1), new[-1], is_seen)
+    history.write_slot(writer, buffer, shared[0], tf.constant([1]), new[-1][None])
     np.testing.assert_array_equal(shared[0], before)
     np.testing.assert_array_equal(buffer.numpy()[1], new[-1])
 

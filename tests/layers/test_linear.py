@@ -57,10 +57,10 @@ def test_mean_patches_are_gradients_of_the_mean_output(layer_and_images, is_know
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
     def of(images):
-        return linear.mean_patches(layer, images)
+        return linear.mean_patches(linear.Map.of(layer), images)
 
     patches = of(images).numpy()
-    elements, groups, channels = linear.factors(layer, layer.kernel.shape)
+    elements, groups, channels = linear.factors(linear.Map.of(layer))
     assert patches.shape == (3, elements, groups)
     for image, patch in zip(images, patches, strict=True):
         with tf.GradientTape() as tape:
@@ -80,7 +80,7 @@ def test_kernel_gradients_are_those_of_the_layer(layer_and_images, rng):
     wanted = tape.gradient(loss, layer.kernel.value)
     kernel = tf.convert_to_tensor(layer.kernel)
     gradient = tf.function(linear.kernel_gradient)
-    got = gradient(layer, tf.constant(images), kernel, cotangent)
+    got = gradient(linear.Map.of(layer), tf.constant(images), kernel, cotangent)
     assert got.shape == kernel.shape
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
@@ -93,7 +93,7 @@ def test_kernel_gradients_of_channels_first(rng):
 
     @tf.function(jit_compile=True)  # Without XLA a CPU has no gradient of it.
     def gradient(kernel):
-        return linear.kernel_gradient(layer, images, kernel, cotangent)
+        return linear.kernel_gradient(linear.Map.of(layer), images, kernel, cotangent)
 
     wanted = np.einsum("nihw,nohw->io", images, cotangent)
     got = gradient(tf.convert_to_tensor(layer.kernel))[0, 0]
@@ -109,5 +109,5 @@ def test_mean_patches_of_channels_first(rng):
         turned = tf.transpose(images, shape)
         layer.build(turned.shape)
         layer.set_weights([kernel])
-        patches.append(linear.mean_patches(layer, turned))
+        patches.append(linear.mean_patches(linear.Map.of(layer), turned))
     np.testing.assert_allclose(*patches, rtol=1e-6, atol=1e-6)

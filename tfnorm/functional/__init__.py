@@ -20,8 +20,11 @@ from tfnorm.functional.cross_iteration_batch_normalization import (
 )
 from tfnorm.functional.eval_normalization import estimate_shares, eval_normalization
 from tfnorm.functional.inference import normalize_by_moving_statistics
+from tfnorm.functional.moving import move_mean_and_deviation, move_moments
 from tfnorm.functional.moving_average_batch_normalization import (
     moving_average_batch_normalization,
+    smooth_gradient,
+    smooth_square,
 )
 from tfnorm.functional.online_normalization import online_normalization, scale_layers
 from tfnorm.functional.switchable_normalization import switchable_normalization
@@ -47,11 +50,15 @@ __all__ = [
     "eval_normalization",
     "is_statically_positive",
     "kalman_update",
+    "move_mean_and_deviation",
+    "move_moments",
     "moving_average_batch_normalization",
     "normalize_by_moving_statistics",
     "online_normalization",
     "patch_cotangent",
     "scale_layers",
+    "smooth_gradient",
+    "smooth_square",
     "standardize",
     "switchable_normalization",
     "synchronized_batch_normalization",

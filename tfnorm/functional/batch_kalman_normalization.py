@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 
@@ -102,6 +103,80 @@ def _kalman_gradient(
     )
 
 
+class _Estimated(NamedTuple):
+    """An `Estimate`, the diagonal of its covariance, what of it was predicted, and an offset.
+
+    x − μ̂ is x − x̄ and a shift of each channel: so in groups x − x̄ is what all passes share (0.9 of
+    the time), and y = γ·(x − x̄)/σ̂ + offset.
+    """
+
+    mean: tf.Tensor
+    covariance: tf.Tensor
+    variance: tf.Tensor
+    predicted: Estimate | None
+    offset: tf.Tensor
+
+
+@traced_once
+def _estimate(
+    observed: Estimate,
+    transition: Transition | None,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    *,
+    epsilon: float,
+) -> _Estimated:
+    predicted = None
+    mean, covariance = map(tf.identity, observed)
+    if transition is not None:
+        predicted = _predict(transition)
+        mean, covariance = _fuse(observed, predicted, transition.gain)
+    variance = covariance if covariance.shape.rank == 2 else tf.linalg.diag_part(covariance)
+    offset = beta + gamma * tf.math.rsqrt(variance + epsilon) * (observed.mean - mean)
+    return _Estimated(mean, covariance, variance, predicted, offset)
+
+
+@traced_once
+def _differentiate(
+    destimate: tuple[tf.Tensor, tf.Tensor],
+    sums: tuple[tf.Tensor, tf.Tensor],
+    observed: Estimate,
+    estimated: _Estimated,
+    transition: Transition | None,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    count: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[Estimate, tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor], Transition | None]:
+    """The gradient by the batch's moments, by x (factor and offset), by γ and β, by the transition.
+
+    Args:
+        destimate: the gradient by the estimate that was handed on.
+        sums: Σ dy·(x − x̄)/σ̂ and Σ dy.
+        observed: the batch's moments.
+        estimated: of the forward pass.
+        transition: of the forward pass.
+        parameters: γ and β.
+        count: of positions, at least 1.
+        epsilon: of the forward pass.
+    """
+    (dmean, dcovariance), (dy_x_sum, dy_sum), (gamma, beta) = destimate, sums, parameters
+    is_full = dcovariance.shape.rank == 3
+    rstd = tf.math.rsqrt(estimated.variance + epsilon)
+    factor = gamma * rstd
+    dy_x_sum += rstd * (observed.mean - estimated.mean) * dy_sum
+    dvariance = -0.5 * factor * rstd * dy_x_sum
+    dmean -= factor * dy_sum
+    dcovariance += tf.linalg.diag(dvariance) if is_full else dvariance
+    down, through = Estimate(dmean, dcovariance), None
+    if transition is not None:
+        down, through = _kalman_gradient(*down, observed, estimated.predicted, transition)
+    down_variance = tf.zeros_like(down.mean) if is_full else down.covariance
+    to_x = 2 * down_variance / count, down.mean / count
+    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
+    return down, to_x, (dgamma, channelwise.gradient_of(beta, dy_sum)), through
+
+
 def batch_kalman_normalization(
     x: tf.Tensor,
     gamma: tf.Tensor | None,
@@ -149,42 +224,25 @@ def batch_kalman_normalization(
         own = fused.moments(x, epsilon, valid)
         spread = channelwise.covariance(x, own, valid) if full_covariance else own.variance
         observed = Estimate(own.mean, spread)
-        if parameters:
-            given = tf.nest.pack_sequence_as(transition, parameters)
-            predicted = _predict(given)
-            mean, covariance = _fuse(observed, predicted, given.gain)
-        else:
-            mean, covariance = map(tf.identity, observed)
-        variance = tf.linalg.diag_part(covariance) if full_covariance else covariance
-        rstd = tf.math.rsqrt(variance + epsilon)
-        factor = gamma * rstd
-        # x − μ̂ is x − x̄ and this: so in groups x − x̄ is what all passes share (0.9 of the time).
-        shift = own.mean - mean
-        y = fused.normalize(x, own.mean, variance, gamma, beta + factor * shift, epsilon)
+        given = tf.nest.pack_sequence_as(transition, parameters) if parameters else None
+        estimated = _estimate(observed, given, gamma, beta, epsilon=epsilon)
+        variance = estimated.variance
+        y = fused.normalize(x, own.mean, variance, gamma, estimated.offset, epsilon)
 
-        def gradient(dy: tf.Tensor, dmean: tf.Tensor, dcovariance: tf.Tensor):  # noqa: ANN202
-            direct, dy_x_sum, dy_sum = fused.normalize_gradient(
+        def gradient(dy: tf.Tensor, *destimate: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            direct, *sums = fused.normalize_gradient(
                 dy, x, own.mean, variance, gamma, epsilon, valid
             )
-            dy_x_sum += rstd * shift * dy_sum
-            dvariance = -0.5 * factor * rstd * dy_x_sum
-            dmean -= factor * dy_sum
-            dcovariance += tf.linalg.diag(dvariance) if full_covariance else dvariance
-            down, down_parameters = Estimate(dmean, dcovariance), []
-            if parameters:
-                down, through = _kalman_gradient(*down, observed, predicted, given)
-                down_parameters = tf.nest.flatten(through)
             count = channelwise.at_least_one(own.count)
-            down_variance = tf.zeros_like(down.mean) if full_covariance else down.covariance
+            down, to_x, dparameters, through = _differentiate(
+                destimate, sums, observed, estimated, given, (gamma, beta), count, epsilon=epsilon
+            )
             if full_covariance:
                 direct += channelwise.covariance_gradient(down.covariance, x, own, valid)
-            dx = fused.add_affine(
-                direct, x, own.mean, 2 * down_variance / count, down.mean / count, valid
-            )
-            dgamma = channelwise.gradient_of(gamma, dy_x_sum)
-            return dx, dgamma, channelwise.gradient_of(beta, dy_sum), *down_parameters
+            dx = fused.add_affine(direct, x, own.mean, *to_x, valid)
+            return dx, *dparameters, *(tf.nest.flatten(through) if parameters else ())
 
-        return (y, mean, covariance), gradient
+        return (y, estimated.mean, estimated.covariance), gradient
 
     x = view.flatten(x)
     parameters = [] if transition is None else tf.nest.flatten(transition)

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 
@@ -51,17 +52,20 @@ def batch_renormalization(
     view = View(x, axis, groups)
     valid = view.flatten_mask(mask)
 
+    bounds = tuple(_in_dtype(bound, channelwise.statistics_dtype(x)) for bound in (r_max, d_max))
+
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         own = fused.moments(x, epsilon, valid)
-        r, d = _correction(own, moving_mean, moving_variance, r_max, d_max, epsilon)
-        scale = gamma * r
-        y = fused.normalize(x, own.mean, own.variance, scale, gamma * d + beta, epsilon)
+        r, d, scale, offset = _correct(
+            (own.mean, own.variance), (moving_mean, moving_variance), bounds, gamma, beta,
+            epsilon=epsilon,
+        )  # fmt: skip
+        y = fused.normalize(x, own.mean, own.variance, scale, offset, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, scale, epsilon, valid)
-            dgamma = channelwise.gradient_of(gamma, r * dy_x_sum + d * dy_sum)
-            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
+            dx, *sums = fused.batch_normalize_gradient(dy, x, own, scale, epsilon, valid)
+            return dx, *_differentiate((gamma, beta), (r, d), *sums)
 
         return (y, own.mean, own.variance), gradient
 
@@ -70,21 +74,39 @@ def batch_renormalization(
     return view.restore(y), Moments(channelwise.positions(x, valid), mean, variance)
 
 
-def _correction(
-    own: Moments,
-    moving_mean: tf.Tensor,
-    moving_variance: tf.Tensor,
-    r_max: tf.Tensor | float,
-    d_max: tf.Tensor | float,
-    epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    dtype = own.mean.dtype
+def _in_dtype(bound: tf.Tensor | float, dtype: tf.DType) -> tf.Tensor:
     # tf.cast alone would see a Python number as float32.
-    r_max, d_max = (
-        tf.cast(tf.convert_to_tensor(bound, dtype_hint=dtype), dtype) for bound in (r_max, d_max)
-    )
-    sigma = tf.sqrt(moving_variance + epsilon)
-    r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
-    d = tf.clip_by_value((own.mean - moving_mean) / sigma, -d_max, d_max)
+    return tf.cast(tf.convert_to_tensor(bound, dtype_hint=dtype), dtype)
+
+
+@traced_once
+def _correct(
+    own: tuple[tf.Tensor, tf.Tensor],
+    moving: tuple[tf.Tensor, tf.Tensor],
+    bounds: tuple[tf.Tensor, tf.Tensor],
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(r, d, γ·r, γ·d + β), of means and variances."""
+    r_max, d_max = bounds
+    sigma = tf.sqrt(moving[1] + epsilon)
+    r = tf.clip_by_value(tf.sqrt(own[1] + epsilon) / sigma, 1 / r_max, r_max)
+    d = tf.clip_by_value((own[0] - moving[0]) / sigma, -d_max, d_max)
     # As the paper says of the backward pass, whose own gradient they are constants of as well.
-    return tf.stop_gradient(r), tf.stop_gradient(d)
+    r, d = tf.stop_gradient(r), tf.stop_gradient(d)
+    return r, d, gamma * r, gamma * d + beta
+
+
+@traced_once
+def _differentiate(
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    correction: tuple[tf.Tensor, tf.Tensor],
+    dy_x_sum: tf.Tensor,
+    dy_sum: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(∂L/∂γ, ∂L/∂β)."""
+    (gamma, beta), (r, d) = parameters, correction
+    dgamma = channelwise.gradient_of(gamma, r * dy_x_sum + d * dy_sum)
+    return dgamma, channelwise.gradient_of(beta, dy_sum)

@@ -66,7 +66,9 @@ def at_least_one(count: tf.Tensor) -> tf.Tensor:
 
 
 def over_groups(values: tf.Tensor) -> tf.Tensor:
-    """The sum over the groups of [G, C], as [C]."""
+    """The sum over the groups of [G, C], as [C]; what is [C] is that of the only one."""
+    if values.shape.rank == 1:
+        return values
     return tf.squeeze(values, 0) if values.shape[0] == 1 else tf.reduce_sum(values, 0)
 
 
@@ -122,7 +124,8 @@ def normalize_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The gradient of `normalize` beside its statistics: (scale/σ·dy, Σ dy·x̂, Σ dy).
 
-    The sums are [G, C] and take the valid positions only; x̂ = (x − mean)/sqrt(variance + ε). What
+    The sums are [G, C] (or [C], of one group by a fused kernel) and take the valid positions only;
+    x̂ = (x − mean)/sqrt(variance + ε). What
     reaches x through the statistics as well is for `add_affine` to add: the first of the three is
     in the dtype of the statistics, because it may cancel against that.
     """

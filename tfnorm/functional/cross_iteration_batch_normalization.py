@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 GRADIENTS = ("current", "window")
@@ -158,24 +159,17 @@ def cross_iteration_batch_normalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         own = fused.moments(x, epsilon, valid)
-        steps = 1 + tf.reduce_sum(past.weight, 0)
-        mean = (own.mean + tf.reduce_sum(past.weight * past.mean, 0)) / steps
-        # Equation 10's max, for the past: the present variance cannot be negative.
-        spread = tf.maximum(past.variance, 0) + tf.math.squared_difference(past.mean, mean)
-        own_spread = own.variance + tf.math.squared_difference(own.mean, mean)
-        variance = (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps
+        mean, variance, steps = _over_window((own.mean, own.variance), past)
         y = fused.normalize(x, mean, variance, gamma, beta, epsilon)
 
         def differentiate(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, dy_x_sum, dy_sum = fused.normalize_gradient(
-                dy, x, mean, variance, gamma, epsilon, valid
-            )
-            rstd = tf.math.rsqrt(variance + epsilon)
+            direct, *sums = fused.normalize_gradient(dy, x, mean, variance, gamma, epsilon, valid)
             positions = channelwise.at_least_one(own.count)
-            share = gamma * rstd / (steps * positions if gradient == "current" else positions)
-            dx = fused.add_affine(direct, x, mean, -share * rstd * dy_x_sum, -share * dy_sum, valid)
-            dgamma = channelwise.gradient_of(gamma, dy_x_sum)
-            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
+            through, dparameters = _differentiate(
+                sums, (gamma, beta), variance, steps if gradient == "current" else None, positions,
+                epsilon=epsilon,
+            )  # fmt: skip
+            return fused.add_affine(direct, x, mean, *through, valid), *dparameters
 
         return (y, own.mean, own.variance, mean, variance), differentiate
 
@@ -186,3 +180,38 @@ def cross_iteration_batch_normalization(
     count = channelwise.positions(x, valid)
     own, window = Moments(count, own_mean, own_variance), Moments(count, mean, variance)
     return view.restore(y), own, window
+
+
+@traced_once
+def _over_window(
+    own: tuple[tf.Tensor, tf.Tensor], past: PastMoments
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(μ̄, σ̄², k_t): of this step's mean and variance and the past ones."""
+    steps = 1 + tf.reduce_sum(past.weight, 0)
+    mean = (own[0] + tf.reduce_sum(past.weight * past.mean, 0)) / steps
+    # Equation 10's max, for the past: the present variance cannot be negative.
+    spread = tf.maximum(past.variance, 0) + tf.math.squared_difference(past.mean, mean)
+    own_spread = own[1] + tf.math.squared_difference(own[0], mean)
+    return mean, (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps, steps
+
+
+@traced_once
+def _differentiate(
+    sums: tuple[tf.Tensor, tf.Tensor],
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    variance: tf.Tensor,
+    steps: tf.Tensor | None,
+    positions: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """What reaches x through the moments (factor and offset), and (∂L/∂γ, ∂L/∂β).
+
+    `steps` is k_t, of which the present step has a share of one; None is a whole share.
+    """
+    (dy_x_sum, dy_sum), (gamma, beta) = sums, parameters
+    rstd = tf.math.rsqrt(variance + epsilon)
+    share = gamma * rstd / (positions if steps is None else steps * positions)
+    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
+    dparameters = dgamma, channelwise.gradient_of(beta, dy_sum)
+    return (-share * rstd * dy_x_sum, -share * dy_sum), dparameters

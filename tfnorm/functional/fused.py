@@ -11,6 +11,7 @@ from tensorflow.python.eager import forwardprop_util
 
 from tfnorm.functional import channelwise, xla
 from tfnorm.functional.channelwise import Moments, at_positions
+from tfnorm.functional.traced_once import traced_once
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 # Any that a GPU's kernel takes: at least 1e-5.
@@ -23,23 +24,27 @@ def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Mome
         return channelwise.moments(x, mask)
     count = channelwise.positions(x)
 
+    saved = ()
+
     @tf.custom_gradient
     def compute(x: tf.Tensor):  # noqa: ANN202
         # The unused output costs less than a second, separate reduction (0.85 of its time).
+        nonlocal saved
         channels = x.shape[-1:]
         _, own = _batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
+        saved = own.saved
 
         # TensorFlow's own takes the moments for constants. No first derivative needs this one; a
         # gradient of a gradient does.
-        def gradient(dmean: tf.Tensor, dvariance: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        def gradient(dmean: tf.Tensor, dvariance: tf.Tensor) -> tf.Tensor:
             dx = at_positions(dmean / channelwise.at_least_one(count))
             through_variance = channelwise.variance_cotangent(x, own)
             return tf.cast(dx + at_positions(dvariance) * through_variance, x.dtype)
 
-        return (own.mean, own.variance, *own.saved), gradient
+        return (own.mean, own.variance), gradient
 
-    mean, variance, *saved = compute(x)
-    return Moments(count, mean, variance, tuple(saved))
+    mean, variance = compute(x)
+    return Moments(count, mean, variance, saved)
 
 
 def normalize(
@@ -77,17 +82,34 @@ def normalize_gradient(
     """`channelwise.normalize_gradient`, in two passes (0.4 of the time)."""
     if not _applies(x, mask):
         return channelwise.normalize_gradient(dy, x, mean, variance, scale, epsilon, mask)
-    # The kernel's gradient at inference is these three. What it knows as constants, TensorFlow
-    # takes for constants: a gradient of this gradient reaches the statistics through factors of 1
-    # and shifts of 0 instead.
-    fixed_mean, fixed_variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
+    # The kernel's gradient at inference is these three.
+    *known, scale_of_one, factors = _known(mean, variance, scale, epsilon=epsilon)
+    direct, dy_x_sum, dy_sum = _gradient(
+        dy, x, scale_of_one, (*known, tf.zeros([0])), epsilon, is_training=False
+    )
+    if x.dtype != mean.dtype:
+        direct = tf.cast(dy, mean.dtype) * at_positions(factors[0])
+    return direct, _about_mean(dy_x_sum, dy_sum, *factors[1:]), dy_sum
+
+
+@traced_once
+def _known(mean: tf.Tensor, variance: tf.Tensor, scale: tf.Tensor, *, epsilon: float) -> tuple:
+    """What the kernel knows as constants, TensorFlow takes for constants.
+
+    A gradient of this gradient reaches the statistics through factors of 1 and shifts of 0 instead.
+    """
+    fixed = tf.stop_gradient(mean), tf.stop_gradient(variance)
     rstd = tf.math.rsqrt(variance + epsilon)
     one = rstd / tf.stop_gradient(rstd)
-    statistics = (_of_one_group(fixed_mean), _of_one_group(fixed_variance), tf.zeros([0]))
-    direct, dy_x_sum, dy_sum = _gradient(dy, x, scale * one, statistics, epsilon, is_training=False)
-    if x.dtype != mean.dtype:
-        direct = tf.cast(dy, mean.dtype) * at_positions(scale * rstd)
-    return direct, one * dy_x_sum + rstd * (fixed_mean - mean) * dy_sum, dy_sum
+    factors = scale * rstd, one, rstd * (fixed[0] - mean)
+    return *map(_of_one_group, (*fixed, scale * one)), factors
+
+
+@traced_once
+def _about_mean(
+    dy_x_sum: tf.Tensor, dy_sum: tf.Tensor, one: tf.Tensor, shift: tf.Tensor
+) -> tf.Tensor:
+    return one * dy_x_sum + shift * dy_sum
 
 
 def add_affine(
@@ -105,10 +127,17 @@ def add_affine(
         # Rounded to half precision only once both parts are added, because they may cancel.
         return channelwise.add_scaled(direct + at_positions(offset - factor * mean), x, factor)
     # A normalization by the variance 1.
-    unit = tf.constant(1 - _UNIT_EPSILON, shape=[x.shape[-1]])
+    parameters = _of_variance_one(mean, factor, offset)
+    return direct + normalize(x, *parameters, _UNIT_EPSILON)
+
+
+@traced_once
+def _of_variance_one(mean: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor) -> tuple:
+    """(mean, variance, scale, offset) of `normalize` for factor·(x − mean) + offset."""
     fixed_mean = tf.stop_gradient(mean)
-    offset += factor * (fixed_mean - mean)  # as in `normalize_gradient`
-    return direct + normalize(x, fixed_mean, unit, factor, offset, _UNIT_EPSILON)
+    offset += factor * (fixed_mean - mean)  # as in `_known`
+    unit = tf.fill(mean.shape[-1:], tf.constant(1 - _UNIT_EPSILON, mean.dtype))
+    return (*map(_of_one_group, (fixed_mean, unit, factor, offset)),)
 
 
 def batch_normalize(
@@ -133,7 +162,7 @@ def batch_normalize_gradient(
     epsilon: float,
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The gradient of `batch_normalize`: (dx, Σ dy·x̂, Σ dy), the sums as [G, C].
+    """The gradient of `batch_normalize`: (dx, Σ dy·x̂, Σ dy), the sums as [G, C] or [C].
 
     dx = scale/σ·(dy − mean(dy) − x̂·mean(dy·x̂)), by the moments that the forward pass returned.
     """
@@ -212,8 +241,7 @@ def _gradient(
         epsilon=epsilon,
         is_training=is_training,
     )
-    dx = _from_images(result.x_backprop)
-    return dx, tf.expand_dims(result.scale_backprop, 0), tf.expand_dims(result.offset_backprop, 0)
+    return _from_images(result.x_backprop), result.scale_backprop, result.offset_backprop
 
 
 def _as_image(x: tf.Tensor) -> tf.Tensor:

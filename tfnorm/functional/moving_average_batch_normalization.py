@@ -1,10 +1,12 @@
 """Moving average batch normalization (Yan et al. 2020)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise, fused, moving, ring
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 Smooth = Callable[[tf.Tensor], tf.Tensor]
@@ -55,19 +57,112 @@ def moving_average_batch_normalization(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         count, batch_square = channelwise.mean_square(x, valid)
         square, r = smooth_square(batch_square, count)
-        scale, zero = gamma * r, tf.zeros_like(gamma)
+        scale, zero = gamma * r, tf.zeros(gamma.shape, gamma.dtype)
         y = fused.normalize(x, zero, square, scale, beta, epsilon)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, dy_y_sum, dy_sum = fused.normalize_gradient(
-                dy, x, zero, square, scale, epsilon, valid
-            )
-            psi = smooth_gradient(scale * dy_y_sum / channelwise.at_least_one(count))
-            dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), valid)
-            dgamma = channelwise.gradient_of(gamma, r * dy_y_sum)
-            return dx, dgamma, channelwise.gradient_of(beta, dy_sum)
+            direct, *sums = fused.normalize_gradient(dy, x, zero, square, scale, epsilon, valid)
+            parameters = gamma, beta, r
+            psi, *dparameters = _differentiate(parameters, *sums, channelwise.at_least_one(count))
+            factor = _factor(smooth_gradient(psi), square, epsilon=epsilon)
+            return channelwise.add_scaled(direct, x, factor, valid), *dparameters
 
         return y, gradient
 
     x = view.flatten(x)
     return view.restore(normalize(x, *channelwise.scale_and_offset(x, gamma, beta)))
+
+
+class Smoothed(NamedTuple):
+    """What `smooth_square` makes of a step.
+
+    average is χ̄² [G, C], correction r [G, C], moved χ̂² after the step [C], buffers the values and
+    weights after it; is_seen and is_finite [G, 1] say which groups have seen something of use.
+    """
+
+    average: tf.Tensor
+    correction: tf.Tensor
+    moved: tf.Tensor
+    buffers: list[tf.Tensor]
+    is_seen: tf.Tensor
+    is_finite: tf.Tensor
+
+
+@traced_once
+def smooth_square(
+    square: tf.Tensor,
+    count: tf.Tensor | None,
+    steps_before: tf.Tensor,
+    old: tf.Tensor,
+    held: tuple[tf.Tensor, tf.Tensor],
+    *,
+    last_step_of_warmup: int,
+    correction_start_step: int,
+    correction_limit: float,
+    momentum: float,
+    epsilon: float,
+) -> Smoothed:
+    """Equations 15 and 16: χ̄² over the window, and r, clipped.
+
+    Args:
+        square: χ²_B of this step, [G, C].
+        count: of valid positions, [G, 1]; None if it is known to be above 0.
+        steps_before: training calls before this one.
+        old: χ̂² before this step, [C].
+        held: values [window, G, C] and weights [window, G, 1] of the steps before.
+        last_step_of_warmup: until which χ̄² is χ²_B.
+        correction_start_step: until which r is 1.
+        correction_limit: λ.
+        momentum: α of χ̂².
+        epsilon: added to the mean squares, inside the root.
+    """
+    step = steps_before + 1
+    is_seen, is_finite = moving.which_have_seen(count, square)
+    average, buffers = ring.put_and_average(held, step, square, is_seen)
+    square = tf.where(step <= last_step_of_warmup, square, average)
+    r = tf.sqrt((square + epsilon) / (old + epsilon))
+    r = tf.clip_by_value(r, 1 / correction_limit, correction_limit)
+    r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
+    moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
+    return Smoothed(square, r, moved, buffers, is_seen, is_finite)
+
+
+@traced_once
+def smooth_gradient(
+    psi: tf.Tensor,
+    steps_before: tf.Tensor,
+    held: tuple[tf.Tensor, tf.Tensor],
+    is_seen: tf.Tensor,
+    loss_scale: tf.Tensor | None,
+    *,
+    last_step_of_warmup: int,
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Ψ̄ (equation 19) and the buffers after this step, with arguments as in `smooth_square`.
+
+    They are kept in units of the loss itself, because the `loss_scale` in them, where there is one,
+    changes from step to step.
+    """
+    step = steps_before + 1
+    kept = psi if loss_scale is None else psi / loss_scale
+    is_finite = tf.reduce_all(tf.math.is_finite(kept), -1, keepdims=True)
+    is_kept = tf.logical_and(is_seen, is_finite)
+    average, buffers = ring.put_and_average(held, step, kept, is_kept)
+    if loss_scale is not None:
+        average *= loss_scale
+    return tf.where(step <= last_step_of_warmup, psi, average), buffers
+
+
+@traced_once
+def _differentiate(
+    parameters: tuple[tf.Tensor, ...], dy_y_sum: tf.Tensor, dy_sum: tf.Tensor, count: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(Ψ_B, ∂L/∂γ, ∂L/∂β), of γ, β, r and the number of positions."""
+    gamma, beta, r = parameters
+    dgamma = channelwise.gradient_of(gamma, r * dy_y_sum)
+    return gamma * r * dy_y_sum / count, dgamma, channelwise.gradient_of(beta, dy_sum)
+
+
+@traced_once
+def _factor(psi: tf.Tensor, square: tf.Tensor, *, epsilon: float) -> tf.Tensor:
+    """What x is multiplied with in ∂L/∂x: -Ψ̄/(χ̄² + ε)."""
+    return -psi / (square + epsilon)

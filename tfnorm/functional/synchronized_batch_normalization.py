@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 
@@ -53,16 +54,9 @@ def synchronized_batch_normalization(
             direct, *sums = fused.normalize_gradient(
                 dy, x, merged.mean, merged.variance, gamma, epsilon, valid
             )
-            dy_x_mean, dy_mean = tf.split(
-                reduce_sum(tf.concat([sums[0][0], sums[1][0]], 0)) / tf.maximum(merged.count[0], 1),
-                2,
-            )
-            rstd = tf.math.rsqrt(merged.variance + epsilon)
-            factor = gamma * rstd
-            dx = fused.add_affine(
-                direct, x, merged.mean, -factor * rstd * dy_x_mean, -factor * dy_mean, valid
-            )
-            return dx, *map(channelwise.gradient_of, (gamma, beta), sums)
+            packed, *dparameters = _pack_sums(*sums, gamma, beta)
+            through = _through_moments(reduce_sum(packed), merged[:3], gamma, epsilon=epsilon)
+            return fused.add_affine(direct, x, merged.mean, *through, valid), *dparameters
 
         return (y, merged.count, merged.mean, merged.variance), gradient
 
@@ -72,13 +66,21 @@ def synchronized_batch_normalization(
 
 
 def _pack(own: Moments) -> tf.Tensor:
-    packed = tf.concat([own.count[0], own.mean[0], own.variance[0]], 0)
-    if channelwise.is_statically_positive(own.count):
+    return _pack_moments(*own[:3], is_positive=channelwise.is_statically_positive(own.count))
+
+
+@traced_once
+def _pack_moments(
+    count: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, *, is_positive: bool
+) -> tf.Tensor:
+    packed = tf.concat([count[0], mean[0], variance[0]], 0)
+    if is_positive:
         return packed
     # An empty replica's moments may be anything, also NaN: it says 0.
-    return tf.where(own.count[0] == 0, tf.zeros_like(packed), packed)
+    return tf.where(count[0] == 0, tf.zeros_like(packed), packed)
 
 
+@traced_once
 def _merge(packed: tf.Tensor) -> Moments:
     """Chan, Golub & LeVeque (1979): count-weighted mean, and variance about it, of [R, 1 + 2C]."""
     channels = (packed.shape[-1] - 1) // 2
@@ -88,3 +90,25 @@ def _merge(packed: tf.Tensor) -> Moments:
     merged_mean = tf.reduce_sum(weight * mean, 0, keepdims=True)
     spread = variance + tf.math.squared_difference(mean, merged_mean)
     return Moments(total, merged_mean, tf.reduce_sum(weight * spread, 0, keepdims=True))
+
+
+@traced_once
+def _pack_sums(
+    dy_x_sum: tf.Tensor, dy_sum: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(Both sums in one vector, this replica's shares of ∂L/∂γ and ∂L/∂β)."""
+    packed = tf.concat([channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)], 0)
+    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
+    return packed, dgamma, channelwise.gradient_of(beta, dy_sum)
+
+
+@traced_once
+def _through_moments(
+    sums: tf.Tensor, merged: tuple[tf.Tensor, ...], gamma: tf.Tensor, *, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What reaches x through the moments, as factor and offset of `add_affine`, [1, C]."""
+    count, _, variance = merged
+    dy_x_mean, dy_mean = tf.split(sums / tf.maximum(count[0], 1), 2)
+    rstd = tf.math.rsqrt(variance + epsilon)
+    factor = gamma * rstd
+    return -factor * rstd * dy_x_mean, -factor * dy_mean

@@ -1,7 +1,7 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -277,6 +277,26 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         if functional.is_statically_positive(count):
             return is_finite
         return tf.logical_and(is_finite, count > 0)
+
+    def update_moments(
+        self,
+        own: functional.Moments,
+        old: tuple[tf.Tensor, tf.Tensor] | None = None,
+        move: Callable = functional.move_moments,
+    ) -> tf.Tensor:
+        """Moving mean and variance by `move`, of the groups that have seen something of use.
+
+        `old` is for a method that has read the two in this step, as in `update_moving`. Returns
+        which groups they are, [G, 1].
+        """
+        variables = self.moving_mean, self.moving_variance
+        old = tuple(map(state.read, variables)) if old is None else old
+        *moved, is_seen, is_finite = move(old, own, momentum=self.momentum)
+        notices.say_if_not_finite(self, is_finite)
+        writer = state.Writer()
+        for variable, value, before in zip(variables, moved, old, strict=True):
+            writer.assign(variable, value, before)
+        return is_seen
 
     def update_moving(
         self,

@@ -147,9 +147,7 @@ class BatchKalmanNormalization(ChannelNormalization):
             groups=self.virtual_replicas,
         )
         variance = self._variance(estimate.covariance)
-        is_seen = self.has_seen(count, variance)
-        self.update_moving(self.moving_mean, estimate.mean, is_seen)
-        self.update_moving(self.moving_variance, variance, is_seen)
+        self.update_moments(functional.Moments(count, estimate.mean, variance))
         return tf.cast(outputs, self.compute_dtype), (estimate.mean, estimate.covariance, noise)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:

@@ -119,9 +119,7 @@ class BatchNormalization(ChannelNormalization):
             outputs, own = functional.batch_normalization(
                 inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
             )
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.moving_mean, own.mean, is_seen)
-        self.update_moving(self.moving_variance, own.variance, is_seen)
+        self.update_moments(own)
         return outputs
 
     def get_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Batch renormalization."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -91,22 +92,11 @@ class BatchRenormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
         )
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.moving_mean, own.mean, is_seen, mean)
-        self._update_moving_deviation(own, is_seen, variance)
+        # The paper averages σ.
+        move = functools.partial(functional.move_mean_and_deviation, epsilon=self.epsilon)
+        self.update_moments(own, (mean, variance), move)
         self.count_step(self.step, step)
         return outputs
-
-    def _update_moving_deviation(
-        self, own: functional.Moments, is_seen: tf.Tensor, old: tf.Tensor
-    ) -> None:
-        # The paper averages σ; the variable holds σ² − ε, so that inference has one formula. The
-        # mean over groups is of what the variable holds, as the mean over replicas is.
-        sigma = self.momentum * tf.sqrt(old + self.epsilon)
-        sigma += (1 - self.momentum) * tf.sqrt(own.variance + self.epsilon)
-        # Rounding must not make it negative where the variance is zero.
-        updated = tf.maximum(tf.square(sigma) - self.epsilon, 0)
-        self.assign_moving(self.moving_variance, updated, is_seen, old)
 
     def averaged_steps(self) -> AveragedSteps:
         """Forward the moving statistics (theorem 1 of Yan et al. 2020), backward this batch's."""

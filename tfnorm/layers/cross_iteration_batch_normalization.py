@@ -2,7 +2,6 @@
 
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -138,18 +137,21 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             "past_weight": (1,),
         }
         if self.compensate:
-            elements, groups, channels = linear.factors(self.layer, self.layer.kernel.shape)
+            elements, groups, channels = linear.factors(linear.Map.of(self.layer))
             sizes["past_mean_patch"] = (elements, groups)
             sizes["past_covariance"] = (elements, groups, channels)
         leading = (self.window - 1, self.virtual_replicas)
         histories = self.add_histories({name: (*leading, *own) for name, own in sizes.items()})
         for name, variable in zip(sizes, histories):
             setattr(self, name, variable)
-        self._past = Steps(histories)
+        self._past = Steps(histories, self.burn_in_steps)
         if self.compensate:
-            *moments, patch, covariance = histories
             self._past = CompensatedSteps(
-                moments, patch, covariance, self.layer, self.virtual_replicas
+                histories[:-1],
+                histories[-1],
+                self.layer,
+                self.virtual_replicas,
+                self.burn_in_steps,
             )
 
     def call(
@@ -169,10 +171,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         step = state.read(self.step)
         held = self._past.read()
         # The statistics of each past step, under the present kernel (equations 5 to 8) ...
-        past = self._if_after_burn_in(
-            step > self.burn_in_steps,
-            lambda: self._past.moments(held, self._kernel()),
-            lambda: functional.PastMoments(*held[:3]),
+        past = self._past.moments(
+            step, held, tf.stop_gradient(tf.convert_to_tensor(self.layer.kernel))
         )
         # ... and of this one, together, normalize it (equations 9 to 12).
         y, own, window = functional.cross_iteration_batch_normalization(
@@ -185,10 +185,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             axis=self.axis,
             mask=mask,
         )
-        is_seen = self.has_seen(own.count, window.variance)
+        is_seen = self.update_moments(window)
         self._record(step, held, own, is_seen, x, z, mask)
-        self.update_moving(self.moving_mean, window.mean, is_seen)
-        self.update_moving(self.moving_variance, window.variance, is_seen)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)
 
@@ -203,23 +201,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         mask: tf.Tensor | None,
     ) -> None:
         """Keeps this step for the ones that come, from the end of the burn-in on."""
-        writer, recorded = state.Writer(), step - self.burn_in_steps
-        if self.burn_in_steps:
-            self._past.remember(writer, held, recorded)
-        self._if_after_burn_in(
-            step >= self.burn_in_steps,
-            lambda: self._past.record(
-                writer, held, recorded, own, is_seen, x, z, mask=mask, axis=self.axis
-            ),
-            lambda: None,
-        )
-
-    def _if_after_burn_in(self, is_after: tf.Tensor, then: Callable, otherwise: Callable) -> Any:
-        return tf.cond(is_after, then, otherwise) if self.burn_in_steps else then()
-
-    def _kernel(self) -> tf.Tensor:
-        kernel = tf.cast(tf.convert_to_tensor(self.layer.kernel), self.statistics_dtype)
-        return tf.stop_gradient(kernel)
+        self._past.record(step, held, own, is_seen, x, z, mask=mask, axis=self.axis)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask, unless it may be that of inputs at other positions than the outputs."""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfnorm.functional import xla
+from tfnorm.functional import ring, xla
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.layers import state
 from tfnorm.layers.state import Writer
+
+_put = traced_once(ring.put)
 
 
 def write(
@@ -25,15 +27,7 @@ def write(
     (see `update_moving`). A group that has seen nothing (is_seen [groups, 1]) keeps what its slot
     holds.
     """
-    steps, groups, *rest = held[0].shape
-    ones = [1] * len(rest)
-    # A constant in place of a tf.range, and values that broadcast by themselves: each operation
-    # less in every layer is time of tracing (188 operations of MABN became 149).
-    slots = np.arange(steps, dtype=step.dtype.as_numpy_dtype).reshape([steps, 1, *ones])
-    if len(rest) > 1:
-        is_seen = tf.reshape(is_seen, [groups, *ones])
-    is_written = tf.logical_and(tf.equal(slots, step % steps), is_seen)
-    updated = [tf.where(is_written, value, old) for value, old in zip(new, held, strict=True)]
+    updated = _put(held, step, new, is_seen)
     for buffer, value, old in zip(buffers, updated, held, strict=True):
         writer.assign(buffer, value, old)
     return updated
@@ -59,19 +53,14 @@ def slot_of(step: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
 
 
 def write_slot(
-    writer: Writer,
-    buffer: keras.Variable,
-    held: tf.Tensor,
-    step: tf.Tensor,
-    new: tf.Tensor,
-    is_seen: tf.Tensor,
+    writer: Writer, buffer: keras.Variable, held: tf.Tensor, slot: tf.Tensor, value: tf.Tensor
 ) -> None:
-    """`write` for one large buffer, of which it touches the slot alone."""
+    """Puts `value` [1, groups, ...] into the slot [1] of one large buffer, and touches no other.
+
+    It has to follow from what the slot held, and not by a control dependency alone, which may get
+    lost (see `update_moving`).
+    """
     if state.handle(buffer) is None:
-        write(writer, [buffer], [held], step, [new], is_seen)
-        return
-    slot = slot_of(step, held)
-    # What the slot holds is read for its value, and not by a control dependency alone, which may
-    # get lost (see `update_moving`).
-    is_seen = tf.reshape(is_seen, [1, -1] + [1] * (len(new.shape) - 1))
-    writer.assign_slot(buffer, slot, tf.where(is_seen, new, tf.gather(held, slot)), held)
+        writer.assign(buffer, tf.tensor_scatter_nd_update(held, slot[:, None], value), held)
+    else:
+        writer.assign_slot(buffer, slot, value, held)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.layers import arguments, history, loss_scaling, replicas, state
+from tfnorm.layers import arguments, loss_scaling, notices, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
 
@@ -115,34 +115,49 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         """Normalizes by the averages of each group."""
         writer, backward_writer = state.Writer(), state.BackwardWriter()
         loss_scale = loss_scaling.scale(writer.optimizer, self.statistics_dtype)
-        steps_before = state.read(self.step)
-        step = steps_before + 1
-        moving = state.read(self.moving_variance)
-        squares = _Window(self.square_history, self.square_weight)
-        gradients = _Window(self.gradient_history, self.gradient_weight)
+        steps_before, moving = map(state.read, (self.step, self.moving_variance))
+        squares, gradients = (
+            _Buffers(variables)
+            for variables in (
+                (self.square_history, self.square_weight),
+                (self.gradient_history, self.gradient_weight),
+            )
+        )
         window = max(self.window, self.gradient_window)
-        is_warm_up = step <= max(window, self.warmup_steps - 1)
+        last_step_of_warmup = max(window, self.warmup_steps - 1)
         is_seen = None
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             nonlocal is_seen
-            is_seen = self.has_seen(count, square)
-            average = squares.average_with(writer, step, square, is_seen)
-            square = tf.where(is_warm_up, square, average)
-            r = tf.sqrt((square + self.epsilon) / (moving + self.epsilon))
-            r = tf.clip_by_value(r, 1 / self.correction_limit, self.correction_limit)
-            self.update_moving(self.moving_variance, square, is_seen, moving)
-            return square, tf.where(step <= self.correction_start_step, tf.ones_like(r), r)
+            smoothed = functional.smooth_square(
+                square,
+                None if functional.is_statically_positive(count) else count,
+                steps_before,
+                moving,
+                squares.held,
+                last_step_of_warmup=last_step_of_warmup,
+                correction_start_step=self.correction_start_step,
+                correction_limit=self.correction_limit,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+            )
+            is_seen = smoothed.is_seen
+            notices.say_if_not_finite(self, smoothed.is_finite)
+            squares.write(writer, smoothed.buffers)
+            writer.assign(self.moving_variance, smoothed.moved, moving)
+            return smoothed.average, smoothed.correction
 
         def smooth_gradient(psi: tf.Tensor) -> tf.Tensor:
-            # Kept in units of the loss itself, whose scale changes from step to step.
-            kept = psi if loss_scale is None else psi / loss_scale
-            is_finite = tf.reduce_all(tf.math.is_finite(kept), -1, keepdims=True)
-            is_kept = tf.logical_and(is_seen, is_finite)
-            average = gradients.average_with(backward_writer, step, kept, is_kept)
-            if loss_scale is not None:
-                average *= loss_scale
-            return tf.where(is_warm_up, psi, average)
+            average, buffers = functional.smooth_gradient(
+                psi,
+                steps_before,
+                gradients.held,
+                is_seen,
+                loss_scale,
+                last_step_of_warmup=last_step_of_warmup,
+            )
+            gradients.write(backward_writer, buffers)
+            return average
 
         outputs = functional.moving_average_batch_normalization(
             inputs,
@@ -205,21 +220,14 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         }
 
 
-class _Window:
-    """The last steps of a statistic, as they are at the start of this one."""
+class _Buffers:
+    """The last steps of a statistic and their weights, as they are at the start of this one."""
 
-    def __init__(self, values: keras.Variable, weights: keras.Variable) -> None:
-        self._variables = values, weights
-        self._held = [state.read(variable) for variable in self._variables]
+    def __init__(self, variables: tuple[keras.Variable, keras.Variable]) -> None:
+        self._variables = variables
+        self.held = tuple(map(state.read, variables))
 
-    def average_with(
-        self, writer: state.Writer, step: tf.Tensor, new: tf.Tensor, is_seen: tf.Tensor
-    ) -> tf.Tensor:
-        """Writes `new` [groups, C] as that of `step`; returns the average of all that are known.
-
-        A group that has seen nothing (is_seen [groups, 1]) writes nothing. A step of which some
-        replicas knew nothing when they were synchronized has a value and a weight in proportion.
-        """
-        new = (new, tf.ones([1, 1], new.dtype))
-        values, weights = history.write(writer, self._variables, self._held, step, new, is_seen)
-        return tf.math.divide_no_nan(tf.reduce_sum(values, 0), tf.reduce_sum(weights, 0))
+    def write(self, writer: state.Writer, buffers: Sequence[tf.Tensor]) -> None:
+        """What they are after it."""
+        for variable, value, old in zip(self._variables, buffers, self.held, strict=True):
+            writer.assign(variable, value, old)

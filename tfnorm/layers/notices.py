@@ -52,6 +52,7 @@ def _say_unless(is_finite: tf.Tensor, key: int) -> None:
 @tf.function(
     input_signature=[tf.TensorSpec([None, 1], tf.bool), tf.TensorSpec([], tf.int64)],
     autograph=False,
+    experimental_attributes={"_noinline": True},
 )
 def _say_unless_in_graph(is_finite: tf.Tensor, key: tf.Tensor) -> None:
     tf.cond(

@@ -1,0 +1,76 @@
+"""Moving statistics: averages that leave out groups which have seen nothing of use."""
+
+import tensorflow as tf
+
+from tfnorm.functional.channelwise import Moments, is_statically_positive
+from tfnorm.functional.traced_once import traced_once
+
+
+def move_moments(
+    old: tuple[tf.Tensor, tf.Tensor], own: Moments, *, momentum: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Moving mean and variance [C]: α·old + (1 − α)·own, of each group, then the mean of these.
+
+    A group without a valid position, or with moments that are not finite (which make its variance
+    so), takes `old` for its own.
+
+    Returns:
+        The two; which groups have seen something, and which are finite, [G, 1].
+    """
+    return _move_moments(old, _given(own), momentum=momentum)
+
+
+def move_mean_and_deviation(
+    old: tuple[tf.Tensor, tf.Tensor], own: Moments, *, momentum: float, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`move_moments`, but σ = sqrt(variance + ε) is averaged; the variance is σ² − ε of that.
+
+    So that inference has one formula. The mean over groups is of the variance, as the mean over
+    replicas is.
+    """
+    return _move_mean_and_deviation(old, _given(own), momentum=momentum, epsilon=epsilon)
+
+
+def _given(own: Moments) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
+    """Without what does nothing: a count that is known to be above 0."""
+    count = None if is_statically_positive(own.count) else own.count
+    return count, own.mean, own.variance
+
+
+@traced_once
+def _move_moments(
+    old: tuple, own: tuple, *, momentum: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    count, *new = own
+    is_seen, is_finite = which_have_seen(count, new[1])
+    moved = [average(a, b, momentum) for a, b in zip(old, new)]
+    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
+
+
+@traced_once
+def _move_mean_and_deviation(
+    old: tuple, own: tuple, *, momentum: float, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    count, mean, variance = own
+    is_seen, is_finite = which_have_seen(count, variance)
+    sigma = average(tf.sqrt(old[1] + epsilon), tf.sqrt(variance + epsilon), momentum)
+    # Rounding must not make it negative where the variance is zero.
+    moved = average(old[0], mean, momentum), tf.maximum(tf.square(sigma) - epsilon, 0)
+    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
+
+
+def which_have_seen(count: tf.Tensor | None, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(Which groups have seen something, which are finite), [G, 1]; count None is above 0."""
+    is_finite = tf.reduce_all(tf.math.is_finite(variance), -1, keepdims=True)
+    return is_finite if count is None else tf.logical_and(is_finite, count > 0), is_finite
+
+
+def average(old: tf.Tensor, new: tf.Tensor, momentum: float) -> tf.Tensor:
+    """α·old + (1 − α)·new."""
+    return momentum * old + (1 - momentum) * new
+
+
+def of_groups(moved: tf.Tensor, old: tf.Tensor, is_seen: tf.Tensor) -> tf.Tensor:
+    """The mean over groups of `moved`, or of `old` where a group has not seen anything."""
+    kept = tf.where(is_seen, moved, old)
+    return tf.squeeze(kept, 0) if kept.shape[0] == 1 else tf.reduce_mean(kept, axis=0)

@@ -1,0 +1,73 @@
+"""Small calculations that are one operation in the graphs of all layers.
+
+A network has a normalizer after every convolution, and a replica of it on every device, and each
+would trace the same dozens of operations on arrays of C numbers anew. Start-up is tracing and
+optimizing operations: about a millisecond for each of them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util
+
+from tfnorm.functional import xla
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def traced_once(function: Callable[P, R]) -> Callable[P, R]:
+    """Has TensorFlow trace a function once for arguments of the same shapes, whoever calls it.
+
+    In a graph a call of it is one operation, which runs a function that is not inlined; a
+    tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA
+    and under forward-mode differentiation it is the function itself.
+
+    Args:
+        function: of tensors (or structures of them, or None) alone: it reads and writes no
+            variables. Keyword arguments are constants, part of what is traced.
+    """
+    traced: dict[Any, Callable] = {}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        given = tf.nest.flatten(args)
+        tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
+        if not _is_for_a_graph(tensors):
+            return function(*args, **options)
+        key = (
+            tuple(x is None for x in given),
+            tuple((x.dtype, *_sizes(x)) for x in tensors),
+            tuple(sorted(options.items())),
+        )
+        if key not in traced:
+            traced[key] = _trace(function, args, tensors, options)
+        return traced[key](*tensors)
+
+    return call
+
+
+def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
+    if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
+        return False
+    return not xla.is_compiling() and not forwardprop_util.pack_tangents(tensors).tangents
+
+
+def _sizes(x: tf.Tensor) -> tuple[int | None, ...]:
+    return (None,) if x.shape.rank is None else (x.shape.rank, *x.shape)
+
+
+def _trace(function: Callable, args: tuple, tensors: list[tf.Tensor], options: dict) -> Callable:
+    structure = tf.nest.map_structure(lambda x: x is not None, args)
+
+    def of_tensors(*parts: tf.Tensor) -> Any:
+        rest = iter(parts)
+        filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
+        return function(*tf.nest.pack_sequence_as(structure, filled), **options)
+
+    traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
+    # Outside of all graphs, devices and replicas: it is everybody's.
+    with tf.init_scope(), tf.device(None):
+        return traced.get_concrete_function(*(tf.TensorSpec(x.shape, x.dtype) for x in tensors))
