@@ -75,7 +75,8 @@ _SCENES = {
     "warmup_epochs": 0.5,
     "evaluation_batch_size": 8,
 }
-# 150 steps of 4 images.
+# 150 steps of 4 images: half a minute a run on one core. bn on all four, from scratch, has an AP of
+# 15 % with 0.02 as the learning rate, 24 % with 0.05, and 4 % with 0.1.
 _CELLS = {
     "task": "detection",
     "dataset": "bccd",
@@ -89,7 +90,7 @@ _CELLS = {
     "augment": "scale_jitter_flip",
     "replica_batch_size": 4,
     "steps": 150,
-    "learning_rate": 0.02,
+    "learning_rate": 0.05,
     "reference_batch_size": 0,
     "warmup_epochs": 0.5,
     "evaluation_batch_size": 8,
