@@ -27,19 +27,19 @@ a device: mabn. With the statistics of one crop it keeps what bn reaches with th
 19.9 and 19.7 %, where bn of one crop has 14.0: [And in segmentation?](#and-in-segmentation)), and
 so it does with two. brn is as good from two crops on, and not with one (11.3). A network that bn
 has trained on single crops already: evalnorm wins 4.4 points back without training, at a price when
-it serves. cbn is for eight crops; with fewer its training loss rises after the burn-in, at ordinary
-learning rates (`python -m benchmarks.window_variance` shows why), and gradient="window" helps with
-two crops (17.4 in place of 10.2) and not with one. on needs thousands of steps: its averages of
-0.999 are not there in hundreds, and its runs diverged. gn_ws is above gn where serving may cost.
-*Detection*: [the same question of heads and of all layers](#and-in-detection). Where a network is
-pretrained with bn and converted, brn and cbn begin with its answers (`tfnorm.convert` leaves them
-what they are); mabn centralizes kernels and has to be trained first. *Medical volumes, video*, one
-volume a device: mabn or brn; cbn keeps window − 1 kernels' worth of state, much for 3-D kernels.
-*Metric learning, and whatever else samples by class:* mabn or brn, with statistics of as many
-images as fit, and not bn, cbn or bkn, which learn to read the batch; look at the chapter on batches
-that are not independent. *Very short runs* (hundreds of steps): mabn or syncbn; cbn's burn-in and
-brn's ramps take a good part of them. *Deep chains of convolutions on 4 to 16 images:* bkn is worth
-a trial, at the price of its matrices.
+it serves. cbn wants gradient="window" here: the training loss of the paper's gradient rises after
+the burn-in (`python -m benchmarks.window_variance` looks for the cause); with it cbn has 21.5 % on
+eight crops in place of 16.9, 17.4 on two in place of 10.2, and with one crop neither will do. on
+needs thousands of steps: its averages of 0.999 are not there in hundreds, and its runs diverged.
+gn_ws is above gn where serving may cost. *Detection*: [the same question of heads and of all
+layers](#and-in-detection). Where a network is pretrained with bn and converted, brn and cbn begin
+with its answers (`tfnorm.convert` leaves them what they are); mabn centralizes kernels and has to
+be trained first. *Medical volumes, video*, one volume a device: mabn or brn; cbn keeps window − 1
+kernels' worth of state, much for 3-D kernels. *Metric learning, and whatever else samples by
+class:* mabn or brn, with statistics of as many images as fit, and not bn, cbn or bkn, which learn
+to read the batch; look at the chapter on batches that are not independent. *Very short runs*
+(hundreds of steps): mabn or syncbn; cbn's burn-in and brn's ramps take a good part of them. *Deep
+chains of convolutions on 4 to 16 images:* bkn is worth a trial, at the price of its matrices.
 
 **By hardware.** One accelerator: the table above. Several with a fast interconnect and a network
 that waits little: syncbn is the simplest that is right, two collectives a layer and step;
