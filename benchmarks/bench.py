@@ -41,6 +41,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "startup": ("--rounds=2",),
     "memory": (),
     "inference": ("--rounds=25",),
+    "mask_rcnn": (),
     "growth": (),
     "scaling": ("--replicas=1,2,4", "--workers=", "--rounds=4", "--steps_per_loop=5"),
 }

@@ -107,12 +107,12 @@ def _layer(norm: str) -> keras.layers.Layer:
 
 def alone(values: flags.FlagValues) -> dict[str, int]:
     """The figures of the norm that --alone names in the first network, from this process."""
-    before = _peak_bytes()
+    before = peak_bytes()
     model = under(values.alone, values.networks[0])
     step = training_step(model, values.batch)
     for _ in range(values.steps):
         step()
-    peak = _peak_bytes()
+    peak = peak_bytes()
     return {
         "peak_bytes": peak,
         "added_bytes": peak - before,
@@ -121,7 +121,8 @@ def alone(values: flags.FlagValues) -> dict[str, int]:
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -24,6 +24,7 @@ SMALLER = {
     "InceptionV3": "inception_small",
 }
 OWN_NETWORK = ("imagenet_resnet18_cbn", "imagenet_resnet50_mabn")
+DATASETS = {"imagenet": "imagenet2012", "cifar10": "cifar10", "coco": "coco_instances/2017"}
 
 
 def config_of(recipe):
@@ -57,6 +58,7 @@ def test_all_networks_and_norms_of_the_papers_are_there():
         *(("resnet101", norm) for norm in ("bn", "bkn", "mabn")),
         *(("InceptionV3", norm) for norm in ("bn", "brn")),
         *(("inception_small", norm) for norm in ("bn", "bkn")),
+        *(("mask_rcnn", norm) for norm in ("cbn", "mabn")),
     }
 
 
@@ -67,7 +69,7 @@ def test_a_recipe_is_a_config_that_names_its_source(recipe):
     comments = re.sub(r"\n# *", " ", recipe.read_text())
     assert re.search(r" et al\. 20\d\d, \".*?\", table \d|Ioffe 2017, \".*?\", section 4", comments)
     assert " To reach: " in comments and f"--flagfile=recipes/{recipe.name}" in comments
-    assert config.dataset == recipe.stem.split("_")[0].replace("imagenet", "imagenet2012")
+    assert config.dataset == DATASETS[recipe.stem.split("_")[0]]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
@@ -83,7 +85,11 @@ def test_its_numbers_are_printed_in_its_paper(recipe):
     assert reached and reached <= printed
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+DETECTORS = [recipe for recipe in RECIPES if recipe.stem.startswith("coco")]
+CLASSIFIERS = [recipe for recipe in RECIPES if recipe not in DETECTORS]
+
+
+@pytest.mark.parametrize("recipe", CLASSIFIERS, ids=lambda recipe: recipe.stem)
 def test_it_trains_two_steps(recipe, data_dir, tmp_path):
     """Two steps of its norm, options, augmentation, batch, optimizer, schedule and averages.
 
@@ -104,12 +110,47 @@ def test_it_trains_two_steps(recipe, data_dir, tmp_path):
     }
     if photos:
         overridden["image_size"] = "32,32"
+    _trains(recipe, config, overridden)
+
+
+def _trains(recipe, config, overridden):
     if config.norm == "syncbn":  # which is bn where there is one replica
         overridden["num_replicas"] = 2
     else:
         overridden |= {"distribution_strategy": "one_device", "num_replicas": 0}
     flags = [f"--{name}={value}" for name, value in overridden.items()]
     assert train.main(["train", f"--flagfile={recipe}", *flags]) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = json.loads((overridden["model_dir"] / "result.json").read_text())
     assert result["steps"] == 2 and np.isfinite(result["train_loss"])
     assert result["config"]["norm"] == config.norm
+
+
+@pytest.mark.parametrize("recipe", DETECTORS, ids=lambda recipe: recipe.stem)
+def test_a_detector_trains_two_steps(recipe, tmp_path, tmp_path_factory):
+    """Two steps of the same on scenes of digits: of its own are norms, heads and schedule."""
+    config = config_of(recipe)
+    small = {
+        "head_width": 8, "head_convolutions": 1, "fc_width": 8, "min_level": 2, "max_level": 2,
+        "anchor_size": 4, "candidates": 16, "proposals": 16, "regions": 8,
+    }  # fmt: skip
+    alone = tmp_path / recipe.name
+    lines = recipe.read_text().splitlines()
+    alone.write_text("\n".join(x for x in lines if not x.startswith("--weights")))
+    data_dir = tmp_path_factory.getbasetemp() / "scenes"  # made once
+    _trains(
+        alone,
+        config,
+        {
+            "dataset": "digit_scenes",
+            "data_dir": data_dir,
+            "test_split": "test",
+            "image_size": "64,64",
+            "train_examples": 32,
+            "backbone": "resnet8",
+            "width": 16,
+            "model_options": ",".join(f"{name}={value}" for name, value in small.items()),
+            "steps": 2,
+            "mode": "train",
+            "model_dir": tmp_path / "run",
+        },
+    )

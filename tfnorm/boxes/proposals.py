@@ -41,18 +41,20 @@ def propose(
     """
     boxes, ranks = [], []
     for logits, moves, own in zip(objectness, deltas, anchors, strict=True):
-        number = logits.shape[1]
-        number = tf.minimum(candidates, tf.shape(logits)[1]) if number is None else number
-        if isinstance(number, int):
-            number = min(candidates, number)
-        best, chosen = tf.math.top_k(tf.stop_gradient(tf.cast(logits, tf.float32)), number)
-        moves = tf.gather(tf.stop_gradient(tf.cast(moves, tf.float32)), chosen, batch_dims=1)
+        logits, moves = (tf.stop_gradient(tf.cast(x, tf.float32)) for x in (logits, moves))
+        best, chosen = tf.math.top_k(logits, _at_most(candidates, logits))
+        moves = tf.gather(moves, chosen, batch_dims=1)
         moved = clip_boxes(decode(moves, tf.gather(own, chosen)), *image_size)
         survives = survivors(moved, iou_threshold)
         rank = tf.where(areas(moved) > 0, tf.where(survives, best, best - _FAR), best - 2 * _FAR)
         boxes.append(moved)
         ranks.append(rank)
     boxes, ranks = tf.concat(boxes, 1), tf.concat(ranks, 1)
-    number = ranks.shape[1]
-    number = min(proposals, number) if number else tf.minimum(proposals, tf.shape(ranks)[1])
-    return tf.gather(boxes, tf.math.top_k(ranks, number).indices, batch_dims=1)
+    chosen = tf.math.top_k(ranks, _at_most(proposals, ranks)).indices
+    return tf.gather(boxes, chosen, batch_dims=1)
+
+
+def _at_most(limit: int, values: tf.Tensor) -> int | tf.Tensor:
+    """The limit, or how many there are of [batch, n]; a number where that is known."""
+    number = values.shape[1]
+    return tf.minimum(limit, tf.shape(values)[1]) if number is None else min(limit, number)

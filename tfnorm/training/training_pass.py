@@ -1,5 +1,6 @@
 """A forward and backward pass as in training that changes nothing, for those who measure."""
 
+import contextlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from tfnorm.errors import UserError
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.view import View
 from tfnorm.layers.batch_method import method_of
+from tfnorm.models import truth
 from tfnorm.training.statistics import Statistics
 from tfnorm.training.tapping import discard_updates, normalized, tapped
 
@@ -55,7 +57,7 @@ class TrainingPass:
 
             # The backward pass too: some methods write what they average in it.
             with discard_updates(self._model):
-                with tapped(self._layers, tap):
+                with tapped(self._layers, tap), _truth(labels):
                     answers = self._model(inputs, training=True)
                 self._check(calls)
                 images = tf.cast(tf.shape(tf.nest.flatten(inputs)[0])[0], tf.float32)
@@ -76,6 +78,11 @@ class TrainingPass:
                 f"the model {self._model.name!r} does not call {', '.join(idle)}; choose layers "
                 "that it calls in training"
             )
+
+
+def _truth(labels: Any) -> contextlib.AbstractContextManager[None]:
+    """What a network of two stages is told in training: labels that are a task's whole examples."""
+    return truth.known(labels) if isinstance(labels, Mapping) else contextlib.nullcontext()
 
 
 def groups(layer: keras.layers.Layer) -> int:
