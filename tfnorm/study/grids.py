@@ -16,6 +16,7 @@ from tfnorm.study.experiments import (
     comparison,
     detection,
     gradient_batch,
+    instances,
     kalman,
     learning_rate,
     mabn_ablation,
@@ -95,6 +96,28 @@ _CELLS = {
     "warmup_epochs": 0.5,
     "evaluation_batch_size": 8,
 }  # fmt: skip
+# 300 steps of one or two images, then the first of the test images: a minute a run on one core.
+_NUCLEI = {
+    "task": "instance_segmentation",
+    "dataset": "dsb2018",
+    "model": "mask_rcnn",
+    "backbone": "resnet8",
+    "stem_stride": 2,
+    "model_options": {
+        "min_level": 2, "max_level": 3, "head_width": 32, "head_convolutions": 2, "fc_width": 128,
+        "anchor_size": 2.5, "canonical_level": 5, "regions": 64, "proposals": 200,
+        "candidates": 300,
+    },
+    "test_split": "test[:20%]",
+    "image_size": "128,128",
+    "augment": "scale_jitter_flip",
+    "steps": 300,
+    "learning_rate": 0.02,
+    "reference_batch_size": 0,
+    "warmup_epochs": 0.1,
+    "max_objects": 375,
+    "evaluation_batch_size": 8,
+}  # fmt: skip
 # What --quick makes of a study: a tenth of the steps of a shallower network. Not a narrower one:
 # oneDNN in TensorFlow 2.21 writes past its memory in the kernel gradient of a 1×1 convolution with
 # stride 2 and less than 16 channels on few images, whatever the norm, and the process dies.
@@ -171,6 +194,12 @@ STUDIES = types.MappingProxyType(
             ("none", "bn", "mabn", "cbn", "syncbn", "gn"),
             _CELLS,
             detection.CHAPTER,
+        ),
+        "instances": Study(
+            instances.instances,
+            ("bn", "brn", "mabn", "cbn", "syncbn", "gn"),
+            _NUCLEI,
+            instances.CHAPTER,
         ),
     }
 )
