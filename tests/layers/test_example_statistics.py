@@ -204,7 +204,7 @@ def test_the_official_records_of_sn_and_bin(name, kind, own):
             np.testing.assert_allclose(actual, record[key][t], 1e-9, 1e-9, err_msg=f"{key} {t}")
 
 
-@pytest.mark.parametrize("factors", ["one", "each"])
+@pytest.mark.parametrize("factors", ["number", "one", "each"])
 @pytest.mark.parametrize("length", [0, 1, 7, 16, 33, 1100])
 @pytest.mark.parametrize("is_known", [True, False])
 def test_recurrences_are_the_steps_one_after_the_other(rng, factors, length, is_known):
@@ -215,13 +215,63 @@ def test_recurrences_are_the_steps_one_after_the_other(rng, factors, length, is_
         tf.TensorSpec([2, length if is_known else None, v.shape[2]], tf.float64)
         for v in (own, terms)
     ]
-    solve = tf.function(recurrence, input_signature=[*specs, tf.TensorSpec([2, 3], tf.float64)])
+    signature = [*specs, tf.TensorSpec([2, 3], tf.float64)]
+    if factors == "number":
+        own = np.full_like(own, 0.75)
+        solve = tf.function(lambda f, *rest: recurrence(0.75, *rest), input_signature=signature)
+    else:
+        solve = tf.function(recurrence, input_signature=signature)
     before, after = solve(own, terms, start)
     s = start
     for i in range(length):
         np.testing.assert_allclose(before[:, i], s, 1e-12, 1e-12)
         s = own[:, i] * s + terms[:, i]
     np.testing.assert_allclose(after, s, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("level", [0, 300])
+@pytest.mark.parametrize("positions", [1, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_online_normalization_of_large_means(rng, level, positions, masked):
+    """Where means are large beside deviations, x − μ is formed first; elsewhere it need not be."""
+    layer, oracle, extra = online(epsilon=1e-6)
+    shape = (4, positions, 3)
+    layer.build(shape)
+    running.randomize(layer, rng)
+    layer.moving_mean.assign(np.full(3, level))
+    reference = oracle(*running.common(layer), **{**running.options(layer), **extra()})
+    x, dy, mask = running.data(rng, shape, -1, masked)
+    x = (x + level).astype(np.float32).astype(np.float64)
+    wanted = reference.step(x, dy, mask)
+    y, dx, dgamma, dbeta = running.trainer(layer)(x, dy, mask)
+    for actual, value in ((dgamma, wanted.dgamma), (dbeta, wanted.dbeta)):
+        running.assert_close(actual, value, 1e-4)
+    for actual, value in ((y, wanted.y), (dx, wanted.dx)):
+        running.assert_close(actual, value, 1e-4)
+    for name, (actual, value) in state_of(layer, reference).items():
+        running.assert_close(actual, value, 1e-4, name)
+
+
+@pytest.mark.parametrize("groups, masked", [(1, False), (2, True)])
+def test_one_position_of_each_example(rng, groups, masked):
+    """Behind a dense layer, where an instance is its own mean."""
+    for method in METHODS:
+        layer, oracle, extra = method(virtual_replicas=groups, dtype="float64")
+        layer.build((6, 5))
+        running.randomize(layer, rng)
+        reference = oracle(*running.common(layer), **{**running.options(layer), **extra()})
+        x, dy, mask = running.data(rng, (6, 5), -1, masked)
+        wanted = reference.step(x, dy, mask)
+        y, dx, *gradients = running.trainer(layer)(x, dy, mask)
+        valid = np.ones(6, bool) if mask is None else mask
+        running.assert_close(y[valid], wanted.y[valid], 1e-9, method.__name__)
+        running.assert_close(dx[valid], wanted.dx[valid], 1e-9, method.__name__)
+        others = (wanted.dgamma, wanted.dbeta, *wanted.extra.values())
+        for actual, value in zip(gradients, others, strict=True):
+            running.assert_close(actual, value, 1e-9, method.__name__)
+        inferred = layer(tf.constant(x), training=False, mask=mask).numpy()
+        wanted = reference.infer(x, mask) if method is not online else reference.infer(x)
+        running.assert_close(inferred[valid], wanted[valid], 1e-9, method.__name__)
 
 
 def test_one_image_at_a_time_is_the_batch_in_its_order(rng):

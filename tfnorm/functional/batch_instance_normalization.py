@@ -3,7 +3,9 @@
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, examplewise
+from tfnorm.functional.batch_normalization import batch_normalization
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.inference import normalize_by_moving_statistics
 from tfnorm.functional.view import View
 
 
@@ -42,6 +44,9 @@ def batch_instance_normalization(
         ValueError: `groups` does not divide the batch.
     """
     view = View(x, axis, groups)
+    if view.has_one_position:
+        # What an example normalizes by itself is 0 then, whatever x is.
+        return _of_batch_alone(x, gamma, beta, gate, moving, epsilon, axis, mask, groups)
     valid = None if mask is None else view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
@@ -58,3 +63,23 @@ def batch_instance_normalization(
     offset = beta + gamma * of_batch_scale * (instance.mean - mean)
     y = examplewise.transform(rows, instance.mean, scale, offset, valid)
     return tf.cast(view.restore(y), x.dtype), batch
+
+
+def _of_batch_alone(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    gate: tf.Tensor,
+    moving: tuple[tf.Tensor, tf.Tensor] | None,
+    epsilon: float,
+    axis: int,
+    mask: tf.Tensor | None,
+    groups: int,
+) -> tuple[tf.Tensor, Moments]:
+    dtype = channelwise.statistics_dtype(x)
+    scale = tf.cast(gate, dtype) * (1 if gamma is None else tf.cast(gamma, dtype))
+    options = {"epsilon": epsilon, "axis": axis}
+    y, batch = batch_normalization(x, scale, beta, mask=mask, groups=groups, **options)
+    if moving is not None:
+        y = normalize_by_moving_statistics(x, scale, beta, *moving, **options)
+    return y, batch

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import xla
+from tfnorm.functional import rounding, xla
 
 
 class Moments(NamedTuple):
@@ -73,19 +73,49 @@ def over_groups(values: tf.Tensor) -> tf.Tensor:
 
 
 def gradient_of(parameter: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
-    """The gradient of a parameter [C] from the shares [G, C] of the groups.
+    """The gradient of a parameter [C] from the shares [G, C] of the groups."""
+    return after_reading(parameter, over_groups(shares))
 
-    It waits for the parameter to be read, which a sum of ∂L/∂y does not by itself: where L is
-    linear in y, an optimizer could update the variable before the forward pass has read it.
-    TensorFlow orders the two by a control edge, which its graph optimizer can lose with the
-    IdentityN of a tf.custom_gradient. No optimizer knows that a parameter is finite.
+
+def after_reading(parameter: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """The gradient of a parameter, which waits for the parameter to be read.
+
+    A sum of ∂L/∂y does not by itself: where L is linear in y, an optimizer could update the
+    variable before the forward pass has read it. TensorFlow orders the two by a control edge, which
+    its graph optimizer can lose with the IdentityN of a tf.custom_gradient. No optimizer knows that
+    a parameter is finite.
     """
-    return tf.where(tf.math.is_finite(parameter), over_groups(shares), parameter)
+    return tf.where(tf.math.is_finite(parameter), gradient, parameter)
 
 
 def at_positions(values: tf.Tensor) -> tf.Tensor:
     """[G, C] as [G, 1, C], [C] as it is; values[:, None] would be four operations to trace."""
     return values if values.shape.rank == 1 else tf.expand_dims(values, 1)
+
+
+def mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The mean over the valid positions, [G, C]; 0 of none."""
+    return _sum(tf.cast(x, statistics_dtype(x)), mask) / at_least_one(positions(x, mask))
+
+
+def centre(x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    """Computes x − mean in the dtype of the statistics."""
+    return tf.cast(x, mean.dtype) - at_positions(mean)
+
+
+def affine(
+    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, dtype: tf.DType | None = None
+) -> tf.Tensor:
+    """Scale·x + offset, cast to `dtype` if one is given."""
+    y = x * at_positions(scale) + at_positions(offset)
+    return y if dtype is None else tf.cast(y, dtype)
+
+
+def sums(
+    dy: tf.Tensor, centred: tf.Tensor, mask: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(Σ dy·centred, Σ dy) over the valid positions, [G, C]."""
+    return _sum(dy * centred, mask), _sum(dy, mask)
 
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
@@ -94,8 +124,35 @@ def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
     divisor = at_least_one(count)
     x = tf.cast(x, statistics_dtype(x))
     mean = _sum(x, mask) / divisor
-    # `normalize` subtracts the mean as well: a graph does it once, where squared_difference would
-    # hide it (a twelfth of both passes of BN in 16 groups).
+    variance = _sum_of_squares(x - at_positions(mean), mask) / divisor
+    return Moments(count, *rounding.without(x, mask, mean, variance))
+
+
+def merged(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments:
+    """The moments of all parts of a group together, by Chan, Golub & LeVeque (1979).
+
+    Args:
+        counts: of each part, [G, n, 1].
+        means: likewise, [G, n, C].
+        variances: likewise.
+    """
+    count = tf.reduce_sum(counts, 1)
+    share = counts / tf.expand_dims(at_least_one(count), 1)
+    # About one of the means: else rounding makes a variance of equal large ones.
+    largest = tf.reduce_max(tf.where(counts > 0, means, means.dtype.min), 1, keepdims=True)
+    shift = tf.stop_gradient(tf.where(tf.math.is_finite(largest), largest, 0))
+    distances = means - shift
+    distance = tf.reduce_sum(share * distances, 1, keepdims=True)
+    spread = variances + tf.square(distances - distance)
+    mean = tf.squeeze(shift + distance, 1)
+    return Moments(count, mean, tf.reduce_sum(share * spread, 1))
+
+
+def _two_passes(x: tf.Tensor, mask: tf.Tensor | None) -> Moments:
+    count = positions(x, mask)
+    divisor = at_least_one(count)
+    x = tf.cast(x, statistics_dtype(x))
+    mean = _sum(x, mask) / divisor
     return Moments(count, mean, _sum_of_squares(x - at_positions(mean), mask) / divisor)
 
 
@@ -153,7 +210,7 @@ def add_affine(
     """
     centred = tf.cast(x, mean.dtype) + -at_positions(mean)
     through = centred * at_positions(factor) + at_positions(offset)
-    return tf.cast(tf.cast(direct, mean.dtype) + _keep(through, mask), x.dtype)
+    return tf.cast(tf.cast(direct, mean.dtype) + keep(through, mask), x.dtype)
 
 
 def add_scaled(
@@ -161,7 +218,7 @@ def add_scaled(
 ) -> tf.Tensor:
     """`add_affine` without mean and offset: direct + factor·x."""
     # In place of a normalization and an addition (0.8 of the time of a backward pass).
-    through = _keep(tf.cast(x, factor.dtype) * at_positions(factor), mask)
+    through = keep(tf.cast(x, factor.dtype) * at_positions(factor), mask)
     return tf.cast(tf.cast(direct, factor.dtype) + through, x.dtype)
 
 
@@ -175,18 +232,18 @@ def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor,
 def mean_cotangent(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """The gradient of the mean to x: 1/m, [G, M, 1], 0 at masked positions."""
     share = at_positions(1 / at_least_one(positions(x, mask)))
-    return _keep(tf.broadcast_to(share, tf.concat([tf.shape(x)[:2], [1]], 0)), mask)
+    return keep(tf.broadcast_to(share, tf.concat([tf.shape(x)[:2], [1]], 0)), mask)
 
 
 def variance_cotangent(x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None) -> tf.Tensor:
     """The gradient of the variance to x: 2·(x − mean)/m, [G, M, C], 0 at masked positions."""
     centred = tf.cast(x, own.mean.dtype) - at_positions(own.mean)
-    return _keep(at_positions(2 / at_least_one(own.count)) * centred, mask)
+    return keep(at_positions(2 / at_least_one(own.count)) * centred, mask)
 
 
 def covariance(x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None) -> tf.Tensor:
     """Biased covariance matrix [G, C, C] of the channels about their means."""
-    centred = _keep(tf.cast(x, own.mean.dtype) - at_positions(own.mean), mask)
+    centred = keep(tf.cast(x, own.mean.dtype) - at_positions(own.mean), mask)
     return tf.matmul(centred, centred, transpose_a=True) / at_least_one(own.count)[:, :, None]
 
 
@@ -194,25 +251,27 @@ def covariance_gradient(
     dcovariance: tf.Tensor, x: tf.Tensor, own: Moments, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
     """The gradient of `covariance` to x: (x − mean)·(dS + dSᵀ)/m."""
-    centred = _keep(tf.cast(x, own.mean.dtype) - at_positions(own.mean), mask)
+    centred = keep(tf.cast(x, own.mean.dtype) - at_positions(own.mean), mask)
     both = dcovariance + tf.linalg.matrix_transpose(dcovariance)
     return tf.matmul(centred, both / at_least_one(own.count)[:, :, None])
 
 
-def _keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+def keep(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """X at the valid positions, 0 elsewhere."""
     # Not a product with 0 and 1: what is masked may be infinite or NaN.
     return x if mask is None else tf.where(mask, x, tf.zeros([], x.dtype))
 
 
 def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    return _reduce(tf.reduce_sum, _keep(x, mask))
+    x = keep(x, mask)
+    return tf.squeeze(x, 1) if x.shape[1] == 1 else _reduce(tf.reduce_sum, x)
 
 
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    if xla.is_compiling():
+    if xla.is_compiling() or x.shape[1] == 1:
         return _sum(tf.square(x), mask)
     # Makes no array of squares, but XLA lacks it: bn in 16 groups takes 0.92 of its time so.
-    return _squared_norm(_keep(x, mask))
+    return _squared_norm(keep(x, mask))
 
 
 @tf.custom_gradient

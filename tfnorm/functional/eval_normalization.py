@@ -6,6 +6,10 @@ from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments, at_least_one
 from tfnorm.functional.view import View
 
+EXAMPLES = 256
+"""Of so many examples of a group a step estimates the shares: behind a dense layer there may be
+thousands of them, whose every value would be passed over many times."""
+
 
 def eval_normalization(
     x: tf.Tensor,
@@ -70,7 +74,8 @@ def estimate_shares(
 
     They minimize J(α, β), the mean over all values of (x̂_mixture − x̂_batch)², with x̂_batch as the
     moments of the batch make it. x̂_mixture − x̂_batch is affine in x, so that J follows from the
-    moments of the examples. The step is Newton's for each of the two, with the curvature of Gauss
+    moments of the examples: those of the first `EXAMPLES` of each group, which is plenty for two
+    numbers. The step is Newton's for each of the two, with the curvature of Gauss
     and Newton, `rate` of it: no scale of the inputs has an influence on it.
 
     Args:
@@ -91,8 +96,11 @@ def estimate_shares(
     groups = batch.mean.shape[0]
     view = View(x, axis, groups)
     valid = None if mask is None else view.by_example(view.flatten_mask(mask))
-    rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
-    own = channelwise.moments(tf.stop_gradient(rows), valid)
+    rows = view.by_example(view.flatten(tf.stop_gradient(x)))
+    if rows.shape[0] is None or rows.shape[0] > groups * EXAMPLES:
+        rows, valid = (_first_of_groups(v, groups) for v in (rows, valid))
+    rows = tf.cast(rows, channelwise.statistics_dtype(x))
+    own = channelwise.moments(rows, valid)
     count, *own = (examplewise.of_groups(v, groups) for v in own[:3])
     own = Moments(count, *own)
     weight = count / at_least_one(tf.reduce_sum(count, 1, keepdims=True))
@@ -123,6 +131,14 @@ def estimate_shares(
         moved = share - rate * tf.math.divide_no_nan(gradient, curvature)
         new.append(tf.squeeze(tf.clip_by_value(moved, 0, 1), 1))
     return new[0], new[1]
+
+
+def _first_of_groups(values: tf.Tensor | None, groups: int) -> tf.Tensor | None:
+    if values is None:
+        return None
+    first = examplewise.of_groups(values, groups)[:, :EXAMPLES]
+    rows = tf.reshape(first, tf.concat([[-1], tf.shape(values)[1:]], 0))
+    return tf.ensure_shape(rows, [None, *values.shape[1:]])
 
 
 def _mixture(

@@ -5,6 +5,8 @@ Per-example arrays are [n, C]. Both functions are differentiable in all they are
 positions count in no sum, and their own gradient is the direct one alone.
 """
 
+import functools
+
 import tensorflow as tf
 
 from tfnorm.functional import channelwise
@@ -46,33 +48,25 @@ def transform(
     """Scale·(x − mean) + offset, of the three [n, C] or [C]."""
     shape = tf.shape(x)[::2]
     mean, scale, offset = (tf.broadcast_to(v, shape) for v in (mean, scale, offset))
-    one = tf.ones_like(mean)
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, mean: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor):  # noqa: ANN202
-        y = channelwise.normalize(x, mean, one, scale, offset, 0.0)
+        centred = channelwise.centre(x, mean)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dscale, doffset = channelwise.normalize_gradient(dy, x, mean, one, scale, 0.0, mask)
-            return dx, -scale * doffset, dscale, doffset
+            dscale, doffset = channelwise.sums(dy, centred, mask)
+            return dy * channelwise.at_positions(scale), -scale * doffset, dscale, doffset
 
-        return y, gradient
+        return channelwise.affine(centred, scale, offset), gradient
 
     return compute(x, mean, scale, offset)
 
 
 @tf.custom_gradient
 def awaited(parameter: tf.Tensor):  # noqa: ANN201
-    """A parameter whose gradient waits for it to be read.
-
-    Where the loss is linear in the outputs, the gradient of γ or β does not depend on their values,
-    and an optimizer could update the variable before the forward pass has read it: TensorFlow's
-    graph optimizer can lose the control edge between the two. It does not know that a parameter is
-    finite.
-    """
-    return tf.identity(parameter), lambda gradient: tf.where(
-        tf.math.is_finite(parameter), gradient, parameter
-    )
+    """A parameter whose gradient waits for it to be read; see `channelwise.after_reading`."""
+    wait = functools.partial(channelwise.after_reading, parameter)
+    return tf.identity(parameter), wait
 
 
 def of_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
@@ -82,12 +76,7 @@ def of_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
 
 def of_batch(own: Moments, groups: int) -> Moments:
     """The moments [G, ...] of each group, by Chan's formula from those of its examples."""
-    counts, means, variances = (of_groups(v, groups) for v in own[:3])
-    count = tf.reduce_sum(counts, 1)
-    share = counts / tf.expand_dims(channelwise.at_least_one(count), 1)
-    mean = tf.reduce_sum(share * means, 1)
-    spread = variances + tf.square(means - tf.expand_dims(mean, 1))
-    return Moments(count, mean, tf.reduce_sum(share * spread, 1))
+    return channelwise.merged(*(of_groups(v, groups) for v in own[:3]))
 
 
 def to_examples(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

@@ -6,10 +6,13 @@ batch normalization together take 0.4 of the time of the separate operations of 
 itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a large mean.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util
 
-from tfnorm.functional import channelwise, xla
+from tfnorm.functional import channelwise, rounding, xla
 from tfnorm.functional.channelwise import Moments, at_positions
 from tfnorm.functional.traced_once import traced_once
 
@@ -167,7 +170,8 @@ def batch_normalize_gradient(
     dx = scale/σ·(dy − mean(dy) − x̂·mean(dy·x̂)), by the moments that the forward pass returned.
     """
     if own.saved:
-        return _gradient(dy, x, scale, own.saved, epsilon, is_training=True)
+        values, *reserved = own.saved
+        return _gradient(dy, values, scale, reserved, epsilon, is_training=True)
     direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
@@ -177,6 +181,33 @@ def batch_normalize_gradient(
         direct, x, own.mean, -share * rstd * dy_x_sum, -share * dy_sum, mask
     )
     return dx, dy_x_sum, dy_sum
+
+
+def clip(y: tf.Tensor, bound: float) -> tf.Tensor:
+    """The nearest of the values from -bound to bound, in one pass in place of two."""
+    if xla.is_compiling():
+        return tf.clip_by_value(y, -bound, bound)
+    least, largest = (tf.constant(value, y.dtype) for value in (-bound, bound))
+    return tf.raw_ops.ClipByValue(t=y, clip_value_min=least, clip_value_max=largest)
+
+
+def clip_gradient(dy: tf.Tensor, y: tf.Tensor, bound: float) -> tf.Tensor:
+    """The gradient of `clip` by its result: dy where y is not at the bounds, 0 there."""
+    if xla.is_compiling():
+        return tf.where(tf.abs(y) < bound, dy, tf.zeros([], dy.dtype))
+
+    @tf.custom_gradient
+    def select(dy: tf.Tensor, y: tf.Tensor):  # noqa: ANN202
+        # That of another operation which clips, in one pass (0.4 of the time); it includes bounds.
+        dtype = y.dtype.as_numpy_dtype
+        inside = np.nextafter(dtype(bound), dtype(0))
+        dx = tf.raw_ops.QuantizeAndDequantizeV4Grad(
+            gradients=dy, input=y, input_min=-inside, input_max=inside
+        ).input_backprop
+        return dx, lambda d: (clip_gradient(d, y, bound), None)
+
+    # A tape takes what it is given: in a backward pass, not a tensor of the forward pass's graph.
+    return select(dy, tf.identity(y))
 
 
 def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
@@ -196,6 +227,7 @@ def _has_tangents(x: tf.Tensor) -> bool:
 def _batch_normalize(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
+    x, shift = rounding.shifted(x)
     result = tf.raw_ops.FusedBatchNormV3(
         x=_as_images(x),
         scale=scale,
@@ -210,8 +242,8 @@ def _batch_normalize(
     # but 1/σ on a GPU, so the public one it is.
     several = max(x.shape[1], 2) if x.shape[1] is not None else tf.maximum(count, 2)
     biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
-    saved = (result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
-    mean = tf.expand_dims(result.batch_mean, 0)
+    saved = (x, result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
+    mean = tf.expand_dims(result.batch_mean, 0) + shift
     if not channelwise.is_statically_positive(count):
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
@@ -222,7 +254,7 @@ def _gradient(
     dy: tf.Tensor,
     x: tf.Tensor,
     scale: tf.Tensor,
-    reserved: tuple[tf.Tensor, ...],
+    reserved: Sequence[tf.Tensor],
     epsilon: float,
     *,
     is_training: bool,

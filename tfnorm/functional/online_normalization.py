@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, xla
+from tfnorm.functional import channelwise, examplewise, fused, xla
 from tfnorm.functional.recurrence import recurrence
 from tfnorm.functional.view import View
+
+# So many times the variance may a mean square be to be trusted with all but 4 bits of its digits.
+_DOMINANCE = 16
 
 Keep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], None]
 
@@ -78,51 +81,75 @@ def online_normalization(
     def flattened(values: tf.Tensor) -> tf.Tensor:
         return tf.reshape(values, [-1, values.shape[-1]])
 
-    def decay(value: float, count: tf.Tensor) -> tf.Tensor:
-        """[G, T, 1]: that of each example, 1 where it is empty."""
-        value = tf.constant(value, count.dtype)
+    def decay(value: float, count: tf.Tensor) -> tf.Tensor | float:
+        """That of every example or, where some may be empty, of each: [G, T, 1], 1 if it is."""
         if channelwise.is_statically_positive(count):
-            return tf.fill(tf.shape(count), value)
-        return tf.where(count > 0, value, tf.ones_like(count))
+            return float(value)
+        return tf.where(count > 0, tf.constant(value, count.dtype), tf.ones_like(count))
 
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        own = channelwise.moments(rows, valid)
-        count, own_mean, own_variance = map(grouped, own[:3])
-        keeps = decay(forward_decay, count)
+        count = channelwise.positions(rows, valid)
+        own_mean = grouped(channelwise.mean(rows, valid))
+        counts = grouped(count)
+        keeps = decay(forward_decay, counts)
         means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
         distance = own_mean - means
-        spread = own_variance + keeps * tf.square(distance)
-        variances, last_variance = recurrence(keeps, (1 - keeps) * spread, variance)
-        before = flattened(means), flattened(variances)
-        free = channelwise.normalize(rows, *before, gamma, beta, epsilon)
-        y = free if clamp is None else _clip(free, clamp)
-        is_free = tf.equal(y, free)  # a byte an element to keep for the way back
+
+        def follow(square: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            """Mean squares about μ, σ² before each example and after the last."""
+            # v + α·(μ_i − μ)² by the mean square about μ; the maximum is against rounding.
+            lag = tf.square(distance)
+            spread = tf.maximum(square - (1 - keeps) * lag, keeps * lag)
+            return square, *recurrence(keeps, (1 - keeps) * spread, variance)
+
+        def centred() -> tuple[tf.Tensor, ...]:
+            values = channelwise.centre(rows, flattened(means))
+            return values, tf.zeros_like(means), *follow(mean_square(values))
+
+        def mean_square(values: tf.Tensor) -> tf.Tensor:
+            return grouped(channelwise.mean_square(values, valid)[1])
+
+        if rows.shape[1] == 1 or xla.is_compiling():
+            found = centred()
+        else:
+            # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
+            raw = mean_square(rows)
+            followed = follow(raw + means * (means - 2 * own_mean))
+            found = tf.cond(
+                tf.reduce_all(raw <= _DOMINANCE * (followed[1] + epsilon)),
+                lambda: (tf.cast(rows, raw.dtype), means, *followed),
+                centred,
+            )
+        values, centres, square, variances, last_variance = found
+        rstd = tf.math.rsqrt(variances + epsilon)
+        factor = gamma * flattened(rstd)
+        y = channelwise.affine(values, factor, beta - factor * flattened(centres), rows.dtype)
+        y = y if clamp is None else fused.clip(y, clamp)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dy = tf.cast(dy, values.dtype)
             if clamp is not None:
-                dy = tf.where(is_free, dy, tf.zeros([], dy.dtype))
-            direct, dgamma, dbeta = channelwise.normalize_gradient(
-                dy, rows, *before, gamma, epsilon, valid
-            )
-            rstd = tf.math.rsqrt(variances + epsilon)
+                dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), clamp)
+            product, total = channelwise.sums(dy, values, valid)
+            dgamma = (product - flattened(centres) * total) * flattened(rstd)
             own_y = distance * rstd
-            own_square = (own_variance + tf.square(distance)) * tf.square(rstd)
+            own_square = square * tf.square(rstd)
             mean_g, mean_product = (
-                grouped(gamma * total / channelwise.at_least_one(own.count))
-                for total in (dbeta, dgamma)
+                grouped(gamma * each / channelwise.at_least_one(count)) for each in (total, dgamma)
             )
-            keeps = decay(backward_decay, count)
+            keeps = decay(backward_decay, counts)
             leak = 1 - keeps
             products, last_product = recurrence(1 - leak * own_square, mean_product, product_sum)
             mean_g -= leak * products * own_y
             sums, last_sum = recurrence(keeps, mean_g * rstd, gradient_sum)
-            keep(last_sum, last_product, tf.reduce_sum(count, 1))
-            factor, offset = -leak * products * tf.square(rstd), -leak * sums
-            dx = channelwise.add_affine(
-                direct, rows, before[0], flattened(factor), flattened(offset), valid
-            )
-            return dx, tf.reduce_sum(dgamma, 0), tf.reduce_sum(dbeta, 0)
+            keep(last_sum, last_product, tf.reduce_sum(counts, 1))
+            through = -leak * products * tf.square(rstd)
+            offset = -leak * sums - through * centres
+            direct = dy * channelwise.at_positions(factor)
+            through = channelwise.affine(values, flattened(through), flattened(offset))
+            dx = tf.cast(direct + channelwise.keep(through, valid), rows.dtype)
+            return dx, tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
 
         return (y, last_mean, last_variance), gradient
 
@@ -151,11 +178,3 @@ def scale_layers(
     return tf.cast(
         view.restore(examplewise.transform(rows, nothing, scale, nothing, valid)), y.dtype
     )
-
-
-def _clip(y: tf.Tensor, clamp: float) -> tf.Tensor:
-    if xla.is_compiling():
-        return tf.clip_by_value(y, -clamp, clamp)
-    # One pass in place of two.
-    bounds = (tf.constant(bound, y.dtype) for bound in (-clamp, clamp))
-    return tf.raw_ops.ClipByValue(t=y, **dict(zip(("clip_value_min", "clip_value_max"), bounds)))

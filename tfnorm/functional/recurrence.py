@@ -8,7 +8,7 @@ _BLOCK = 16
 
 
 def recurrence(
-    factors: tf.Tensor, terms: tf.Tensor, start: tf.Tensor
+    factors: tf.Tensor | float, terms: tf.Tensor, start: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Solves s ← f_i·s + t_i for i = 0, 1, ..., T − 1: s before each step, and after the last.
 
@@ -16,17 +16,45 @@ def recurrence(
     (f_j·f_i, f_j·t_i + t_j). So what each step makes of `start` can be found for many at a time.
 
     Args:
-        factors: f [G, T, C] or [G, T, 1].
+        factors: f [G, T, C] or [G, T, 1]; a number if it is the same in every step.
         terms: t [G, T, C].
         start: s before the first step, [G, C].
 
     Returns:
         s before each step [G, T, C], and after the last [G, C].
     """
+    if isinstance(factors, float):
+        if terms.shape[1] is not None:
+            return _of_one_factor(factors, terms, start)
+        shape = tf.concat([tf.shape(terms)[:2], [1]], 0)
+        factors = tf.fill(shape, tf.constant(factors, terms.dtype))
     factors, terms = _from_the_first(factors, terms)
     start = tf.expand_dims(start, 1)
     everything = tf.concat([start, _step(factors, terms, start)], 1)
     return everything[:, :-1], everything[:, -1]
+
+
+def _of_one_factor(
+    factor: float, terms: tf.Tensor, start: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same by its powers, in half of the operations."""
+    length = terms.shape[1]
+    if length <= _FEW:
+        sums = tf.concat([tf.expand_dims(start, 1), terms], 1)
+        reach = 1
+        while reach <= length:
+            sums += factor**reach * _moved_on(sums, reach)
+            reach *= 2
+        return sums[:, :-1], sums[:, -1]
+    blocks = _blocks(tf.pad(terms, [[0, 0], [0, -length % _BLOCK], [0, 0]]))
+    first, *others = tf.unstack(blocks, axis=2)
+    inside = [tf.zeros_like(first), first]
+    for term in others:
+        inside.append(factor * inside[-1] + term)
+    starts, _ = _of_one_factor(factor**_BLOCK, inside.pop(), start)
+    powers = tf.constant([[factor**i] for i in range(_BLOCK)], terms.dtype)
+    before = _joined(tf.stack(inside, 2) + powers * tf.expand_dims(starts, 2))[:, :length]
+    return before, factor * before[:, -1] + terms[:, -1]
 
 
 def _step(factors: tf.Tensor, terms: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
@@ -77,10 +105,11 @@ def _later(
     factors: tf.Tensor, terms: tf.Tensor, reach: tf.Tensor | int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Both moved on by `reach`; before them stand steps that change nothing."""
-    padding = [[0, 0], [reach, 0], [0, 0]]
-    return tf.pad(factors[:, :-reach], padding, constant_values=1), tf.pad(
-        terms[:, :-reach], padding
-    )
+    return _moved_on(factors, reach, 1), _moved_on(terms, reach)
+
+
+def _moved_on(values: tf.Tensor, reach: tf.Tensor | int, before: int = 0) -> tf.Tensor:
+    return tf.pad(values[:, :-reach], [[0, 0], [reach, 0], [0, 0]], constant_values=before)
 
 
 def _by_blocks(

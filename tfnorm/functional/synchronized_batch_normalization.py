@@ -82,14 +82,9 @@ def _pack_moments(
 
 @traced_once
 def _merge(packed: tf.Tensor) -> Moments:
-    """Chan, Golub & LeVeque (1979): count-weighted mean, and variance about it, of [R, 1 + 2C]."""
+    """The moments of all replicas, of [R, 1 + 2C]."""
     channels = (packed.shape[-1] - 1) // 2
-    count, mean, variance = tf.split(packed, [1, channels, channels], axis=1)
-    total = tf.reduce_sum(count, 0, keepdims=True)
-    weight = count / tf.maximum(total, 1)
-    merged_mean = tf.reduce_sum(weight * mean, 0, keepdims=True)
-    spread = variance + tf.math.squared_difference(mean, merged_mean)
-    return Moments(total, merged_mean, tf.reduce_sum(weight * spread, 0, keepdims=True))
+    return channelwise.merged(*tf.split(packed[None], [1, channels, channels], axis=2))
 
 
 @traced_once

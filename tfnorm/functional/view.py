@@ -69,6 +69,11 @@ class View:
             mask = tf.broadcast_to(mask, self._positions)
         return tf.reshape(mask, [self._groups, -1, 1])
 
+    @property
+    def has_one_position(self) -> bool:
+        """Whether each example is known to have one position alone, as behind a dense layer."""
+        return all(isinstance(size, int) and size == 1 for size in self._positions[1:])
+
     def by_example(self, x: tf.Tensor) -> tf.Tensor:
         """[G, M, ...] as [n, P, ...]: the P positions of each of n examples together."""
         batch, *positions = self._positions or [1]  # a vector is one example

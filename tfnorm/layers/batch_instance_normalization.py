@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.layers.base import ChannelNormalization
-from tfnorm.layers.of_examples import OfExamples
+from tfnorm.layers.of_examples import Mixture
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -20,7 +20,7 @@ class UnitInterval(keras.constraints.Constraint):
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
-class BatchInstanceNormalization(OfExamples, ChannelNormalization):
+class BatchInstanceNormalization(Mixture, ChannelNormalization):
     """BIN: a learned mixture of batch and instance normalization for each channel.
 
     With x̂ = (x − μ)/sqrt(σ² + ε) by the moments of a channel over the batch, or over one example:
@@ -56,21 +56,10 @@ class BatchInstanceNormalization(OfExamples, ChannelNormalization):
             autocast=False,
         )
 
-    def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-        """Mixes with what the moments of each group make of it."""
-        outputs, own = self._normalize(inputs, mask=mask, groups=self.virtual_replicas)
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.moving_mean, own.mean, is_seen)
-        self.update_moving(self.moving_variance, own.variance, is_seen)
-        return outputs
-
-    def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-        """Mixes with what the moving statistics make of it."""
-        moving = self.moving_mean, self.moving_variance
-        outputs, _ = self._normalize(inputs, tuple(map(tf.convert_to_tensor, moving)), mask=mask)
-        return outputs
-
-    def _normalize(self, inputs: tf.Tensor, *moving: Any, **options: Any) -> tuple:
+    def mix(
+        self, inputs: tf.Tensor, *moving: Any, **options: Any
+    ) -> tuple[tf.Tensor, functional.Moments]:
+        """By the function of this method, with the layer's weights."""
         return functional.batch_instance_normalization(
             inputs,
             self.gamma,

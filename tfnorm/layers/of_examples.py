@@ -18,3 +18,25 @@ class OfExamples:
     def inference_scale_and_offset(self) -> None:
         """None: at inference it is no affine map."""
         return
+
+
+class Mixture(OfExamples):
+    """Of statistics of each example and of the batch: at inference, of the moving ones.
+
+    A layer writes `mix(inputs, *moving, mask=..., groups=...)`, which gives the outputs and the
+    `Moments` of each group; `moving` is what takes the place of the batch's mean and variance.
+    """
+
+    def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """Normalizes by the mixture with the statistics of each group."""
+        outputs, own = self.mix(inputs, mask=mask, groups=self.virtual_replicas)
+        is_seen = self.has_seen(own.count, own.variance)
+        self.update_moving(self.moving_mean, own.mean, is_seen)
+        self.update_moving(self.moving_variance, own.variance, is_seen)
+        return outputs
+
+    def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+        """Normalizes by the mixture with the moving statistics."""
+        moving = self.moving_mean, self.moving_variance
+        outputs, _ = self.mix(inputs, tuple(map(tf.convert_to_tensor, moving)), mask=mask)
+        return outputs

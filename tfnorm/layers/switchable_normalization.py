@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.layers.base import ChannelNormalization
-from tfnorm.layers.of_examples import OfExamples
+from tfnorm.layers.of_examples import Mixture
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
-class SwitchableNormalization(OfExamples, ChannelNormalization):
+class SwitchableNormalization(Mixture, ChannelNormalization):
     """SN: learns how much of instance, layer and batch statistics to normalize by.
 
     With (μ_k, σ²_k) those of an example's channel (instance), of all channels of an example (layer)
@@ -47,21 +47,10 @@ class SwitchableNormalization(OfExamples, ChannelNormalization):
             for name in ("mean_weights", "variance_weights")
         )
 
-    def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-        """Normalizes by the mixture with the statistics of each group."""
-        outputs, own = self._normalize(inputs, mask=mask, groups=self.virtual_replicas)
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.moving_mean, own.mean, is_seen)
-        self.update_moving(self.moving_variance, own.variance, is_seen)
-        return outputs
-
-    def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-        """Normalizes by the mixture with the moving statistics."""
-        moving = self.moving_mean, self.moving_variance
-        outputs, _ = self._normalize(inputs, tuple(map(tf.convert_to_tensor, moving)), mask=mask)
-        return outputs
-
-    def _normalize(self, inputs: tf.Tensor, *moving: Any, **options: Any) -> tuple:
+    def mix(
+        self, inputs: tf.Tensor, *moving: Any, **options: Any
+    ) -> tuple[tf.Tensor, functional.Moments]:
+        """By the function of this method, with the layer's weights."""
         return functional.switchable_normalization(
             inputs,
             self.gamma,

@@ -1,0 +1,84 @@
+"""Large values that are almost equal, of which rounding the mean makes a variance.
+
+Of many equal values of 1e10 in float32 it is 1.7e7 and not 0. Some values of each channel say where
+it may be so. Of a kernel that cannot be helped then all values are taken less one of them: hardly
+ever, so that this stands in a branch of a function that all layers share, in their graphs one
+operation.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+# So many values of each channel are looked at, spread over all of them.
+_LOOKS = 64
+# A mean of float32 may be rounded by so much of itself: a thousand units of its last place.
+_ROUNDING = 1000 * float(np.finfo(np.float32).eps)
+
+
+def shifted(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(x − shift, shift [G, C]) for x [G, M, C]; the shift is a value of x, or 0.
+
+    It is 0 for every channel whose values lie further apart than a mean is rounded.
+    """
+    values, shift = _shared(x.dtype)(tf.stop_gradient(x))
+    values.set_shape(x.shape)
+    shift.set_shape([x.shape[0], x.shape[2]])
+    return _as_if_of(x, values), shift
+
+
+def without(
+    x: tf.Tensor, mask: tf.Tensor | None, mean: tf.Tensor, variance: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance [G, C] of x [G, M, C] without a rounding of equal values.
+
+    Where the valid ones of the values that are looked at are the same, and the variance is no more
+    than rounding makes, the mean is that value and the variance 0.
+    """
+    if x.dtype == tf.float64:  # where it makes 1e-9 of 1e10
+        return mean, variance
+    looks = every(x)
+    least, largest = (
+        reduce(looks if mask is None else tf.where(every(mask), looks, otherwise), 1)
+        for reduce, otherwise in ((tf.reduce_min, np.inf), (tf.reduce_max, -np.inf))
+    )
+    is_one_value = (least == largest) & (tf.sqrt(variance) < _ROUNDING * tf.abs(largest))
+    value = tf.stop_gradient(largest)
+    return tf.where(is_one_value, value, mean), tf.where(
+        is_one_value, tf.zeros_like(variance), variance
+    )
+
+
+def every(x: tf.Tensor) -> tf.Tensor:
+    """Some positions of [G, M, ...], spread over all of them."""
+    size = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
+    step = tf.maximum(size // _LOOKS, 1) if tf.is_tensor(size) else max(size // _LOOKS, 1)
+    return x[:, ::step]
+
+
+@functools.cache
+def _shared(dtype: tf.DType) -> Callable:
+    in_graph = tf.function(
+        _shifted, input_signature=[tf.TensorSpec([None, None, None], dtype)], autograph=False
+    )
+    return lambda x: _shifted(x) if tf.executing_eagerly() else in_graph(x)
+
+
+def _shifted(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    looks = tf.cast(every(x), tf.float32)
+    least, largest = tf.reduce_min(looks, 1), tf.reduce_max(looks, 1)
+    size = tf.maximum(tf.abs(least), tf.abs(largest))
+    shift = tf.where(largest - least < _ROUNDING * size, largest, 0)
+    values = tf.cond(
+        tf.reduce_any(shift != 0), lambda: x - tf.cast(shift[:, None], x.dtype), lambda: x
+    )
+    return values, shift
+
+
+@tf.custom_gradient
+def _as_if_of(x: tf.Tensor, values: tf.Tensor):  # noqa: ANN202
+    """The values, which are x less a constant: a branch has hidden where they come from."""
+    del x
+    return tf.identity(values), lambda gradient: (gradient, None)
