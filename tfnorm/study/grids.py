@@ -111,6 +111,7 @@ _NUCLEI = {
     "test_split": "test[:20%]",
     "image_size": "128,128",
     "augment": "scale_jitter_flip",
+    "replica_batch_size": 2,
     "steps": 300,
     "learning_rate": 0.02,
     "reference_batch_size": 0,
