@@ -140,7 +140,8 @@ def merged(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments
     share = counts / tf.expand_dims(at_least_one(count), 1)
     # About one of the means: else rounding makes a variance of equal large ones.
     largest = tf.reduce_max(tf.where(counts > 0, means, means.dtype.min), 1, keepdims=True)
-    shift = tf.stop_gradient(tf.where(tf.math.is_finite(largest), largest, 0))
+    is_usable = tf.math.is_finite(largest) & (tf.expand_dims(count, 1) > 0)
+    shift = tf.stop_gradient(tf.where(is_usable, largest, 0))
     distances = means - shift
     distance = tf.reduce_sum(share * distances, 1, keepdims=True)
     spread = variances + tf.square(distances - distance)
