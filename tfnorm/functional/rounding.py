@@ -55,7 +55,10 @@ def every(x: tf.Tensor) -> tf.Tensor:
     """Some positions of [G, M, ...], spread over all of them."""
     size = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
     step = tf.maximum(size // _LOOKS, 1) if tf.is_tensor(size) else max(size // _LOOKS, 1)
-    return x[:, ::step]
+    found = x[:, ::step]
+    if tf.is_tensor(step):  # TensorFlow forgets even the rank
+        found.set_shape([x.shape[0], None, *x.shape[2:]])
+    return found
 
 
 @functools.cache

@@ -28,8 +28,6 @@ class Writer:
         if not self._is_open():
             return
         self.remember(variable, old)
-        if value.shape.rank is None:  # of moments under a mask of unknown shape
-            value = tf.ensure_shape(value, variable.shape)
         variable.assign(value)
 
     def assign_slot(
