@@ -85,4 +85,6 @@ def _stamp(file: str) -> tuple[int, int]:
         ) from None
     except tf.errors.OpError as error:
         raise RunError(f"cannot read {file} ({error.message})") from None
-    return found.length, found.mtime_nsec
+    # TensorFlow knows whole seconds, in which a file may change more than once.
+    is_local = "://" not in file
+    return found.length, os.stat(file).st_mtime_ns if is_local else found.mtime_nsec
