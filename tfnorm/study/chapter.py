@@ -33,6 +33,11 @@ class Found:
         """The values of a label among the rows with these labels, in order of appearance."""
         return list(dict.fromkeys(row.labels[name] for row in self.all(**labels)))
 
+    def kinds(self, *names: str) -> list[dict[str, object]]:
+        """These labels of the rows, each combination once, in order of appearance."""
+        labels = [{name: row.labels[name] for name in names} for row in self.rows]
+        return [*{tuple(kind.values()): kind for kind in labels}.values()]
+
     def find(self, **labels: object) -> Row:
         """The first row with these labels; one without any run if there is none."""
         return next(iter(self.all(**labels)), Row(labels, (), ()))

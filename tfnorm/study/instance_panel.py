@@ -7,32 +7,21 @@ results shows it.
 """
 
 import colorsys
-import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
 import keras
-import matplotlib
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from matplotlib.figure import Figure
 
-from tfnorm import commands, tasks, training
+from tfnorm import commands, tasks
 from tfnorm.data import decoding, run_lengths
-from tfnorm.errors import UserError
-from tfnorm.files import write_whole
-from tfnorm.study import grids
-from tfnorm.study.chapter import with_variant
-from tfnorm.study.running import model_dir
-from tfnorm.study.style import LOOK
-from tfnorm.study.summary import Row
-from tfnorm.training import batches
+from tfnorm.study import panels
 
-_LEAST_SCORE = (
-    0.5  # Of what is drawn: evaluations count the others too, each below the better ones.
-)
+_STUDY = "instances"
+# Of what is drawn: evaluations count the others too, each below the better ones.
+_LEAST_SCORE = 0.5
 
 
 def coloured(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -43,81 +32,40 @@ def coloured(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def draw(columns: Mapping[str, Sequence[np.ndarray]], path: str | os.PathLike[str]) -> None:
-    """Draws pictures [h, w, 3] from 0 to 1, a column for each name, a line for each image."""
-    lines = len(next(iter(columns.values())))
-    with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(2.2 * len(columns), 2.1 * lines + 0.3), layout="constrained")
-        grid = figure.subplots(lines, len(columns), squeeze=False)
-        for column, (name, pictures) in enumerate(columns.items()):
-            grid[0, column].set_title(name, fontsize=10)
-            for line, picture in enumerate(pictures):
-                grid[line, column].imshow(picture, interpolation="nearest")
-                grid[line, column].set_axis_off()
-        write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return commands.run(_define, _write, argv)
-
-
-def _define() -> flags.FlagValues:
-    values = flags.FlagValues()
-    define = flags.DEFINE_string
-    define("output_dir", "results/instances", "That of the study.", flag_values=values)
-    define("docs_dir", "docs", "Where the page of results is.", flag_values=values)
-    define("data_dir", None, "Directory of prepared TFDS data sets.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "The seed of the runs.", flag_values=values)
-    flags.DEFINE_list("images", ["0", "2", "5"], "Numbers of test images.", flag_values=values)
-    flags.DEFINE_list("norms", ["bn", "mabn", "gn"], "Whose networks.", flag_values=values)
-    return values
+    compared = ("bn", "mabn", "gn")
+    return commands.run(lambda: panels.define(_STUDY, (0, 2, 5), compared), _write, argv)
 
 
 def _write(values: flags.FlagValues) -> None:
-    study = grids.get("instances")
-    base = training.Config(**{**study.defaults, "data_dir": values.data_dir})
-    grid = study.build(values.norms, [values.seed], base)
-    numbers = [int(number) for number in values.images]
     columns: dict[str, list[np.ndarray]] = {}
-    for cell in grid.cells:
-        directory = model_dir(pathlib.Path(values.output_dir) / "models", cell.hash)
-        if cell.labels["images"] != 1:
-            continue
-        name = with_variant(Row(cell.labels, (), ()))
-        if not pathlib.Path(directory).is_dir():
-            raise UserError(
-                f"no network of {name} in {directory}; make the study first: python -m "
-                f"tfnorm.compare --study=instances --output_dir={values.output_dir}"
-            )
-        model, config = training.load_model(directory)
-        found = _pictures(model, tasks.load(config), numbers)
+    for name, model, task in panels.networks(_STUDY, values, _is_of_one_image):
+        found = _pictures(model, task, values)
         columns = columns or {"image": found["image"], "truth": found["truth"]}
         columns[name] = found["found"]
-    path = pathlib.Path(values.docs_dir) / "results" / study.chapter.pictures[0]
-    draw(columns, path)
-    print(f"wrote {path}")
+    panels.write(_STUDY, values, lambda path: panels.draw(columns, path))
+
+
+def _is_of_one_image(labels: Mapping[str, object]) -> bool:
+    return labels["images"] == 1
 
 
 def _pictures(
-    model: keras.Model, task: tasks.Task, numbers: Sequence[int]
+    model: keras.Model, task: tasks.Task, values: flags.FlagValues
 ) -> dict[str, list[np.ndarray]]:
     """Images, with what is there, and with what a network finds."""
     evaluator, records = task.evaluator(), task.dataset.test
     pictures: dict[str, list[np.ndarray]] = {"image": [], "truth": [], "found": []}
-    for place, batch in enumerate(batches.of_evaluation(task, records, 1)):
-        if place not in numbers:
-            continue
+    for number, batch in panels.chosen_images(task, values):
         kept = evaluator.outputs(model(batch["image"], training=False), batch)
         row = evaluator.row({name: value[0].numpy() for name, value in kept.items()})
-        encoded = records.fetch(tf.constant([place]))["image"][0]
+        encoded = records.fetch(tf.constant([number]))["image"][0]
         image = decoding.pixels(encoded, None, task.dataset.image_shape[-1]).numpy()
         sure = [m for m, score in zip(row["masks"], row["scores"]) if score >= _LEAST_SCORE]
         pictures["image"].append(image / 255)
         for name, texts in (("truth", row["true_masks"]), ("found", sure)):
             pictures[name].append(coloured(image, run_lengths.decode(texts, row["size"])))
-        if len(pictures["image"]) == len(numbers):
-            break
     return pictures
 
 

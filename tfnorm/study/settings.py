@@ -137,6 +137,12 @@ def check(compared: Sequence[str], seeds: Sequence[int]) -> None:
         raise UserError(f"nothing to run: norms {list(compared)}, seeds {list(seeds)}")
 
 
+def check_even(batch: int) -> None:
+    """Raises UserError if a batch has no halves, as for statistics of 2 images."""
+    if batch % 2:
+        raise UserError(f"replica_batch_size must be even here, received {batch}")
+
+
 def steps(config: training.Config) -> int:
     """The training steps of a run on all of its replicas."""
     if config.steps:

@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 
 from tfnorm import training
-from tfnorm.errors import UserError
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, with_variant
 from tfnorm.study.claims import Claim, above, as_good
-from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.grid import Grid
+from tfnorm.study.pretraining import on_flowers
 from tfnorm.study.settings import (
     WHOLE_GRADIENT,
     Setting,
     cells,
     check,
+    check_even,
     grid,
     has_sizes,
     is_of_batch,
@@ -37,13 +38,6 @@ _OTHERS = {
     "window 8, naive": {"compensate": False},
 }
 _BURN_INS = {"no burn-in": 0.0, "burn-in of half the run": 0.5}
-# What the backbones begin with: photographs of flowers, cut to the size of the scenes.
-_START = {
-    "task": "classification", "dataset": "tf_flowers", "train_split": "train[:80%]",
-    "test_split": "train[80%:]", "image_size": "96,96", "augment": "random_resized_crop_flip",
-    "replica_batch_size": 16, "steps": 600, "learning_rate": 0.05, "reference_batch_size": 0,
-    "evaluation_batch_size": 32,
-}  # fmt: skip
 
 
 def detection(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
@@ -63,8 +57,7 @@ def detection(compared: Sequence[str], seeds: Sequence[int], base: training.Conf
         UserError: A norm is unknown, there is no norm or no seed, or the batch is not even.
     """
     check(compared, seeds)
-    if base.replica_batch_size % max(_FEW):
-        raise UserError(f"replica_batch_size must be even here, received {base.replica_batch_size}")
+    check_even(base.replica_batch_size)
     base = on_one_device(base)
     head = dataclasses.replace(base, backbone_norm="frozen")
     settings = [setting("bn", base, variant="", where=_ALL)]
@@ -76,7 +69,7 @@ def detection(compared: Sequence[str], seeds: Sequence[int], base: training.Conf
         settings += _of_cbn(virtual(head, 2))
     scratch = [one for norm in _FROM_SCRATCH for one in _settings(norm, base, _SCRATCH)]
     made = grid("detection", "statistics of 2 images and of 1", base, settings, seeds)
-    start = Cell({"norm": "bn"}, _start(base))
+    start = on_flowers(base, "96,96", steps=600)  # cut to the size of the scenes
     runs = [
         cell
         for seed in dict.fromkeys(seeds)
@@ -108,17 +101,10 @@ def _of_cbn(head: training.Config) -> list[Setting]:
     ]
 
 
-def _start(base: training.Config) -> training.Config:
-    """The run whose backbone all others begin with: the same one for every seed."""
-    same = {name: getattr(base, name) for name in ("width", "stem_stride", "data_dir")}
-    return training.Config(model=base.backbone, norm="bn", **same, **_START)
-
-
 def _names(found: Found) -> list[dict[str, str]]:
     """The labels of the table's lines, place by place."""
-    labels = [{key: row.labels[key] for key in ("where", "norm", "variant")} for row in found.rows]
-    lines = {tuple(line.values()): line for line in labels}.values()
     places = (_HEAD, _ALL, _SCRATCH)
+    lines = found.kinds("where", "norm", "variant")
     return sorted(lines, key=lambda line: places.index(line["where"]))
 
 

@@ -7,7 +7,8 @@ from tfnorm import training
 from tfnorm.study import plots
 from tfnorm.study.chapter import Chapter, Found, percent, with_variant
 from tfnorm.study.claims import Claim, above, as_good
-from tfnorm.study.grid import Cell, Grid
+from tfnorm.study.grid import Grid
+from tfnorm.study.pretraining import on_flowers
 from tfnorm.study.settings import (
     Setting,
     cells,
@@ -23,13 +24,6 @@ from tfnorm.study.summary import Row
 
 _FEW = {1: "one image", 2: "two images"}
 _FROZEN = "and a frozen backbone"
-# What the backbones begin with: photographs of flowers.
-_START = {
-    "task": "classification", "dataset": "tf_flowers", "train_split": "train[:80%]",
-    "test_split": "train[80%:]", "image_size": "64,64", "augment": "random_resized_crop_flip",
-    "replica_batch_size": 16, "steps": 400, "learning_rate": 0.05, "reference_batch_size": 0,
-    "evaluation_batch_size": 32,
-}  # fmt: skip
 
 
 def instances(compared: Sequence[str], seeds: Sequence[int], base: training.Config) -> Grid:
@@ -66,21 +60,9 @@ def instances(compared: Sequence[str], seeds: Sequence[int], base: training.Conf
         if is_of_batch(norm) and not has_sizes(norm)
     ]
     made = grid("instances", "steps of 2 images and of 1", base, settings, seeds)
-    start = Cell({"norm": "bn"}, _start(base))
+    start = on_flowers(base, "64,64", steps=400)
     runs = cells(settings, seeds, validate="at_end", start=start)
     return dataclasses.replace(made, cells=runs)
-
-
-def _start(base: training.Config) -> training.Config:
-    """The run whose backbone all others begin with: the same one for every seed."""
-    same = {name: getattr(base, name) for name in ("width", "stem_stride", "data_dir")}
-    return training.Config(model=base.backbone, norm="bn", **same, **_START)
-
-
-def _names(found: Found) -> list[dict[str, str]]:
-    """The labels of the table's lines."""
-    pairs = [(row.labels["norm"], row.labels["variant"]) for row in found.rows]
-    return [{"norm": norm, "variant": variant} for norm, variant in dict.fromkeys(pairs)]
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -96,7 +78,7 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
                 )
             ),
         ]
-        for labels in _names(found)
+        for labels in found.kinds("norm", "variant")
     ]
     titles = [f"{what}, {few}" for few in _FEW.values() for what in ("mask AP", "box AP")]
     return ["norm", *titles], lines

@@ -4,10 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 
 from tfnorm import training
-from tfnorm.errors import UserError
 from tfnorm.study.experiments import batch_size
 from tfnorm.study.grid import Grid
-from tfnorm.study.settings import check, grid, is_of_batch, on_one_device, setting, virtual
+from tfnorm.study.settings import (
+    check,
+    check_even,
+    grid,
+    is_of_batch,
+    on_one_device,
+    setting,
+    virtual,
+)
 
 _IMAGES = (2, 1)
 
@@ -27,9 +34,7 @@ def micro_batches(compared: Sequence[str], seeds: Sequence[int], base: training.
         UserError: A norm is unknown, there is no norm or no seed, or the batch is not even.
     """
     check(compared, seeds)
-    batch = base.replica_batch_size
-    if batch % max(_IMAGES):
-        raise UserError(f"replica_batch_size must be even here, received {batch}")
+    check_even(base.replica_batch_size)
     base = on_one_device(base)
     settings = [setting("bn", base)]
     for images in _IMAGES:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from tfnorm import training
-from tfnorm.errors import UserError
 from tfnorm.study import plots
 from tfnorm.study.chapter import (
     Chapter,
@@ -19,6 +18,7 @@ from tfnorm.study.grid import Grid
 from tfnorm.study.settings import (
     WHOLE_GRADIENT,
     check,
+    check_even,
     grid,
     has_sizes,
     is_of_batch,
@@ -48,8 +48,7 @@ def segmentation(compared: Sequence[str], seeds: Sequence[int], base: training.C
     """
     check(compared, seeds)
     batch = base.replica_batch_size
-    if batch % max(_FEW):
-        raise UserError(f"replica_batch_size must be even here, received {batch}")
+    check_even(batch)
     base = on_one_device(base)
     settings = [setting("bn", base, variant="")]
     for images in sorted({1, 2, batch}):
@@ -63,16 +62,10 @@ def segmentation(compared: Sequence[str], seeds: Sequence[int], base: training.C
     return grid("segmentation", what, base, settings, seeds, validate="at_end")
 
 
-def _names(found: Found) -> list[dict[str, str]]:
-    """The labels of the table's lines."""
-    pairs = [(row.labels["norm"], row.labels["variant"]) for row in found.rows]
-    return [{"norm": norm, "variant": variant} for norm, variant in dict.fromkeys(pairs)]
-
-
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
     sizes = sorted(found.values("replica_batch", norm="bn"), reverse=True)
     lines = []
-    for labels in _names(found):
+    for labels in found.kinds("norm", "variant"):
         single = not has_sizes(labels["norm"])
         if single:
             cells = [found.cell(**labels), *["=" for _ in sizes[1:]]]
@@ -92,7 +85,7 @@ def _plot(found: Found, title: str, path: str) -> None:
             found, "replica_batch", name=with_variant(found.find(**labels)),
             line=":" if labels["variant"] else "-", **labels,
         )
-        for labels in _names(found)
+        for labels in found.kinds("norm", "variant")
         if has_sizes(labels["norm"])
     ]  # fmt: skip
     levels = [found.find(norm=n) for n in found.values("norm") if not has_sizes(n)]
