@@ -85,6 +85,13 @@ def test_what_is_missing_is_said_and_runs_of_another_configuration_are_missing(
     assert "**Seen here.**" not in text
 
 
+def test_a_study_without_a_run_goes_into_a_directory_of_its_own(studies, tmp_path, rng):
+    records(tmp_path, studies("learning-rate", epochs=99, steps=0), rng)
+    assert write(tmp_path) == 0
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert f"--study=cbn-window --output_dir={tmp_path / 'results' / 'cbn-window'}\n" in text
+
+
 def test_no_results_are_an_error_in_one_line(tmp_path, capsys):
     assert write(tmp_path) == 2
     folder = tmp_path / "results"

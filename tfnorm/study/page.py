@@ -35,10 +35,11 @@ cbn, bkn, ...) is in the [pages of the normalizers](normalizers/index.md).
 Each chapter is a grid of runs on real data at the scale of one small machine: what the papers saw
 on ImageNet in weeks need not show in minutes, and where it does not, the chapter says what was seen
 instead. What is compared is the task's metric on the test examples (accuracy, of segmentation mIoU,
-of detection AP) in percent, the mean over the seeds ± half their range. Virtual replicas
-split the images of a step into parts that are normalized each on its own, so that the gradient's
-batch stays the same while that of the statistics shrinks. Recovery is (metric − bn on as many
-images) / (bn on the whole batch − bn on as many images), given where bn loses more than a point.
+of detection AP, of instance segmentation mask AP) in percent, the mean over the seeds ± half their
+range. Virtual replicas split the images of a step into parts that are normalized each on its own,
+so that the gradient's batch stays the same while that of the statistics shrinks. Recovery is
+(metric − bn on as many images) / (bn on the whole batch − bn on as many images), given where bn
+loses more than a point.
 All norms of a grid have the same network, images, epochs and learning rates. Options of a norm are
 its paper's, scaled to the number of steps; in short runs brn averages faster (momentum 0.9), since
 its ramps begin early, and mabn's correction waits for 300 steps. "=" stands for the number to its
@@ -123,7 +124,10 @@ class _Sources:
         return sum(self.get(cell.hash) is not None for cell in grid.cells)
 
     def directory(self, grid: Grid) -> pathlib.Path:
-        """The directory of most of the grid's runs, the first one if there is none."""
+        """The directory of most of the grid's runs, one of its own if there is none."""
+        if not self.count(grid):
+            first, _ = self._files[0]
+            return first.parent / grid.name
         return max(
             self._files,
             key=lambda file: sum(file[1].get(cell.hash) is not None for cell in grid.cells),
