@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from benchmarks import measuring
+from benchmarks.networks import sgd_step
 from tfnorm import commands, data
 from tfnorm.data import pipeline, transforms
 
@@ -92,19 +93,13 @@ def waiting(dataset: data.Dataset, steps: int) -> float:
         weights=None, input_shape=(*SIZE, 3), classes=dataset.num_classes,
         classifier_activation=None,
     )  # fmt: skip
-    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
-    optimizer.build(model.trainable_variables)
 
-    @tf.function
-    def step(batch: data.Example) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = model(batch["image"] / 127.5 - 1, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
-            loss = tf.reduce_mean(losses)
-        weights = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
-        return loss
+    def loss(batch: data.Example) -> tf.Tensor:
+        logits = model(batch["image"] / 127.5 - 1, training=True)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+        return tf.reduce_mean(losses)
 
+    step = sgd_step(model, loss)
     batches = iter(streamed(dataset, _TRAINED))
     step(next(batches))
     waited = []

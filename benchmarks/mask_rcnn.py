@@ -11,10 +11,7 @@ and after its steps. cbn has the window of its paper for the batch, all of it fu
 
 import json
 import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,11 +23,12 @@ from absl import flags
 
 import tfnorm
 from benchmarks import measuring
-from benchmarks.memory import peak_bytes
+from benchmarks.networks import sgd_step
 from tfnorm import commands, models
 from tfnorm.layers import norms
 from tfnorm.models import truth
 from tfnorm.study.summary import text_table
+from tfnorm.study.timing import interleaved_medians
 from tfnorm.tasks.detectors import TwoStages
 
 _BACKBONE = "resnet18"
@@ -72,19 +70,12 @@ def examples(side: int, batch: int) -> dict[str, tf.Tensor]:
 def training_step(model: keras.Model, batch: Mapping[str, tf.Tensor]) -> Callable[[], tf.Tensor]:
     """One step of SGD with momentum: forward, backward, update."""
     detector = TwoStages(models.options_of("mask_rcnn", _BACKBONE) | _OPTIONS)
-    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
-    optimizer.build(model.trainable_variables)
 
-    @tf.function
-    def step() -> tf.Tensor:
-        with tf.GradientTape() as tape, truth.known(batch):
-            losses = detector.losses(model(batch["image"], training=True), batch)
-            loss = tf.reduce_mean(losses)
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
-        return loss
+    def loss() -> tf.Tensor:
+        with truth.known(batch):
+            return tf.reduce_mean(detector.losses(model(batch["image"], training=True), batch))
 
-    return step
+    return sgd_step(model, loss)
 
 
 def folded_inference(model: keras.Model, images: tf.Tensor) -> tuple[Callable[[], Any], int]:
@@ -96,30 +87,29 @@ def folded_inference(model: keras.Model, images: tf.Tensor) -> tuple[Callable[[]
 
 def alone(values: flags.FlagValues) -> dict[str, Any]:
     """The figures of the norm that --alone names, from this process."""
-    before = peak_bytes()
+    before = measuring.peak_bytes()
     model = network(values.alone, values.image_size, values.batch)
     batch = examples(values.image_size, values.batch)
     step = training_step(model, batch)
-    times = _times(step, values.rounds)
-    added = peak_bytes() - before
+    milliseconds = _milliseconds(step, values.rounds)
+    added = measuring.peak_bytes() - before
     answer, left = folded_inference(model, batch["image"][:1])
     return {
         "added_bytes": added,
-        "step_milliseconds": times,
-        "inference_milliseconds": _times(answer, values.rounds),
+        "step_milliseconds": milliseconds,
+        "inference_milliseconds": _milliseconds(answer, values.rounds),
         "normalizers_left": left,
     }
 
 
-def _times(function: Callable[[], Any], rounds: int) -> float:
-    """The median of so many calls after the first that fill a history, in milliseconds."""
-    found = []
-    for number in range(rounds + 8):
-        started = time.perf_counter()
+def _milliseconds(function: Callable[[], Any], rounds: int) -> float:
+    """The median of so many calls after the first that fill a history."""
+
+    def whole() -> None:
         tf.nest.map_structure(lambda x: x.numpy(), function())
-        if number >= 8:
-            found.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(found)
+
+    (seconds,) = interleaved_medians([whole], rounds, warmup=8)
+    return 1e3 * seconds
 
 
 def _define() -> flags.FlagValues:
@@ -127,9 +117,7 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_list("norms", ["bn", "gn", "cbn", "mabn"], "Names of norms.", flag_values=values)
     flags.DEFINE_integer("image_size", 128, "Height and width.", flag_values=values)
     flags.DEFINE_integer("batch", 2, "Images of a step.", flag_values=values)
-    flags.DEFINE_string(
-        "alone", None, "Measure this norm in this process, print JSON.", flag_values=values
-    )
+    measuring.define_alone(values)
     return values
 
 
@@ -138,17 +126,10 @@ def run(values: flags.FlagValues) -> None:
     if values.alone:
         print(json.dumps(alone(values)))
         return
-    records = [_in_a_process(norm, values) for norm in values.norms]
+    given = {name: values[name].value for name in ("image_size", "batch", "rounds")}
+    records = [measuring.alone("mask_rcnn", norm, **given) for norm in values.norms]
     _show(records, values)
     measuring.write(values.output, records)
-
-
-def _in_a_process(norm: str, values: flags.FlagValues) -> dict[str, Any]:
-    names = ("image_size", "batch", "rounds")
-    arguments = [f"--{name}={values[name].value}" for name in names]
-    command = [sys.executable, "-m", "benchmarks.mask_rcnn", *arguments, f"--alone={norm}"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {"norm": norm, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def _show(records: Sequence[Mapping[str, Any]], values: flags.FlagValues) -> None:

@@ -1,4 +1,4 @@
-"""What benchmarks share: ratios of interleaved times, their tables, their JSON.
+"""What benchmarks share: ratios of interleaved times, tables, JSON, processes of their own.
 
 A figure is the median over rounds of the ratio to the baseline within a round, with its quartiles.
 """
@@ -6,8 +6,12 @@ A figure is the median over rounds of the ratio to the baseline within a round, 
 import dataclasses
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -39,6 +43,34 @@ def define(rounds: int | None = None) -> flags.FlagValues:
         text = "How often each is timed."
         flags.DEFINE_integer("rounds", rounds, text, lower_bound=2, flag_values=values)
     return values
+
+
+def define_alone(values: flags.FlagValues) -> None:
+    """Adds --alone: a norm whose figures are to be measured in this process, see `alone`."""
+    text = "Measure this norm in this process, print JSON."
+    flags.DEFINE_string("alone", None, text, flag_values=values)
+
+
+def alone(program: str, norm: str, **given: object) -> dict[str, Any]:
+    """The figures of a norm in a process of its own, and its name.
+
+    Args:
+        program: the module of `benchmarks`, which prints them as JSON where it is given --alone.
+        norm: what --alone is.
+        given: its other flags.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    arguments = [f"--{name}={value}" for name, value in {"alone": norm, **given}.items()]
+    command = [sys.executable, "-m", f"benchmarks.{program}", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {"norm": norm, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def peak_bytes() -> int:
+    """The peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def interleave(

@@ -9,8 +9,6 @@ made, when TensorFlow is most of it, and at its end.
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -107,23 +105,18 @@ def _layer(norm: str) -> keras.layers.Layer:
 
 def alone(values: flags.FlagValues) -> dict[str, int]:
     """The figures of the norm that --alone names in the first network, from this process."""
-    before = peak_bytes()
+    before = measuring.peak_bytes()
     model = under(values.alone, values.networks[0])
     step = training_step(model, values.batch)
     for _ in range(values.steps):
         step()
-    peak = peak_bytes()
+    peak = measuring.peak_bytes()
     return {
         "peak_bytes": peak,
         "added_bytes": peak - before,
         "state_bytes": state_bytes(model),
         "state_bytes_with_past_kernels": with_past_kernels(model),
     }
-
-
-def peak_bytes() -> int:
-    """The peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _share(part: int, whole: int) -> str:
@@ -137,9 +130,7 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
     flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
     flags.DEFINE_integer("steps", 12, "Training steps.", flag_values=values)
-    flags.DEFINE_string(
-        "alone", None, "Measure this norm in this process, print JSON.", flag_values=values
-    )
+    measuring.define_alone(values)
     return values
 
 
@@ -151,7 +142,7 @@ def run(values: flags.FlagValues) -> None:
     kept = {norm: kept_tensors(_layer(norm), _SHAPE) for norm in (BASELINE, *values.norms)}
     records = []
     for network in values.networks:
-        own = [_in_a_process(norm, network, values) for norm in kept]
+        own = [_of_process(norm, network, values) for norm in kept]
         records += [{**record, "kept": kept[record["norm"]]} for record in own]
         _show(records[-len(own) :], f"{network}, {values.steps} training steps", values.batch)
     print(
@@ -164,12 +155,9 @@ def run(values: flags.FlagValues) -> None:
     measuring.write(values.output, records)
 
 
-def _in_a_process(norm: str, network: str, values: flags.FlagValues) -> dict[str, Any]:
-    arguments = [f"--{name}={values[name].value}" for name in ("batch", "steps")]
-    arguments += [f"--networks={network}", f"--alone={norm}"]
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    record = {"network": network, "norm": norm, **json.loads(done.stdout.splitlines()[-1])}
+def _of_process(norm: str, network: str, values: flags.FlagValues) -> dict[str, Any]:
+    given = {"networks": network, "batch": values.batch, "steps": values.steps}
+    record = {"network": network, **measuring.alone("memory", norm, **given)}
     print(f"{network}, {norm}: {record['peak_bytes'] / 1e6:.0f} MB", flush=True)
     return record
 

@@ -52,18 +52,26 @@ def training_step(model: keras.Model, batch: int) -> Callable[[], tf.Tensor]:
     """One step of SGD with momentum on random images: forward, backward, update."""
     images = tf.random.stateless_normal((batch, *model.input_shape[1:]), [1, 2])
     labels = tf.range(batch) % model.output_shape[-1]
+
+    def loss() -> tf.Tensor:
+        logits = model(images, training=True)
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+    return sgd_step(model, loss)
+
+
+def sgd_step(model: keras.Model, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """One step of SGD with momentum on a loss, of the arguments that it takes."""
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
     optimizer.build(model.trainable_variables)
 
     @tf.function
-    def step() -> tf.Tensor:
+    def step(*batch: Any) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(losses)
+            value = loss(*batch)
         weights = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
-        return loss
+        optimizer.apply(tape.gradient(value, [w.value for w in weights]), weights)
+        return value
 
     return step
 

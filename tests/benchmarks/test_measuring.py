@@ -1,6 +1,8 @@
 """Ratios are taken within a round, and written whole."""
 
 import json
+import os
+import subprocess
 import time
 
 import pytest
@@ -70,3 +72,21 @@ def test_figures_are_shown_and_written(tmp_path, capsys):
         "milliseconds": 1.61, "ratio": 0.4, "quartiles": [0.3, 0.5],
     }  # fmt: skip
     measuring.write(None, [])
+
+
+def test_a_norm_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    package = tmp_path / "benchmarks"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "some.py").write_text(
+        "import json, os, sys\n"
+        "print('a line before')\n"
+        "print(json.dumps({'arguments': sys.argv[1:], 'process': os.getpid()}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = measuring.alone("some", "cbn", batch=2)
+    assert found.pop("process") != os.getpid()
+    assert found == {"norm": "cbn", "arguments": ["--alone=cbn", "--batch=2"]}
+    (package / "some.py").write_text("raise SystemExit(3)")
+    with pytest.raises(subprocess.CalledProcessError):
+        measuring.alone("some", "cbn")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import inference, mask_rcnn, memory, networks, startup, training
+from benchmarks import inference, mask_rcnn, measuring, memory, networks, startup, training
 from benchmarks import layers as layer_benchmark
 from tfnorm import layers
 from tfnorm.layers import norms
@@ -88,11 +88,13 @@ def test_mask_rcnn_has_a_line_a_norm(monkeypatch, tmp_path, capsys):
     small = {"head_width": 8, "head_convolutions": 1, "fc_width": 8, "max_level": 2, "regions": 8}
     monkeypatch.setattr(mask_rcnn, "_OPTIONS", {**mask_rcnn._OPTIONS, **small})
 
-    def in_this_process(norm, values):
-        values["alone"].value = norm
+    def in_this_process(program, norm, **given):
+        values = mask_rcnn._define()
+        flags = {"alone": norm, **given}.items()
+        values([program, *(f"--{name}={value}" for name, value in flags)])
         return {"norm": norm, **mask_rcnn.alone(values)}
 
-    monkeypatch.setattr(mask_rcnn, "_in_a_process", in_this_process)
+    monkeypatch.setattr(measuring, "alone", in_this_process)
     output = f"--output={tmp_path / 'mask_rcnn.json'}"
     command = ["mask_rcnn", "--norms=cbn", "--image_size=18", "--batch=1", "--rounds=2", output]
     assert mask_rcnn.main(command) == 0
