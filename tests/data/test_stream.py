@@ -129,6 +129,22 @@ def test_examples_that_cannot_be_used_are_named_and_counted(copied):
     assert rest.faults() == {} and rest.explain() is None
 
 
+def test_no_more_is_looked_up_than_is_said(copied, monkeypatch):
+    """Of five faulty examples the message counts all and names three."""
+    for number in range(5):
+        prepared.spoil(file_of(copied, 0), number)
+    looked_up = []
+    fault = stream.StreamRecords._fault
+    monkeypatch.setattr(
+        stream.StreamRecords, "_fault", lambda *args: looked_up.append(args[1]) or fault(*args)
+    )
+    records = opened(copied)
+    text = str(records.explain())
+    assert text.startswith("cannot use 5 examples: example 0 of ") and "; and 2 more; " in text
+    assert looked_up == [0, 1, 2]
+    assert len(records.faults()) == 5 and len(looked_up) == 3
+
+
 def test_what_is_no_image_is_named(directory):
     """An image that ends early, and one that is text, with right checksums both."""
     good = tf.io.encode_jpeg(tf.zeros([40, 40, 3], tf.uint8)).numpy()

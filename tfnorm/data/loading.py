@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import features, mask_classes, object_counts, sources, splits, stream
+from tfnorm.data import faults, features, mask_classes, object_counts, sources, splits
 from tfnorm.data.dataset import Dataset
 from tfnorm.data.mask_classes import MaskClasses
 from tfnorm.data.memory import MemoryRecords
@@ -104,7 +104,7 @@ def load(
         left_out = [{}, {}]
         if skip_undecodable:
             left_out = [open_stream(split).faults(check) for split in (train, test)]
-            notices += [f"{stream.describe(f)}; left out" for f in left_out if f]
+            notices += [f"{faults.describe(f)}; left out" for f in left_out if f]
         records = [
             open_stream(split, limit=count, left_out=found)
             for split, count, found in zip((train, test), counts, left_out)

@@ -18,6 +18,7 @@ from tfnorm.data import decoding, progress
 from tfnorm.data.array_records import ArrayRecords
 from tfnorm.data.checking import checked
 from tfnorm.data.example import Example
+from tfnorm.data.faults import Faults, describe
 from tfnorm.data.parsing import Parser
 from tfnorm.data.rows import over_rows
 from tfnorm.data.tfrecords import TFRecords
@@ -26,7 +27,6 @@ from tfnorm.errors import RunError, UserError
 Check = Callable[[Example], Example]
 
 _CHUNK = 64
-_NAMED = 3
 
 
 def _outside_graphs(method: Callable) -> Callable:
@@ -128,7 +128,7 @@ class StreamRecords:
         return f"example {number} of {self._name} ({self._files.where(number)})"
 
     @_outside_graphs
-    def faults(self, check: Check | None = None) -> dict[int, str]:
+    def faults(self, check: Check | None = None) -> Mapping[int, str]:
         """Reads and decodes every example.
 
         Args:
@@ -137,7 +137,7 @@ class StreamRecords:
 
         Returns:
             For those that cannot be read or decoded, or hold what the data set cannot hold: their
-            numbers in the split, and what is wrong.
+            numbers in the split, and what is wrong, which is found out when it is asked for.
         """
         total = len(self)
         found = tf.data.Dataset.range(total).map(
@@ -152,10 +152,12 @@ class StreamRecords:
             for indices in found:
                 sound[indices.numpy()] = True
                 bar.update(len(indices))
-        return {
-            int(self._numbers[index]): f"{self.where(index)}: {self._reason(index, check)}"
-            for index in np.flatnonzero(~sound)
-        }
+        return Faults(
+            {
+                int(self._numbers[index]): functools.partial(self._fault, index, check)
+                for index in np.flatnonzero(~sound)
+            }
+        )
 
     def explain(self, check: Check | None = None) -> RunError | None:
         """What is wrong with the files, after a pipeline of these records has failed.
@@ -191,6 +193,11 @@ class StreamRecords:
                 example[entry] = checked(values, tf.reduce_all(size == shape), text, both)
         return check(example) if check else example
 
+    @_outside_graphs
+    def _fault(self, index: int, check: Check | None) -> str:
+        """Which example it is, and what is wrong with it."""
+        return f"{self.where(index)}: {self._reason(index, check)}"
+
     def _reason(self, index: int, check: Check | None) -> str:
         one = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64))
         one = one.map(lambda index: self._check(index, check))
@@ -199,14 +206,6 @@ class StreamRecords:
         except tf.errors.OpError as error:
             return _plain(error.message)
         return "it failed once, and not again"
-
-
-def describe(faults: Mapping[int, str]) -> str:
-    """Faults in words: their number, and the first of them."""
-    reasons = list(faults.values())
-    number = f"{len(reasons)} examples" if len(reasons) > 1 else "1 example"
-    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-    return f"cannot use {number}: {'; '.join(reasons[:_NAMED])}{more}"
 
 
 def _open(builder: Any, split: Any, expression: str) -> TFRecords | ArrayRecords:
