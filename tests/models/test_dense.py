@@ -167,7 +167,7 @@ def test_images_of_any_size(name, rng):
             assert ours["box_deltas"].shape[1] == AnchorGrid(2, 4).boxes(*shape[:2]).shape[0]
 
 
-@pytest.mark.parametrize(("name", "norm"), zip(NETWORKS, itertools.cycle(["cbn", "bkn"])))
+@pytest.mark.parametrize(("name", "norm"), [*zip(NETWORKS, itertools.cycle(["cbn", "bkn"]))])
 def test_a_frozen_backbone_under_another_normalizer(name, norm, rng):
     model = build(name, norm, backbone_normalizer=models.frozen(norms.get("bn")))
     frozen = [x for x in model.layers if x.name.startswith("tiny") and x.name.endswith("_norm")]
