@@ -15,7 +15,8 @@ PACKAGE = ROOT / "tfnorm"
 LEVELS = (
     ("errors", "output", "quiet", "version"),
     ("paths", "locks", "pixels"),
-    ("functional", "data", "commands", "files", "boxes"),
+    ("files",),
+    ("functional", "data", "commands", "boxes"),
     ("schedules",),
     ("layers", "serving"),
     ("graph",),

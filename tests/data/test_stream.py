@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from tests.data import prepared
 from tfnorm.data import stream, tfrecords
 from tfnorm.data.features import offered
+from tfnorm.data.kept import Kept
 from tfnorm.errors import RunError, UserError
 
 TRAIN, TEST = 50, 7
@@ -253,9 +254,19 @@ def test_an_index_of_many_records_is_kept(copied, tmp_path, monkeypatch):
         np.testing.assert_array_equal(opened(copied).column("label"), labels)
     assert len(built) == 5
     assert [path.name for path in (tmp_path / "cache").rglob("*.npz")] == ["index-train.npz"]
-    assert not [
-        path for path in copied.data_path.iterdir() if path.name.startswith(".index-train.npz.")
-    ]
+    hidden = {path.name for path in copied.data_path.glob(".*")}
+    assert hidden == {".index-train.npz"}  # No draft is left.
+
+
+def test_what_is_known_of_files_in_a_bucket_is_kept_there():
+    tf.io.gfile.makedirs("ram://set")
+    with tf.io.gfile.GFile("ram://set/part", "wb") as file:
+        file.write(b"1234")
+    known = Kept("ram://set", "index", ["ram://set/part"])
+    assert known.load(["counts"]) is None and [*known.sizes] == [4]
+    known.save({"counts": np.array([3, 1])})
+    np.testing.assert_array_equal(known.load(["counts"])["counts"], [3, 1])
+    assert tf.io.gfile.exists("ram://set/.index.npz")
 
 
 def test_a_million_records_are_no_more_work_than_those_asked_for(photos):

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import RunError
+from tfnorm.files import write_whole
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -61,15 +61,13 @@ class Kept:
 
 def _write(path: str, content: bytes) -> bool:
     """Whether a file could be written."""
-    aside = f"{path}.{uuid.uuid4().hex}"
     try:
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with tf.io.gfile.GFile(aside, "wb") as stream:
-            stream.write(content)
-        tf.io.gfile.rename(aside, path, overwrite=True)
-    except tf.errors.OpError:
-        if tf.io.gfile.exists(aside):
-            tf.io.gfile.remove(aside)
+        if _is_local(path):
+            write_whole(path, lambda aside: aside.write_bytes(content))
+        else:  # Nothing can be renamed in a bucket; half of a file is none to `load`.
+            with tf.io.gfile.GFile(path, "wb") as stream:
+                stream.write(content)
+    except (RunError, tf.errors.OpError):
         return False
     return True
 
@@ -86,5 +84,8 @@ def _stamp(file: str) -> tuple[int, int]:
     except tf.errors.OpError as error:
         raise RunError(f"cannot read {file} ({error.message})") from None
     # TensorFlow knows whole seconds, in which a file may change more than once.
-    is_local = "://" not in file
-    return found.length, os.stat(file).st_mtime_ns if is_local else found.mtime_nsec
+    return found.length, os.stat(file).st_mtime_ns if _is_local(file) else found.mtime_nsec
+
+
+def _is_local(path: str) -> bool:
+    return "://" not in path
