@@ -149,14 +149,6 @@ def merged(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments
     return Moments(count, mean, tf.reduce_sum(share * spread, 1))
 
 
-def _two_passes(x: tf.Tensor, mask: tf.Tensor | None) -> Moments:
-    count = positions(x, mask)
-    divisor = at_least_one(count)
-    x = tf.cast(x, statistics_dtype(x))
-    mean = _sum(x, mask) / divisor
-    return Moments(count, mean, _sum_of_squares(x - at_positions(mean), mask) / divisor)
-
-
 def normalize(
     x: tf.Tensor,
     mean: tf.Tensor,
