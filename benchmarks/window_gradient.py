@@ -66,9 +66,7 @@ class WindowOfImages(ChannelNormalization):
                 else self._by_window(inputs)
             ),
         )
-        is_seen = self.has_seen(tf.ones([1, 1]), variance)
-        self.update_moving(self.moving_mean, mean, is_seen)
-        self.update_moving(self.moving_variance, variance, is_seen)
+        self.update_moments(functional.Moments(tf.ones([1, 1]), mean, variance))
         self.step.assign(step + 1)
         return outputs
 

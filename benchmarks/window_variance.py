@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from tfnorm import commands, training
+from tfnorm import commands, functional, training
 from tfnorm.errors import RunError
 from tfnorm.files import write_text
 from tfnorm.functional import Moments
@@ -65,9 +65,12 @@ class WatchedCrossIteration(CrossIterationBatchNormalization):
 
     def _record(self, step: tf.Tensor, held: list, own: Moments, *rest: object) -> None:
         super()._record(step, held, own, *rest)
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.own_mean, own.mean, is_seen)
-        self.update_moving(self.own_square, own.variance + tf.square(own.mean), is_seen)
+        variables = self.own_mean, self.own_square
+        squares = own._replace(variance=own.variance + tf.square(own.mean))
+        old = tuple(map(tf.convert_to_tensor, variables))
+        *moved, _, _ = functional.move_moments(old, squares, momentum=self.momentum)
+        for variable, value in zip(variables, moved, strict=True):
+            variable.assign(value)
 
     def log_ratio(self) -> np.ndarray:
         """log(variance that normalizes / variance of the outputs), [C]."""

@@ -32,9 +32,12 @@ def move_mean_and_deviation(
 
 
 def _given(own: Moments) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
-    """Without what does nothing: a count that is known to be above 0."""
-    count = None if is_statically_positive(own.count) else own.count
-    return count, own.mean, own.variance
+    return count_in_doubt(own.count), own.mean, own.variance
+
+
+def count_in_doubt(count: tf.Tensor) -> tf.Tensor | None:
+    """The count, or None where it is known to be above 0: what is traced once sees no constants."""
+    return None if is_statically_positive(count) else count
 
 
 @traced_once

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
+from tfnorm.functional import moving
 from tfnorm.layers import arguments, notices, replicas, state
 from tfnorm.layers.batch_method import BatchMethod
 
@@ -271,12 +272,9 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
         finite, which make the variance so [G, C]. A warning says that once.
         """
-        is_finite = tf.reduce_all(tf.math.is_finite(variance), -1, keepdims=True)
+        is_seen, is_finite = moving.which_have_seen(moving.count_in_doubt(count), variance)
         notices.say_if_not_finite(self, is_finite)
-        # Operations that change nothing are left out: tracing takes its time for each.
-        if functional.is_statically_positive(count):
-            return is_finite
-        return tf.logical_and(is_finite, count > 0)
+        return is_seen
 
     def update_moments(
         self,
@@ -286,8 +284,10 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
     ) -> tf.Tensor:
         """Moving mean and variance by `move`, of the groups that have seen something of use.
 
-        `old` is for a method that has read the two in this step, as in `update_moving`. Returns
-        which groups they are, [G, 1].
+        A method that has read the two in this step gives what it read as `old`: a graph may not
+        read them twice, because TensorFlow's optimizer can lose the order of a first read and the
+        assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it has
+        removed the control dependency that went through it). Returns which groups they are, [G, 1].
         """
         variables = self.moving_mean, self.moving_variance
         old = tuple(map(state.read, variables)) if old is None else old
@@ -297,36 +297,6 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         for variable, value, before in zip(variables, moved, old, strict=True):
             writer.assign(variable, value, before)
         return is_seen
-
-    def update_moving(
-        self,
-        variable: keras.Variable,
-        new: tf.Tensor,
-        is_seen: tf.Tensor,
-        old: tf.Tensor | None = None,
-    ) -> None:
-        """Moving ← α·moving + (1 − α)·new [G, C], as `assign_moving` does.
-
-        A method that has read the variable in this step gives what it read as `old`: a graph may
-        not read it twice, because TensorFlow's optimizer can lose the order of a first read and
-        the assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it
-        has removed the control dependency that went through it).
-        """
-        old = state.read(variable) if old is None else old
-        updated = self.momentum * old + (1 - self.momentum) * new
-        self.assign_moving(variable, updated, is_seen, old)
-
-    def assign_moving(
-        self, variable: keras.Variable, updated: tf.Tensor, is_seen: tf.Tensor, old: tf.Tensor
-    ) -> None:
-        """Moving ← the mean over groups of `updated` [G, C].
-
-        A group that `has_seen` nothing [G, 1] keeps `old` [C].
-        """
-        updated = tf.where(is_seen, updated, old)
-        one_group = updated.shape[0] == 1
-        updated = tf.squeeze(updated, 0) if one_group else tf.reduce_mean(updated, axis=0)
-        state.Writer().assign(variable, updated, old)
 
     def count_step(self, variable: keras.Variable, step: tf.Tensor) -> None:
         """Counts a training call beyond the `step` that was read."""

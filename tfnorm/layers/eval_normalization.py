@@ -76,16 +76,14 @@ class EvalNormalization(OfExamples, ChannelNormalization):
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the moments of each group, as batch normalization does."""
-        moving = [state.read(v) for v in (self.moving_mean, self.moving_variance)]
+        moving = tuple(map(state.read, (self.moving_mean, self.moving_variance)))
         options = {"epsilon": self.epsilon, "axis": self.axis, "mask": mask}
         outputs, own = functional.batch_normalization(
             inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
         )
-        is_seen = self.has_seen(own.count, own.variance)
+        is_seen = self.update_moments(own, moving)
         if self.training_batch_size is None:
             self._estimate(inputs, own, is_seen, moving, options)
-        self.update_moving(self.moving_mean, own.mean, is_seen, moving[0])
-        self.update_moving(self.moving_variance, own.variance, is_seen, moving[1])
         return outputs
 
     def _estimate(
@@ -93,7 +91,7 @@ class EvalNormalization(OfExamples, ChannelNormalization):
         inputs: tf.Tensor,
         own: Moments,
         is_seen: tf.Tensor,
-        moving: list[tf.Tensor],
+        moving: tuple[tf.Tensor, tf.Tensor],
         options: dict[str, Any],
     ) -> None:
         shares = [state.read(v) for v in (self.mean_share, self.variance_share)]

@@ -24,7 +24,7 @@ def write(
     """Puts `new` [groups, ...] into the slots of `step`, and returns the buffers after that.
 
     The buffers are of one length and rank. `held` is what they hold: a graph reads it once a step
-    (see `update_moving`). A group that has seen nothing (is_seen [groups, 1]) keeps what its slot
+    (see `update_moments`). A group that has seen nothing (is_seen [groups, 1]) keeps what its slot
     holds.
     """
     updated = _put(held, step, new, is_seen)
@@ -58,7 +58,7 @@ def write_slot(
     """Puts `value` [1, groups, ...] into the slot [1] of one large buffer, and touches no other.
 
     It has to follow from what the slot held, and not by a control dependency alone, which may get
-    lost (see `update_moving`).
+    lost (see `update_moments`).
     """
     if state.handle(buffer) is None:
         writer.assign(buffer, tf.tensor_scatter_nd_update(held, slot[:, None], value), held)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
+from tfnorm.functional.moving import count_in_doubt
 from tfnorm.layers import arguments, loss_scaling, notices, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
@@ -131,7 +132,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             nonlocal is_seen
             smoothed = functional.smooth_square(
                 square,
-                None if functional.is_statically_positive(count) else count,
+                count_in_doubt(count),
                 steps_before,
                 moving,
                 squares.held,

@@ -30,9 +30,7 @@ class Mixture(OfExamples):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture with the statistics of each group."""
         outputs, own = self.mix(inputs, mask=mask, groups=self.virtual_replicas)
-        is_seen = self.has_seen(own.count, own.variance)
-        self.update_moving(self.moving_mean, own.mean, is_seen)
-        self.update_moving(self.moving_variance, own.variance, is_seen)
+        self.update_moments(own)
         return outputs
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
