@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tfnorm.boxes import AnchorGrid
+from tfnorm.boxes import AnchorGrid, Detections
 from tfnorm.errors import UserError
 from tfnorm.layers.norms import Normalizer
 from tfnorm.models.convolving import convolution, convolve
@@ -23,20 +23,19 @@ from tfnorm.models.fpn import feature_pyramid
 from tfnorm.models.pyramid import Features, Pyramid
 from tfnorm.models.regions import Found, PerImage, RegionFeatures, Regions
 
-ExtraHead = Callable[["TwoStages"], dict[str, Any]]
-"""From what the first two stages are to more outputs of the network."""
+ExtraHead = Callable[["TwoStages", Detections], dict[str, Any]]
+"""From what the first two stages are, and what they find, to more outputs of the network."""
 
 _BOX_SIZE = 7  # cells along each side of what the box head sees
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoStages:
-    """What a further head stands on.
+    """What the heads of regions stand on.
 
     Attributes:
         normalizer: of the heads.
         pyramid: the levels that regions are cut out of.
-        found: boxes, scores, classes and count of `tfnorm.models.regions.Found`.
         num_classes: number of classes.
         width: channels of a head's convolutions.
         convolutions: how many there are.
@@ -45,7 +44,6 @@ class TwoStages:
 
     normalizer: Normalizer
     pyramid: Pyramid
-    found: tuple[Any, Any, Any, Any]
     num_classes: int
     width: int
     convolutions: int
@@ -56,6 +54,14 @@ class TwoStages:
         levels = self.pyramid.levels
         layer = RegionFeatures(size, min(levels), self.canonical_level, name=name)
         return layer([regions, *(levels[level] for level in sorted(levels))])
+
+    def convolved(self, x: Any, name: str) -> Any:
+        """The convolutions of a head on what was cut out, each with its normalizer."""
+        state = None
+        for number in range(1, self.convolutions + 1):
+            layer = convolution(self.width, 3, name=f"{name}_conv{number}")
+            x, state = convolve(self.normalizer, layer, x, state)
+        return x
 
 
 def anchor_grid(min_level: int, max_level: int, anchor_size: float) -> AnchorGrid:
@@ -143,23 +149,22 @@ def faster_rcnn(
         dataclasses.asdict(grid), candidates, proposals, regions, objects, name="regions"
     )([images, *objectness, *deltas])
     stages = TwoStages(
-        normalizer, pyramid, (), num_classes, head_width, head_convolutions, canonical_level
+        normalizer, pyramid, num_classes, head_width, head_convolutions, canonical_level
     )
     x = _BOX_HEADS[box_head](stages, stages.cut_out(chosen, _BOX_SIZE, "box_features"), fc_width)
     logits = _predictions(x, chosen, (num_classes + 1,), 0.01, "class_logits")
     moves = _predictions(x, chosen, (num_classes, 4), 0.001, "region_deltas")
-    found = Found(objects, name="found")([images, chosen, drawn, logits, moves])
-    stages = dataclasses.replace(stages, found=found)
+    found = Detections(*Found(objects, name="found")([images, chosen, drawn, logits, moves]))
     outputs = {
         "objectness": _joined(objectness, "objectness"),
         "anchor_deltas": _joined(deltas, "anchor_deltas"),
         "regions": chosen,
         "class_logits": logits,
         "region_deltas": moves,
-        **dict(zip(("boxes", "scores", "classes", "count"), found)),
+        **found._asdict(),
     }
     for head in extra_heads:
-        outputs |= head(stages)
+        outputs |= head(stages, found)
     return keras.Model(images, outputs, name=name)
 
 
@@ -194,11 +199,7 @@ def _joined(levels: list[Any], name: str) -> Any:
 
 
 def _convolutions_and_dense(stages: TwoStages, x: Any, width: int) -> Any:
-    state = None
-    for number in range(1, stages.convolutions + 1):
-        layer = convolution(stages.width, 3, name=f"box_conv{number}")
-        x, state = convolve(stages.normalizer, layer, x, state)
-    x = keras.layers.Flatten(name="box_flatten")(x)
+    x = keras.layers.Flatten(name="box_flatten")(stages.convolved(x, "box"))
     return keras.layers.Dense(width, "relu", name="box_dense1")(x)
 
 

@@ -5,38 +5,35 @@ from typing import Any
 
 import keras
 
-from tfnorm.models.convolving import convolution, convolve
+from tfnorm.boxes import Detections
 from tfnorm.models.faster_rcnn import TwoStages, faster_rcnn
 from tfnorm.models.regions import OfClass, PerImage
 
 _SIZE = 14  # cells along each side of what the mask head sees; masks have twice as many
 
 
-def mask_head(stages: TwoStages) -> dict[str, Any]:
+def mask_head(stages: TwoStages, found: Detections) -> dict[str, Any]:
     """A fully convolutional network on each object that is found ("Mask R-CNN", section 3.1).
 
     Convolutions, each with its normalizer, a transposed one of stride 2, and one to a mask for each
     class, of which that of the object's class is taken.
 
     Args:
-        stages: what is found, and where.
+        stages: the two before it.
+        found: what they find, as tensors of Keras.
 
     Returns:
         "mask_logits" and "masks" [batch, n, 28, 28] float32, the latter from 0 to 1: whether the
         object covers each part of its box, in the rows of "boxes".
     """
-    boxes, _, classes, _ = stages.found
-    x, state = stages.cut_out(boxes, _SIZE, "mask_features"), None
-    for number in range(1, stages.convolutions + 1):
-        layer = convolution(stages.width, 3, name=f"mask_conv{number}")
-        x, state = convolve(stages.normalizer, layer, x, state)
+    x = stages.convolved(stages.cut_out(found.boxes, _SIZE, "mask_features"), "mask")
     x = keras.layers.Conv2DTranspose(
         stages.width, 2, 2, activation="relu", kernel_initializer="he_normal", name="mask_enlarge"
     )(x)
     x = keras.layers.Conv2D(stages.num_classes, 1, dtype="float32", name="mask_predictions")(x)
     shape = (2 * _SIZE, 2 * _SIZE, stages.num_classes)
-    x = PerImage(shape, dtype="float32", name="mask_of_classes")([x, boxes])
-    logits = OfClass(dtype="float32", name="mask_logits")([x, classes])
+    x = PerImage(shape, dtype="float32", name="mask_of_classes")([x, found.boxes])
+    logits = OfClass(dtype="float32", name="mask_logits")([x, found.classes])
     masks = keras.layers.Activation("sigmoid", dtype="float32", name="masks")(logits)
     return {"mask_logits": logits, "masks": masks}
 
