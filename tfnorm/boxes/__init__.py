@@ -11,7 +11,7 @@ from tfnorm.boxes.matching import BACKGROUND, IGNORED, Targets, match, match_reg
 from tfnorm.boxes.overlaps import areas, generalized_iou, intersection_over_area, iou
 from tfnorm.boxes.pasting import MASK_THRESHOLD, paste
 from tfnorm.boxes.proposals import propose
-from tfnorm.boxes.region_losses import RegionLosses, mask_losses, proposal_losses, region_losses
+from tfnorm.boxes.region_losses import mask_losses, proposal_losses, region_losses
 from tfnorm.boxes.roi_align import align_instances, levels_of, roi_align
 from tfnorm.boxes.sampling import sample
 from tfnorm.boxes.suppression import Detections, suppress, survivors
@@ -23,7 +23,6 @@ __all__ = [
     "AnchorGrid",
     "DetectionLosses",
     "Detections",
-    "RegionLosses",
     "Targets",
     "align_instances",
     "areas",

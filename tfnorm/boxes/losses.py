@@ -10,11 +10,11 @@ from tfnorm.boxes.overlaps import generalized_iou
 
 
 class DetectionLosses(NamedTuple):
-    """The parts of a detector's loss, each [batch].
+    """The parts of the loss of a detector, or of one of its stages, each [batch].
 
     Attributes:
-        classes: of the classes of anchors.
-        boxes: of the boxes of anchors that have an object.
+        classes: of what is there, by anchors or regions.
+        boxes: of where it is, by those that have an object.
     """
 
     classes: tf.Tensor

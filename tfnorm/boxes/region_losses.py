@@ -1,25 +1,11 @@
 """What the predictions of a detector of two stages cost, an image at a time."""
 
-from typing import NamedTuple
-
 import tensorflow as tf
 
-from tfnorm.boxes.losses import smooth_l1
+from tfnorm.boxes.losses import DetectionLosses, smooth_l1
 from tfnorm.boxes.matching import IGNORED, Targets, match, match_regions
 from tfnorm.boxes.roi_align import align_instances
 from tfnorm.boxes.sampling import sample
-
-
-class RegionLosses(NamedTuple):
-    """The parts of the loss of one stage, each [batch].
-
-    Attributes:
-        classes: of what is there.
-        boxes: of where it is, for those that have an object.
-    """
-
-    classes: tf.Tensor
-    boxes: tf.Tensor
 
 
 def proposal_losses(
@@ -34,7 +20,7 @@ def proposal_losses(
     number: int = 256,
     object_share: float = 0.5,
     beta: float = 1 / 9,
-) -> RegionLosses:
+) -> DetectionLosses:
     """The loss of the first stage ("Faster R-CNN", section 3.1.2 and equation 1).
 
     Cross-entropy of "object or background" and smooth L1 of a random sample of anchors, both
@@ -66,12 +52,12 @@ def proposal_losses(
     )
     of_classes = tf.where(targets == IGNORED, 0.0, of_classes)
     of_boxes = tf.where(has_object, smooth_l1(deltas, moves, beta=beta), 0.0)
-    return RegionLosses(*(tf.reduce_sum(x, -1) / number for x in (of_classes, of_boxes)))
+    return DetectionLosses(*(tf.reduce_sum(x, -1) / number for x in (of_classes, of_boxes)))
 
 
 def region_losses(
     class_logits: tf.Tensor, deltas: tf.Tensor, targets: Targets, *, beta: float = 1.0
-) -> RegionLosses:
+) -> DetectionLosses:
     """The loss of the second stage ("Fast R-CNN", section 2.3, equations 1 to 3).
 
     Cross-entropy of the classes and the background, and smooth L1 of the box that the true class
@@ -89,7 +75,7 @@ def region_losses(
     labels = tf.where(has_object, own, class_logits.shape[-1] - 1)
     of_classes = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, class_logits)
     of_boxes = smooth_l1(tf.gather(deltas, own, batch_dims=2), targets.deltas, beta=beta)
-    return RegionLosses(
+    return DetectionLosses(
         tf.reduce_sum(tf.where(counts, of_classes, 0.0), -1) / number,
         tf.reduce_sum(tf.where(has_object, of_boxes, 0.0), -1) / number,
     )
