@@ -85,12 +85,7 @@ class DetectionPostprocessing:
         A score has to be that of a box of the model, and its place that box's. Of "count" the
         error is that of the set: see `detections_check.inconsistency`.
         """
-        rule = detections_check.Rule(
-            suppression.DETECTIONS,
-            suppression.IOU_THRESHOLD,
-            suppression.SCORE_THRESHOLD,
-            suppression.CANDIDATES,
-        )
+        rule = detections_check.Rule()
         anchors = self.anchors.boxes(*self.canvas).numpy()
         side = max(*self.canvas, np.max(anchors[:, 2:] - anchors[:, :2]))
         return detections_check.errors(found, expected, scores, largest, side, rule)
@@ -98,11 +93,23 @@ class DetectionPostprocessing:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
-            "returns": f"up to {suppression.DETECTIONS} boxes an image, ymin, xmin, ymax, xmax in "
-            "pixels of the image that was sent, best first; their classes, counted from 0, scores "
-            "and count; padded with zeros",
-            "label_names": list(self.label_names),
-            "iou_threshold": suppression.IOU_THRESHOLD,
-            "score_threshold": suppression.SCORE_THRESHOLD,
+            **described(self.label_names),
             "anchors": dataclasses.asdict(self.anchors),
         }
+
+
+def described(label_names: Sequence[str], more: str = "") -> dict[str, Any]:
+    """What an export of a detector returns, as JSON holds it.
+
+    Args:
+        label_names: a name for each class.
+        more: what it returns of each box, besides its class and its score.
+    """
+    return {
+        "returns": f"up to {suppression.DETECTIONS} boxes an image, ymin, xmin, ymax, xmax in "
+        f"pixels of the image that was sent, best first{more}; their classes, counted from 0, "
+        "scores and count; padded with zeros",
+        "label_names": list(label_names),
+        "iou_threshold": suppression.IOU_THRESHOLD,
+        "score_threshold": suppression.SCORE_THRESHOLD,
+    }

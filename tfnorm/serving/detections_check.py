@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfnorm import boxes
+from tfnorm.boxes import suppression
 from tfnorm.serving.distance import distance
 from tfnorm.serving.interface import Arrays, Error
 
@@ -18,10 +19,10 @@ from tfnorm.serving.interface import Arrays, Error
 class Rule(NamedTuple):
     """The arguments of `tfnorm.boxes.suppress`."""
 
-    detections: int
-    iou_threshold: float
-    score_threshold: float
-    candidates: int
+    detections: int = suppression.DETECTIONS
+    iou_threshold: float = suppression.IOU_THRESHOLD
+    score_threshold: float = suppression.SCORE_THRESHOLD
+    candidates: int = suppression.CANDIDATES
 
 
 class Candidates(NamedTuple):

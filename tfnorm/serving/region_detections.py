@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 from tfnorm import boxes
-from tfnorm.boxes import suppression
 from tfnorm.errors import UserError
 from tfnorm.serving import region_check
 from tfnorm.serving.canvas import boxes_of_images, image_pixels, sizes_of
+from tfnorm.serving.detections import described
 from tfnorm.serving.interface import Arrays, Error
 
 _FOUND = boxes.Detections._fields
@@ -102,15 +102,7 @@ class RegionDetections:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        masks = "; their masks in its pixels" if self.with_masks else ""
-        return {
-            "returns": f"up to {suppression.DETECTIONS} boxes an image, ymin, xmin, ymax, xmax in "
-            f"pixels of the image that was sent, best first{masks}; their classes, counted from 0, "
-            "scores and count; padded with zeros",
-            "label_names": list(self.label_names),
-            "iou_threshold": suppression.IOU_THRESHOLD,
-            "score_threshold": suppression.SCORE_THRESHOLD,
-        }
+        return described(self.label_names, "; their masks in its pixels" if self.with_masks else "")
 
 
 def _pasted(masks: tf.Tensor, located: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
