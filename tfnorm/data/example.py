@@ -15,7 +15,7 @@ A batch of examples has one more axis in front.
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
 | segmentations | [n] string | masks that may overlap, in pixels of the file: `run_lengths` |
-| seed | [2] int64 | transformed: what a network draws of the example follows from it |
+| seed | [2] int32 | transformed: what a network draws of the example follows from it |
 
 In an evaluation, where the last batch is filled up, there are besides
 
