@@ -1,4 +1,4 @@
-"""Why training rises after CBN's burn-in: the variance that its compensation leaves out.
+"""The variance that CBN's compensation leaves out, and the training loss after its burn-in.
 
     python -m benchmarks.window_variance --data_dir=DIR [--task=segmentation] [--steps=300]
         [--learning_rates=0.005,0.02] [--windows=2,8] [--output=FILE]
@@ -8,8 +8,10 @@ quadratic and convex in the kernel, ν(θ) = ⟨S θ, θ⟩, so the tangent lies
     ν_τ(θ) = [what equation 8 gives] + ⟨S_τ (θ − θ_τ), θ − θ_τ⟩,
 and what is left out is the mean square of the outputs of the *change* of the kernel: about the
 square of its relative change over as many steps as the window is long, and more where the inputs
-have a mean, as behind a ReLU. A variance that is too small makes the outputs too large, the
-gradients with them, and the next change larger.
+have a mean, as behind a ReLU. That is an identity. That it is why the training loss rises after
+the burn-in is a hypothesis: a variance that is too small would make the outputs too large, the
+gradients with them, and the next change larger. The runs show whether the two go together, and not
+which of them comes of the other.
 
 Here CBN trains on single images, and each layer notes beside the variance that it normalizes by
 (`moving_variance`, a mean over some ten steps) the one that its outputs had, of all images of these

@@ -72,10 +72,10 @@ def define_flags() -> flags.FlagValues:
     switches = {
         "uint8_images": (
             None,
-            "Take pixels from 0 to 255, and standardize them in the graph. Runs of segmentation "
-            "and detection do so by default, with images of any size, and return maps "
-            "of classes or boxes; with --nouint8_images, what the network itself takes and "
-            "returns.",
+            "Take pixels from 0 to 255, and standardize them in the graph. Runs of segmentation, "
+            "detection and instance segmentation do so by default, with images of any size, and "
+            "return maps of classes, boxes or masks; with --nouint8_images, what the network "
+            "itself takes and returns.",
         ),
         "resize": (False, "Take images of any size, for --uint8_images."),
         "softmax": (None, "Return probabilities (default with --top_k)."),
