@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfnorm.functional import ring
 from tfnorm.layers import history, replicas, state
 
 _STEPS, _GROUPS, _SHAPES = 3, 2, ((4,), (1,), (5, 2, 3))
@@ -34,7 +35,8 @@ def write_all(buffers, held, step, new, is_seen):
     """All but the last in passes over all of them, the last in place."""
     writer = state.Writer()
     for buffer, old, value in list(zip(buffers, held, new, strict=True))[:-1]:
-        history.write(writer, [buffer], [old], step, [value], is_seen)
+        (updated,) = ring.put([old], step, [value], is_seen)
+        writer.assign(buffer, updated, old)
     slot = history.slot_of(step, held[-1])
     is_seen = tf.reshape(is_seen, [1, -1] + [1] * (new[-1].shape.rank - 1))
     value = tf.where(is_seen, new[-1], tf.gather(held[-1], slot))

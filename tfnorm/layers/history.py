@@ -1,36 +1,11 @@
-"""Ring buffers of past steps: variables of shape [steps, groups, ...]."""
-
-from collections.abc import Sequence
+"""Large ring buffers of past steps: variables [steps, groups, ...], a slot of which is written."""
 
 import keras
 import tensorflow as tf
 
-from tfnorm.functional import ring, xla
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional import xla
 from tfnorm.layers import state
 from tfnorm.layers.state import Writer
-
-_put = traced_once(ring.put)
-
-
-def write(
-    writer: Writer,
-    buffers: Sequence[keras.Variable],
-    held: Sequence[tf.Tensor],
-    step: tf.Tensor,
-    new: Sequence[tf.Tensor],
-    is_seen: tf.Tensor,
-) -> list[tf.Tensor]:
-    """Puts `new` [groups, ...] into the slots of `step`, and returns the buffers after that.
-
-    The buffers are of one length and rank. `held` is what they hold: a graph reads it once a step
-    (see `update_moments`). A group that has seen nothing (is_seen [groups, 1]) keeps what its slot
-    holds.
-    """
-    updated = _put(held, step, new, is_seen)
-    for buffer, value, old in zip(buffers, updated, held, strict=True):
-        writer.assign(buffer, value, old)
-    return updated
 
 
 def read_shared(buffer: keras.Variable) -> tf.Tensor:
