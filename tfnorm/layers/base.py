@@ -293,9 +293,7 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         old = tuple(map(state.read, variables)) if old is None else old
         *moved, is_seen, is_finite = move(old, own, momentum=self.momentum)
         notices.say_if_not_finite(self, is_finite)
-        writer = state.Writer()
-        for variable, value, before in zip(variables, moved, old, strict=True):
-            writer.assign(variable, value, before)
+        state.Writer().assign_all(variables, moved, old)
         return is_seen
 
     def count_step(self, variable: keras.Variable, step: tf.Tensor) -> None:

@@ -94,12 +94,13 @@ class EvalNormalization(OfExamples, ChannelNormalization):
         moving: tuple[tf.Tensor, tf.Tensor],
         options: dict[str, Any],
     ) -> None:
-        shares = [state.read(v) for v in (self.mean_share, self.variance_share)]
+        variables = self.mean_share, self.variance_share
+        shares = [state.read(v) for v in variables]
         updated = functional.estimate_shares(
             inputs, own, *moving, *(share[0] for share in shares), 1 - self.momentum, **options
         )
-        for variable, new, old in zip((self.mean_share, self.variance_share), updated, shares):
-            state.Writer().assign(variable, tf.where(is_seen, new, old), old)
+        kept = [tf.where(is_seen, new, old) for new, old in zip(updated, shares)]
+        state.Writer().assign_all(variables, kept, shares)
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture of each example's moments and the moving ones."""

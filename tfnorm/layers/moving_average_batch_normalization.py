@@ -117,13 +117,9 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         writer, backward_writer = state.Writer(), state.BackwardWriter()
         loss_scale = loss_scaling.scale(writer.optimizer, self.statistics_dtype)
         steps_before, moving = map(state.read, (self.step, self.moving_variance))
-        squares, gradients = (
-            _Buffers(variables)
-            for variables in (
-                (self.square_history, self.square_weight),
-                (self.gradient_history, self.gradient_weight),
-            )
-        )
+        squares = self.square_history, self.square_weight
+        gradients = self.gradient_history, self.gradient_weight
+        held_squares, held_gradients = (tuple(map(state.read, v)) for v in (squares, gradients))
         window = max(self.window, self.gradient_window)
         last_step_of_warmup = max(window, self.warmup_steps - 1)
         is_seen = None
@@ -135,7 +131,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
                 count_in_doubt(count),
                 steps_before,
                 moving,
-                squares.held,
+                held_squares,
                 last_step_of_warmup=last_step_of_warmup,
                 correction_start_step=self.correction_start_step,
                 correction_limit=self.correction_limit,
@@ -144,7 +140,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             )
             is_seen = smoothed.is_seen
             notices.say_if_not_finite(self, smoothed.is_finite)
-            squares.write(writer, smoothed.buffers)
+            writer.assign_all(squares, smoothed.buffers, held_squares)
             writer.assign(self.moving_variance, smoothed.moved, moving)
             return smoothed.average, smoothed.correction
 
@@ -152,12 +148,12 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             average, buffers = functional.smooth_gradient(
                 psi,
                 steps_before,
-                gradients.held,
+                held_gradients,
                 is_seen,
                 loss_scale,
                 last_step_of_warmup=last_step_of_warmup,
             )
-            gradients.write(backward_writer, buffers)
+            backward_writer.assign_all(gradients, buffers, held_gradients)
             return average
 
         outputs = functional.moving_average_batch_normalization(
@@ -219,16 +215,3 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             "correction_limit": self.correction_limit,
             "gradient_window": self.gradient_window,
         }
-
-
-class _Buffers:
-    """The last steps of a statistic and their weights, as they are at the start of this one."""
-
-    def __init__(self, variables: tuple[keras.Variable, keras.Variable]) -> None:
-        self._variables = variables
-        self.held = tuple(map(state.read, variables))
-
-    def write(self, writer: state.Writer, buffers: Sequence[tf.Tensor]) -> None:
-        """What they are after it."""
-        for variable, value, old in zip(self._variables, buffers, self.held, strict=True):
-            writer.assign(variable, value, old)

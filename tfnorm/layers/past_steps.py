@@ -83,12 +83,7 @@ class Steps(NoSteps):
         """The present moments, of weight 1."""
         del inputs, outputs, options
         new = _put_moments(step, tuple(held), own[1:3], is_seen, burn_in_steps=self._burn_in_steps)
-        self._write(held, new)
-
-    def _write(self, held: list[tf.Tensor], new: list[tf.Tensor]) -> None:
-        writer = state.Writer()
-        for variable, value, old in zip(self._variables, new, held):
-            writer.assign(variable, value, old)
+        state.Writer().assign_all(self._variables, new, held)
 
 
 class CompensatedSteps(Steps):
@@ -150,8 +145,9 @@ class CompensatedSteps(Steps):
             axis=axis,
             burn_in_steps=self._burn_in_steps,
         )
-        self._write(held, new)
-        history.write_slot(state.Writer(), self._covariance, covariance, slot, new_slot)
+        writer = state.Writer()
+        writer.assign_all(self._variables, new, held)
+        history.write_slot(writer, self._covariance, covariance, slot, new_slot)
 
 
 def _if_after(

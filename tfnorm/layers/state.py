@@ -6,6 +6,7 @@ nothing is written into a layer that was lent its variables (keras.StatelessScop
 """
 
 import functools
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
@@ -27,8 +28,18 @@ class Writer:
         """Variable ← value; `old` is what it held before this step."""
         if not self._is_open():
             return
-        self.remember(variable, old)
+        self._remember(variable, old)
         variable.assign(value)
+
+    def assign_all(
+        self,
+        variables: Iterable[keras.Variable],
+        values: Iterable[tf.Tensor],
+        old: Iterable[tf.Tensor],
+    ) -> None:
+        """`assign` for each of several."""
+        for each in zip(variables, values, old, strict=True):
+            self.assign(*each)
 
     def assign_slot(
         self, variable: keras.Variable, slot: tf.Tensor, value: tf.Tensor, old: tf.Tensor
@@ -36,22 +47,19 @@ class Writer:
         """Variable[slot] ← value [1, ...] in place, for a variable that has a handle."""
         if not self._is_open():
             return
-        self.remember_slot(variable, slot, old)
+        self._remember_slot(variable, slot, old)
         _scatter(handle(variable), slot, value)
 
-    def remember(self, variable: keras.Variable, old: tf.Tensor) -> None:
-        """Says what the variable held before this step, in case that loss scaling skips it.
-
-        Writing says it too. But what is written in a branch of a tf.cond is said before that.
-        """
+    def _remember(self, variable: keras.Variable, old: tf.Tensor) -> None:
+        """Says what the variable held before this step, in case that loss scaling skips it."""
         resource = handle(variable)
         if self.optimizer is None or resource is None:
             return
         undo = functools.partial(tf.raw_ops.AssignVariableOp, resource=resource, value=old)
         loss_scaling.undo_if_skipped(self.optimizer, resource, undo)
 
-    def remember_slot(self, variable: keras.Variable, slot: tf.Tensor, old: tf.Tensor) -> None:
-        """`remember` for the one slot [1] that is written of a large variable."""
+    def _remember_slot(self, variable: keras.Variable, slot: tf.Tensor, old: tf.Tensor) -> None:
+        """`_remember` for the one slot [1] that is written of a large variable."""
         resource = handle(variable)
         if self.optimizer is None or resource is None:
             return
