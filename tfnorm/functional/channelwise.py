@@ -7,7 +7,7 @@ x, whatever the dtype of x.
 Methods call what fused.py has of these functions there: it takes faster kernels where they apply.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -204,6 +204,23 @@ def add_affine(
     centred = tf.cast(x, mean.dtype) + -at_positions(mean)
     through = centred * at_positions(factor) + at_positions(offset)
     return tf.cast(tf.cast(direct, mean.dtype) + keep(through, mask), x.dtype)
+
+
+def through_moments(
+    sums: Sequence[tf.Tensor],
+    scale: tf.Tensor,
+    variance: tf.Tensor,
+    count: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What reaches x through the moments that normalized it: factor and offset of `add_affine`.
+
+    They are −scale/σ²·Σ dy·x̂/count and −scale/σ·Σ dy/count, of `sums` (Σ dy·x̂, Σ dy).
+    """
+    dy_x_sum, dy_sum = sums
+    rstd = tf.math.rsqrt(variance + epsilon)
+    share = scale * rstd / count
+    return -share * rstd * dy_x_sum, -share * dy_sum
 
 
 def add_scaled(

@@ -209,9 +209,7 @@ def _differentiate(
 
     `steps` is k_t, of which the present step has a share of one; None is a whole share.
     """
-    (dy_x_sum, dy_sum), (gamma, beta) = sums, parameters
-    rstd = tf.math.rsqrt(variance + epsilon)
-    share = gamma * rstd / (positions if steps is None else steps * positions)
-    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
-    dparameters = dgamma, channelwise.gradient_of(beta, dy_sum)
-    return (-share * rstd * dy_x_sum, -share * dy_sum), dparameters
+    gamma, _ = parameters
+    count = positions if steps is None else steps * positions
+    through = channelwise.through_moments(sums, gamma, variance, count, epsilon)
+    return through, tuple(map(channelwise.gradient_of, parameters, sums))

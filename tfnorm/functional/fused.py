@@ -172,15 +172,12 @@ def batch_normalize_gradient(
     if own.saved:
         values, *reserved = own.saved
         return _gradient(dy, values, scale, reserved, epsilon, is_training=True)
-    direct, dy_x_sum, dy_sum = channelwise.normalize_gradient(
+    direct, *sums = channelwise.normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
-    rstd = tf.math.rsqrt(own.variance + epsilon)
-    share = scale * rstd / channelwise.at_least_one(own.count)
-    dx = channelwise.add_affine(
-        direct, x, own.mean, -share * rstd * dy_x_sum, -share * dy_sum, mask
-    )
-    return dx, dy_x_sum, dy_sum
+    count = channelwise.at_least_one(own.count)
+    through = channelwise.through_moments(sums, scale, own.variance, count, epsilon)
+    return channelwise.add_affine(direct, x, own.mean, *through, mask), *sums
 
 
 def clip(y: tf.Tensor, bound: float) -> tf.Tensor:

@@ -103,7 +103,5 @@ def _through_moments(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What reaches x through the moments, as factor and offset of `add_affine`, [1, C]."""
     count, _, variance = merged
-    dy_x_mean, dy_mean = tf.split(sums / tf.maximum(count[0], 1), 2)
-    rstd = tf.math.rsqrt(variance + epsilon)
-    factor = gamma * rstd
-    return -factor * rstd * dy_x_mean, -factor * dy_mean
+    count = channelwise.at_least_one(count)
+    return channelwise.through_moments(tf.split(sums, 2), gamma, variance, count, epsilon)
