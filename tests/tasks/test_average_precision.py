@@ -108,6 +108,20 @@ def test_padding_is_left_out_of_a_row(measure):
     assert row == image([(BOX, 1, 0.5)], [(OTHER, 0)])
 
 
+def test_all_and_each_class_are_of_one_evaluation(measure, monkeypatch):
+    calls = []
+    evaluated = average_precision.evaluated
+    monkeypatch.setattr(
+        average_precision, "evaluated", lambda *args: calls.append(1) or evaluated(*args)
+    )
+    right, wrong = ([image([(BOX, kind, 0.9)], [(BOX, 0), (OTHER, 1)])] for kind in (0, 1))
+    assert measure.results(right)["ap"] == pytest.approx(1 / 2)
+    assert measure.by_class(right) == {"cell": {"ap": ONE}, "platelet": {"ap": 0}}
+    assert len(calls) == 1
+    assert measure.by_class(wrong) == {"cell": {"ap": 0}, "platelet": {"ap": 0}}
+    assert measure.results(right)["ap"] == pytest.approx(1 / 2)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'tfnorm\[detection\]'"):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfnorm.data import run_lengths
+from tfnorm.tasks import mask_average_precision
 from tfnorm.tasks.mask_average_precision import MaskAveragePrecision
 
 NAMES = ("nucleus", "cell")
@@ -99,6 +100,18 @@ def test_masks_that_overlap_are_compared_whole_where_the_file_has_them():
     scenes = [scene([FIRST, SECOND], [0, 1], exact=True)]
     metrics, _ = results(scenes, [found(0, (BOXES[0], 0, 0.9), (BOXES[1], 1, 0.8))])
     assert metrics["mask_ap"] == ONE and metrics["ap"] == ONE
+
+
+def test_masks_and_boxes_are_evaluated_once(monkeypatch):
+    kinds = []
+    evaluated = mask_average_precision.evaluated
+    monkeypatch.setattr(
+        mask_average_precision,
+        "evaluated",
+        lambda *args: kinds.append(args[-1]) or evaluated(*args),
+    )
+    results([scene([SECOND], [1])], [found(0, (BOXES[1], 1, 0.8))])
+    assert kinds == ["segm", "bbox"]
 
 
 def test_sizes_are_those_of_masks():

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +13,36 @@ from tfnorm.data.example import ABSENT, Example
 
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 Annotations = list[dict[str, Any]]
+
+
+class Precision(NamedTuple):
+    """What pycocotools found. A measure without any object is NaN.
+
+    Attributes:
+        figures: COCO's six figures of average precision, by name.
+        of_classes: Average precision of each class.
+    """
+
+    figures: dict[str, float]
+    of_classes: list[float]
+
+
+class LastRows:
+    """A function of rows that knows what it returned for the last ones.
+
+    `results` and `by_class` of an evaluator are asked about the same rows, one after the other, and
+    an evaluation of thousands of images takes minutes.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Any]], Any]) -> None:
+        self._function = function
+        self._rows = self._found = None
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        """What the function returns for these rows, which nobody changes."""
+        if rows is not self._rows:
+            self._rows, self._found = rows, self._function(rows)
+        return self._found
 
 
 class AveragePrecision:
@@ -39,6 +69,7 @@ class AveragePrecision:
         run_lengths.check_installed("average precision")
         self.outputs = detect
         self._label_names = label_names
+        self._evaluated = LastRows(self._evaluate)
 
     def row(self, example: Mapping[str, np.ndarray]) -> dict[str, list]:
         """What was found in an image and what is there, without padding."""
@@ -54,16 +85,14 @@ class AveragePrecision:
 
     def results(self, rows: Sequence[Mapping[str, list]]) -> dict[str, float]:
         """COCO's six figures of average precision."""
-        return figures(self._evaluated(rows))
+        return self._evaluated(rows).figures
 
     def by_class(self, rows: Sequence[Mapping[str, list]]) -> Mapping[str, Mapping[str, float]]:
         """Ap of each class by its name; NaN for one without any object."""
-        return {
-            name: {"ap": ap}
-            for name, ap in zip(self._label_names, of_classes(self._evaluated(rows)))
-        }
+        of_classes = self._evaluated(rows).of_classes
+        return {name: {"ap": ap} for name, ap in zip(self._label_names, of_classes)}
 
-    def _evaluated(self, rows: Sequence[Mapping[str, list]]) -> Any:
+    def _evaluate(self, rows: Sequence[Mapping[str, list]]) -> Precision:
         found = [
             {
                 "image_id": number,
@@ -85,8 +114,8 @@ def evaluated(
     images: Annotations,
     label_names: Sequence[str],
     kind: str,
-) -> Any:
-    """A finished evaluation of pycocotools.
+) -> Precision:
+    """Evaluates detections by pycocotools.
 
     Args:
         there: Annotations in COCO's format, with "area" and, besides, "difficult".
@@ -123,24 +152,12 @@ def evaluated(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation
-
-
-def figures(evaluation: Any, prefix: str = "") -> dict[str, float]:
-    """COCO's six figures of average precision; NaN for one without any object."""
-    values = evaluation.stats[: len(_NAMES)]
-    return {
-        f"{prefix}{name}": float(value) if value >= 0 else float("nan")
-        for name, value in zip(_NAMES, values)
-    }
-
-
-def of_classes(evaluation: Any) -> list[float]:
-    """Average precision of each class; NaN for one without any object."""
+    values = (float(value) for value in evaluation.stats[: len(_NAMES)])
+    figures = {name: value if value >= 0 else float("nan") for name, value in zip(_NAMES, values)}
     # [IoUs, recalls, classes, areas, numbers of detections]; -1 where there is no object.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    of_class = np.where(precision.min((0, 1)) < 0, np.nan, precision.mean((0, 1)))
-    return [float(ap) for ap in of_class]
+    of_classes = np.where(precision.min((0, 1)) < 0, np.nan, precision.mean((0, 1)))
+    return Precision(figures, of_classes.tolist())
 
 
 def _annotations(rows: Sequence[Mapping[str, list]]) -> list[dict[str, Any]]:

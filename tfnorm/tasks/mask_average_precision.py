@@ -11,10 +11,10 @@ from tfnorm.data import Records, decoding, run_lengths
 from tfnorm.data.example import ABSENT, Example
 from tfnorm.tasks.average_precision import (
     Annotations,
+    LastRows,
+    Precision,
     corner_and_sides,
     evaluated,
-    figures,
-    of_classes,
 )
 
 Row = Mapping[str, Any]
@@ -49,6 +49,7 @@ class MaskAveragePrecision:
         self._detect = detect
         self._label_names = label_names
         self._records = records
+        self._evaluated = LastRows(self._evaluate)
 
     def over(self, records: Records) -> "MaskAveragePrecision":
         """The same of other examples."""
@@ -98,22 +99,27 @@ class MaskAveragePrecision:
 
     def results(self, rows: Sequence[Row]) -> dict[str, float]:
         """COCO's six figures of masks ("mask_ap", ...), and of boxes ("ap", ...)."""
-        return {
-            **figures(self._evaluated(rows, "segm"), _MASK),
-            **figures(self._evaluated(rows, "bbox")),
-        }
+        of_masks, of_boxes = self._evaluated(rows)
+        named = {f"{_MASK}{name}": value for name, value in of_masks.figures.items()}
+        return {**named, **of_boxes.figures}
 
     def by_class(self, rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
         """Mask_ap and ap of each class by its name; NaN for one without any object."""
-        of_masks, of_boxes = (of_classes(self._evaluated(rows, k)) for k in ("segm", "bbox"))
+        of_masks, of_boxes = (found.of_classes for found in self._evaluated(rows))
         return {
             name: {f"{_MASK}ap": of_mask, "ap": of_box}
             for name, of_mask, of_box in zip(self._label_names, of_masks, of_boxes)
         }
 
-    def _evaluated(self, rows: Sequence[Row], kind: str) -> Any:
+    def _evaluate(self, rows: Sequence[Row]) -> tuple[Precision, Precision]:
+        """That of masks and that of boxes."""
         images = [dict(zip(("height", "width"), row["size"])) for row in rows]
-        return evaluated(_there(rows), _found(rows, kind), images, self._label_names, kind)
+        there = _there(rows)
+        of_masks, of_boxes = (
+            evaluated(there, _found(rows, kind), images, self._label_names, kind)
+            for kind in ("segm", "bbox")
+        )
+        return of_masks, of_boxes
 
 
 def _boxes(of_file: np.ndarray, masks: Sequence[str], size: Sequence[int]) -> list:
