@@ -47,7 +47,7 @@ def batch_instance_normalization(
     if view.has_one_position:
         # What an example normalizes by itself is 0 then, whatever x is.
         return _of_batch_alone(x, gamma, beta, gate, moving, epsilon, axis, mask, groups)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    valid = view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)

@@ -45,7 +45,7 @@ def eval_normalization(
         y, of the shape and dtype of x.
     """
     view = View(x, axis)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    valid = view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)
@@ -95,7 +95,7 @@ def estimate_shares(
     """
     groups = batch.mean.shape[0]
     view = View(x, axis, groups)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    valid = view.by_example(view.flatten_mask(mask))
     rows = view.by_example(view.flatten(tf.stop_gradient(x)))
     if rows.shape[0] is None or rows.shape[0] > groups * EXAMPLES:
         rows, valid = (_first_of_groups(v, groups) for v in (rows, valid))

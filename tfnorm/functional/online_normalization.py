@@ -72,8 +72,8 @@ def online_normalization(
         ValueError: `groups` does not divide the batch.
     """
     view = View(x, axis, groups)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
-    flat = view.flatten(x)
+    flat, flat_mask = view.flatten(x), view.flatten_mask(mask)
+    valid = view.by_example(flat_mask)
 
     def grouped(values: tf.Tensor) -> tf.Tensor:
         return examplewise.of_groups(values, groups)
@@ -156,9 +156,7 @@ def online_normalization(
     rows = view.by_example(flat)
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     y, *last = normalize(rows, *map(examplewise.awaited, parameters))
-    return view.restore(y), channelwise.Moments(
-        channelwise.positions(flat, view.flatten_mask(mask)), *last
-    )
+    return view.restore(y), channelwise.Moments(channelwise.positions(flat, flat_mask), *last)
 
 
 def scale_layers(
@@ -169,7 +167,7 @@ def scale_layers(
     y/sqrt(mean(y²) + ε), which the paper calls layer scaling (section 3.3).
     """
     view = View(y, axis)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    valid = view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(y)), channelwise.statistics_dtype(y))
     own = examplewise.moments(rows, valid)
     square = tf.reduce_mean(own.variance + tf.square(own.mean), -1, keepdims=True)

@@ -47,7 +47,7 @@ def switchable_normalization(
         ValueError: `groups` does not divide the batch.
     """
     view = View(x, axis, groups)
-    valid = None if mask is None else view.by_example(view.flatten_mask(mask))
+    valid = view.by_example(view.flatten_mask(mask))
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)

@@ -74,8 +74,10 @@ class View:
         """Whether each example is known to have one position alone, as behind a dense layer."""
         return all(isinstance(size, int) and size == 1 for size in self._positions[1:])
 
-    def by_example(self, x: tf.Tensor) -> tf.Tensor:
+    def by_example(self, x: tf.Tensor | None) -> tf.Tensor | None:
         """[G, M, ...] as [n, P, ...]: the P positions of each of n examples together."""
+        if x is None:  # a mask
+            return None
         batch, *positions = self._positions or [1]  # a vector is one example
         return tf.reshape(x, [batch, math.prod(positions), x.shape[-1]])
 
