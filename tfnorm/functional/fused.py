@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util
 
-from tfnorm.functional import channelwise, rounding, xla
+from tfnorm.functional import channelwise, forward_mode, rounding, xla
 from tfnorm.functional.channelwise import Moments, at_positions
 from tfnorm.functional.traced_once import traced_once
 
@@ -209,16 +208,9 @@ def clip_gradient(dy: tf.Tensor, y: tf.Tensor, bound: float) -> tf.Tensor:
 
 def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
     is_one_group = mask is None and x.shape[0] == 1 and x.dtype in _DTYPES
-    return is_one_group and not xla.is_compiling() and not _has_tangents(x)
-
-
-def _has_tangents(x: tf.Tensor) -> bool:
-    """Whether a tf.autodiff.ForwardAccumulator follows x.
-
-    It would take the statistics in the kernels for constants, as TensorFlow's own derivatives of
-    them do, where it differentiates the plain functions operation by operation.
-    """
-    return bool(forwardprop_util.pack_tangents([x]).tangents)
+    # Forward mode would take the statistics in the kernels for constants, as TensorFlow's own
+    # derivatives of them do, where it differentiates the plain functions operation by operation.
+    return is_one_group and not xla.is_compiling() and not forward_mode.follows(x)
 
 
 def _batch_normalize(

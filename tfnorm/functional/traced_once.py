@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util
 
-from tfnorm.functional import xla
+from tfnorm.functional import forward_mode, xla
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +51,7 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
-    return not xla.is_compiling() and not forwardprop_util.pack_tangents(tensors).tangents
+    return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
 def _sizes(x: tf.Tensor) -> tuple[int | None, ...]:
