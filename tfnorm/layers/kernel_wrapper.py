@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.layers.linear import DEPTHWISE
+
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
 )
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _OTHERS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -36,7 +37,7 @@ class KernelWrapper(keras.layers.Wrapper):
         KINDS: the classes of layers that it wraps.
     """
 
-    KINDS = (*_OTHERS, *_TRANSPOSED, *_DEPTHWISE)
+    KINDS = (*_OTHERS, *_TRANSPOSED, *DEPTHWISE)
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
         if not isinstance(layer, self.KINDS):
@@ -96,7 +97,7 @@ class KernelWrapper(keras.layers.Wrapper):
         rank = len(self.layer.kernel.shape)
         if isinstance(self.layer, _TRANSPOSED):
             outputs = {rank - 2}
-        elif isinstance(self.layer, _DEPTHWISE):
+        elif isinstance(self.layer, DEPTHWISE):
             outputs = {rank - 2, rank - 1}
         else:
             outputs = {rank - 1}
