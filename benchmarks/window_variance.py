@@ -65,8 +65,9 @@ class WatchedCrossIteration(CrossIterationBatchNormalization):
         self.own_mean = self.add_state("own_mean", (), "zeros")
         self.own_square = self.add_state("own_square", (), "ones")
 
-    def _record(self, step: tf.Tensor, held: list, own: Moments, *rest: object) -> None:
-        super()._record(step, held, own, *rest)
+    def record_step(self, step: tf.Tensor, held: list, own: Moments, *rest: object) -> None:
+        """Averages the step's moments, too."""
+        super().record_step(step, held, own, *rest)
         variables = self.own_mean, self.own_square
         squares = own._replace(variance=own.variance + tf.square(own.mean))
         old = tuple(map(tf.convert_to_tensor, variables))

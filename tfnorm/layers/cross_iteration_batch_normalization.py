@@ -186,11 +186,11 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             mask=mask,
         )
         is_seen = self.update_moments(window)
-        self._record(step, held, own, is_seen, x, z, mask)
+        self.record_step(step, held, own, is_seen, x, z, mask)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)
 
-    def _record(
+    def record_step(
         self,
         step: tf.Tensor,
         held: list[tf.Tensor],
