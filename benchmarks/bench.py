@@ -33,7 +33,7 @@ from tfnorm.files import write_text, write_whole
 from tfnorm.version import __version__
 
 _PLOT = "growth.png"
-# All of them take 13 minutes on two cores with nothing else to do.
+# All but mask_rcnn together take 13 minutes on two cores with nothing else to do.
 PARTS: dict[str, tuple[str, ...]] = {
     "layers": (),
     "synchronized": ("--rounds=20",),

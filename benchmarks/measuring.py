@@ -45,6 +45,15 @@ def define(rounds: int | None = None) -> flags.FlagValues:
     return values
 
 
+def define_of_runs() -> flags.FlagValues:
+    """Flags of benchmarks that are training runs: where data is, and where a line a run goes."""
+    values = flags.FlagValues()
+    text = "Directory of prepared TFDS data sets."
+    flags.DEFINE_string("data_dir", None, text, flag_values=values)
+    flags.DEFINE_string("output", None, "A file for a line of JSON a run.", flag_values=values)
+    return values
+
+
 def define_alone(values: flags.FlagValues) -> None:
     """Adds --alone: a norm whose figures are to be measured in this process, see `alone`."""
     text = "Measure this norm in this process, print JSON."
@@ -121,6 +130,12 @@ def show(title: str, figures: Mapping[str, Figure], limit: float | None = None) 
             f"{figure.milliseconds:9.2f} ms{multiple}",
             flush=True,
         )
+
+
+def write_lines(path: str | os.PathLike[str] | None, records: Sequence[Mapping]) -> None:
+    """Writes a line of JSON a record. None is nowhere."""
+    if path is not None:
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def write(path: str | os.PathLike[str] | None, records: Sequence[Mapping] | Mapping) -> None:

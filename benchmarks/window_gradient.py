@@ -10,7 +10,6 @@ first loses to the second, the gradient costs; what CBN loses to the first, its 
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ import keras
 import tensorflow as tf
 from absl import flags
 
+from benchmarks import measuring
 from tfnorm import commands, functional, training
-from tfnorm.files import write_text
 from tfnorm.functional import PastMoments
 from tfnorm.layers import ChannelNormalization, norms, replicas
 
@@ -134,12 +133,9 @@ def config(name: str, seed: int, steps: int, images: int = 32, **fields) -> trai
 
 
 def _define() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = "Directory of prepared TFDS data sets."
-    flags.DEFINE_string("data_dir", None, text, flag_values=values)
+    values = measuring.define_of_runs()
     flags.DEFINE_list("seeds", ["0", "1"], "A run for each.", flag_values=values)
     flags.DEFINE_integer("steps", 1200, "Training steps of a run.", flag_values=values)
-    flags.DEFINE_string("output", None, "A file for a line of JSON a run.", flag_values=values)
     return values
 
 
@@ -155,9 +151,8 @@ def run(values: flags.FlagValues) -> None:
         found = [r["test_accuracy"] for r in records if r["setting"] == name]
         spread = f"{100 * min(found):.1f} to {100 * max(found):.1f}"
         print(f"{_NAMES[name]:48s} {100 * sum(found) / len(found):.1f} ({spread})", flush=True)
-    if values.output:
-        lines = "".join(json.dumps({**record, "steps": values.steps}) + "\n" for record in records)
-        write_text(values.output, lines)
+    lines = [{**record, "steps": values.steps} for record in records]
+    measuring.write_lines(values.output, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

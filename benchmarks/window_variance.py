@@ -23,7 +23,6 @@ one of `CrossIterationBatchNormalization`.
 """
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -36,9 +35,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from benchmarks import measuring
 from tfnorm import commands, functional, training
 from tfnorm.errors import RunError
-from tfnorm.files import write_text
 from tfnorm.functional import Moments
 from tfnorm.layers import CrossIterationBatchNormalization, norms
 
@@ -158,8 +157,7 @@ def run(values: flags.FlagValues) -> None:
                 f"  {cells[3]:.2f}",
                 flush=True,
             )
-    if values.output:
-        write_text(values.output, "".join(json.dumps(record) + "\n" for record in records))
+    measuring.write_lines(values.output, records)
 
 
 def _name(kind: dict) -> str:
@@ -170,14 +168,11 @@ def _name(kind: dict) -> str:
 
 
 def _define() -> flags.FlagValues:
-    values = flags.FlagValues()
-    text = "Directory of prepared TFDS data sets."
-    flags.DEFINE_string("data_dir", None, text, flag_values=values)
+    values = measuring.define_of_runs()
     flags.DEFINE_enum("task", "segmentation", list(_TASKS), "What is trained.", flag_values=values)
     flags.DEFINE_integer("steps", 300, "Training steps of a run.", flag_values=values)
     flags.DEFINE_list("learning_rates", ["0.005", "0.02"], "Peaks.", flag_values=values)
     flags.DEFINE_list("windows", ["2", "8"], "Steps.", flag_values=values)
-    flags.DEFINE_string("output", None, "A file for a line of JSON a run.", flag_values=values)
     return values
 
 
