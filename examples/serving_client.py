@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--server", default="localhost:8501", help="host:port of the REST API")
     parser.add_argument("--model", required=True, help="MODEL_NAME of the server")
     parser.add_argument("--count", type=int, default=5, help="how many classes or boxes to print")
-    parser.add_argument("--draw", help="a PNG file to draw boxes or a map of classes into")
+    parser.add_argument("--draw", help="a PNG file to draw boxes, masks or a map of classes into")
     parser.add_argument("--labels", help="file with the names of the classes, one a line")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--image", help="an image file; by default random pixels are sent")
