@@ -49,9 +49,7 @@ class Parser:
 
     def __call__(self, record: tf.Tensor) -> Example:
         """One example, of one record [] string."""
-        found = self._parser.parse_example(record)
-        found = self._features.decode_example(found, decoders=self._decoders)
-        paths = self._paths
+        found, paths = self._found(record), self._paths
         example = {e: tf.ensure_shape(found[paths[e]], []) for e in _ENCODED if e in paths}
         if "label" in paths:
             classes = self._features[paths["label"]].num_classes
@@ -65,12 +63,16 @@ class Parser:
 
     def count(self, record: tf.Tensor) -> tf.Tensor:
         """[] int32, the number of objects of one record; of an instance map its greatest number."""
-        found = self._parser.parse_example(record)
-        found = self._features.decode_example(found, decoders=self._decoders)
+        found = self._found(record)
         if "boxes" not in self._paths:
             return tf.reduce_max(decoding.labels(found[self._paths["instances"]], None))
         sequence, _, boxes = self._paths["boxes"].partition("/")
         return tf.shape(found[sequence][boxes])[0]
+
+    def _found(self, record: tf.Tensor) -> Mapping[str, Any]:
+        """The features of a record that are asked for, images encoded."""
+        found = self._parser.parse_example(record)
+        return self._features.decode_example(found, decoders=self._decoders)
 
     def _objects(self, found: Mapping[str, Any], size: tf.Tensor) -> Example:
         sequence = self._paths["boxes"].partition("/")[0]
