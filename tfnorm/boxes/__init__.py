@@ -14,7 +14,7 @@ from tfnorm.boxes.proposals import propose
 from tfnorm.boxes.region_losses import mask_losses, proposal_losses, region_losses
 from tfnorm.boxes.roi_align import align_instances, levels_of, roi_align
 from tfnorm.boxes.sampling import sample
-from tfnorm.boxes.suppression import Detections, suppress, survivors
+from tfnorm.boxes.suppression import Detections, region_candidates, suppress, survivors
 
 __all__ = [
     "BACKGROUND",
@@ -44,6 +44,7 @@ __all__ = [
     "paste",
     "proposal_losses",
     "propose",
+    "region_candidates",
     "region_losses",
     "roi_align",
     "sample",

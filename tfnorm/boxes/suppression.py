@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfnorm.boxes.coding import clip_boxes, decode_regions
 from tfnorm.boxes.overlaps import iou
 
 DETECTIONS, IOU_THRESHOLD, SCORE_THRESHOLD, CANDIDATES = 100, 0.5, 0.05, 1000
@@ -65,6 +66,30 @@ def suppress(
     )
     classes = tf.cast(found.nmsed_classes, tf.int32)
     return Detections(found.nmsed_boxes, found.nmsed_scores, classes, found.valid_detections)
+
+
+def region_candidates(
+    class_logits: tf.Tensor,
+    deltas: tf.Tensor,
+    regions: tf.Tensor,
+    image_size: tuple[int | tf.Tensor, int | tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Boxes [batch, regions, classes, 4] and scores [batch, regions, classes] of a second stage.
+
+    `suppress` takes them. Boxes are clipped to the image; scores are those of a softmax, without
+    the background's ("Fast R-CNN", section 3).
+
+    Args:
+        class_logits: [batch, regions, classes + 1], background last.
+        deltas: [batch, regions, classes, 4], as `decode_regions` takes them.
+        regions: [batch, regions, 4].
+        image_size: height and width.
+    """
+    class_logits, deltas, regions = (
+        tf.cast(x, tf.float32) for x in (class_logits, deltas, regions)
+    )
+    moved = clip_boxes(decode_regions(deltas, regions), *image_size)
+    return moved, tf.nn.softmax(class_logits)[..., :-1]
 
 
 def survivors(boxes: tf.Tensor, iou_threshold: float) -> tf.Tensor:

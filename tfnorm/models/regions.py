@@ -228,9 +228,8 @@ class Found(keras.layers.Layer):
         images, regions, classes, logits, deltas = inputs
         if training:
             return self._sampled(regions, classes)
-        scores = tf.nn.softmax(tf.cast(logits, tf.float32))[..., :-1]
-        moved = boxes.decode_regions(tf.cast(deltas, tf.float32), regions)
-        return tuple(boxes.suppress(boxes.clip_boxes(moved, *size_of(images)), scores))
+        candidates = boxes.region_candidates(logits, deltas, regions, size_of(images))
+        return tuple(boxes.suppress(*candidates))
 
     def _sampled(
         self, regions: tf.Tensor, classes: tf.Tensor

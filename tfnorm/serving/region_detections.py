@@ -71,18 +71,16 @@ class RegionDetections:
         far the numbers go that boxes and scores are made of.
         """
         sizes = sizes_of(images)
-        logits, deltas, regions = (
-            tf.cast(outputs[name], tf.float32)
-            for name in ("class_logits", "region_deltas", "regions")
+        moved, scores = boxes.region_candidates(
+            *(outputs[name] for name in ("class_logits", "region_deltas", "regions")), self.canvas
         )
-        moved = boxes.clip_boxes(boxes.decode_regions(deltas, regions), *self.canvas)
         flat = tf.reshape(moved, [tf.shape(moved)[0], -1, 4])
         continuous = [outputs[name] for name in region_check.CONTINUOUS]
         kept = ("classes", "scores", "count", *((MASKS,) if self.with_masks else ()))
         return {
             "boxes": flat,
             "located": boxes_of_images(flat, sizes, self.canvas),
-            "scores": tf.nn.softmax(logits)[..., :-1],
+            "scores": scores,
             "pixels": tf.reduce_max(image_pixels(sizes, self.canvas), -1),
             "largest": tf.reduce_max([tf.reduce_max(tf.abs(x)) for x in continuous]),
             "kept_boxes": boxes_of_images(outputs["boxes"], sizes, self.canvas),
