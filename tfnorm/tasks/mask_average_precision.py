@@ -63,12 +63,7 @@ class MaskAveragePrecision:
         """What was found in an image and what is there, masks as run lengths."""
         found = slice(0, int(example["count"]))
         size = [int(side) for side in example["size"]]
-        with tf.device("CPU:0"):
-            pasted = [
-                boxes.paste(example["masks"][[i]], example["boxes"][[i]], tuple(size)).numpy()
-                for i in range(found.stop)
-            ]
-        masks = [run_lengths.encode(one >= boxes.MASK_THRESHOLD)[0] for one in pasted]
+        masks = [_pasted(example["masks"][i], example["boxes"][i], size) for i in range(found.stop)]
         return {
             "size": size,
             **{name: example[name][found].tolist() for name in ("boxes", "scores", "classes")},
@@ -120,6 +115,13 @@ class MaskAveragePrecision:
             for kind in ("segm", "bbox")
         )
         return of_masks, of_boxes
+
+
+def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> str:
+    """The run lengths of one mask in an image, whose pixels are many: not of all at a time."""
+    with tf.device("CPU:0"):
+        probabilities = boxes.paste(mask[None], box[None], tuple(size)).numpy()
+    return run_lengths.encode(probabilities >= boxes.MASK_THRESHOLD)[0]
 
 
 def _boxes(of_file: np.ndarray, masks: Sequence[str], size: Sequence[int]) -> list:
