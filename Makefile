@@ -22,18 +22,20 @@ demo-multiworker: $(READY)
 	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
 # Two processes; the one that is done first takes over half of what the other has left, so that
-# what a module's tests share is made once, mostly. With the extra [docs], as one of the tests builds
-# the site and reads it with a browser.
+# what a module's tests share is made once, mostly.
+PYTEST := python -m pytest -n 2 --dist=worksteal
+
+# With the extra [docs], as one of the tests builds the site and reads it with a browser.
 test: lint types $(DOCS_READY)
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+	$(BIN)/$(PYTEST)
 
 # The same tests, and which lines and branches they run. Measuring it takes half as much time again
 # where TensorFlow traces Python, so that it stands alone.
 coverage: $(DOCS_READY)
-	$(BIN)/python -m pytest -n 2 --dist=worksteal --cov --cov-report=term
+	$(BIN)/$(PYTEST) --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
-OLDEST := .venv-oldest/bin/python -m pytest -n 2 --dist=worksteal -W ignore::DeprecationWarning
+OLDEST := .venv-oldest/bin/$(PYTEST) -W ignore::DeprecationWarning
 test-oldest: oldest
 	$(OLDEST)
 

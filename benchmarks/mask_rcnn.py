@@ -49,7 +49,7 @@ def network(norm: str, side: int, batch: int) -> keras.Model:
 
 
 def examples(side: int, batch: int) -> dict[str, tf.Tensor]:
-    """Noise, on which there are squares in a row."""
+    """Noise, on which there are squares along the diagonal."""
     width = side // _OBJECTS
     lefts = [number * width for number in range(_OBJECTS)]
     boxes = [[left, left, left + width, left + width] for left in lefts]
