@@ -23,15 +23,15 @@ from tfnorm.models.fpn import feature_pyramid
 from tfnorm.models.pyramid import Features, Pyramid
 from tfnorm.models.regions import Found, PerImage, RegionFeatures, Regions
 
-ExtraHead = Callable[["TwoStages", Detections], dict[str, Any]]
-"""From what the first two stages are, and what they find, to more outputs of the network."""
+ExtraHead = Callable[["RegionHeads", Detections], dict[str, Any]]
+"""From what heads are made of, and what two stages find, to more outputs of the network."""
 
 _BOX_SIZE = 7  # cells along each side of what the box head sees
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoStages:
-    """What the heads of regions stand on.
+class RegionHeads:
+    """What the heads are made of that look at regions.
 
     Attributes:
         normalizer: of the heads.
@@ -148,10 +148,10 @@ def faster_rcnn(
     chosen, drawn = Regions(
         dataclasses.asdict(grid), candidates, proposals, regions, objects, name="regions"
     )([images, *objectness, *deltas])
-    stages = TwoStages(
+    heads = RegionHeads(
         normalizer, pyramid, num_classes, head_width, head_convolutions, canonical_level
     )
-    x = _BOX_HEADS[box_head](stages, stages.cut_out(chosen, _BOX_SIZE, "box_features"), fc_width)
+    x = _BOX_HEADS[box_head](heads, heads.cut_out(chosen, _BOX_SIZE, "box_features"), fc_width)
     logits = _predictions(x, chosen, (num_classes + 1,), 0.01, "class_logits")
     moves = _predictions(x, chosen, (num_classes, 4), 0.001, "region_deltas")
     found = Detections(*Found(objects, name="found")([images, chosen, drawn, logits, moves]))
@@ -164,7 +164,7 @@ def faster_rcnn(
         **found._asdict(),
     }
     for head in extra_heads:
-        outputs |= head(stages, found)
+        outputs |= head(heads, found)
     return keras.Model(images, outputs, name=name)
 
 
@@ -198,13 +198,13 @@ def _joined(levels: list[Any], name: str) -> Any:
     return keras.layers.Concatenate(axis=1, dtype="float32", name=name)(levels)
 
 
-def _convolutions_and_dense(stages: TwoStages, x: Any, width: int) -> Any:
-    x = keras.layers.Flatten(name="box_flatten")(stages.convolved(x, "box"))
+def _convolutions_and_dense(heads: RegionHeads, x: Any, width: int) -> Any:
+    x = keras.layers.Flatten(name="box_flatten")(heads.convolved(x, "box"))
     return keras.layers.Dense(width, "relu", name="box_dense1")(x)
 
 
-def _two_dense(stages: TwoStages, x: Any, width: int) -> Any:
-    del stages
+def _two_dense(heads: RegionHeads, x: Any, width: int) -> Any:
+    del heads
     x = keras.layers.Flatten(name="box_flatten")(x)
     for number in (1, 2):
         x = keras.layers.Dense(width, "relu", name=f"box_dense{number}")(x)
