@@ -36,7 +36,8 @@ class LastRows:
 
     def __init__(self, function: Callable[[Sequence[Any]], Any]) -> None:
         self._function = function
-        self._rows = self._found = None
+        self._rows: Sequence[Any] | None = None
+        self._found: Any = None
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         """What the function returns for these rows, which nobody changes."""
