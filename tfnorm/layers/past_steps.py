@@ -4,6 +4,7 @@ Three kinds, of which a layer has one: nothing, for a window of the present step
 as they were, for the paper's Naive CBN; and the moments with their derivatives by the kernel.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -257,14 +258,18 @@ def _masked_mean_patches(
     return tf.transpose(patches, [2, 0, 1])
 
 
-_gradient_of_graph = tf.function(linear.kernel_gradient, autograph=False)
+@functools.cache
+def _gradient_of_graph(linear_map: linear.Map) -> Callable:
+    # One for each map: of one for all TensorFlow would warn that it is traced too often.
+    return tf.function(functools.partial(linear.kernel_gradient, linear_map), autograph=False)
 
 
 def _kernel_gradient(
     linear_map: linear.Map, inputs: tf.Tensor, kernel: tf.Tensor, cotangent: tf.Tensor
 ) -> tf.Tensor:
-    gradient = _gradient_of_graph if tf.executing_eagerly() else linear.kernel_gradient
-    return gradient(linear_map, inputs, kernel, cotangent)
+    if tf.executing_eagerly():
+        return _gradient_of_graph(linear_map)(inputs, kernel, cotangent)
+    return linear.kernel_gradient(linear_map, inputs, kernel, cotangent)
 
 
 def _parts(batch: tf.Tensor, groups: int) -> list[tf.Tensor]:
