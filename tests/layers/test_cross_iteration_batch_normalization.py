@@ -378,3 +378,17 @@ def test_a_mask_of_outputs_beside_one_that_inputs_carry(rng, length):
     deviation = np.sqrt(running.number(layer.moving_variance) + layer.epsilon)
     normalized = (seen - running.number(layer.moving_mean)) / deviation
     running.assert_close(behind.moving_variance, normalized[goes_on].var(0), 1e-4)
+
+
+def test_many_layers_called_eagerly_raise_no_warning_of_traces(rng, caplog):
+    x = tf.constant(rng.normal(size=(2, 5)), tf.float32)
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        for width in range(1, 8):
+            layer = CrossIterationBatchNormalization(keras.layers.Dense(width, use_bias=False))
+            for _ in range(2):
+                layer(x, training=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [text for text in caplog.messages if "retracing" in text]
