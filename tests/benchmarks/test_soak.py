@@ -29,7 +29,9 @@ with Children() as children:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_a_benchmark(number):
-    command = [sys.executable, "-c", PROGRAM]
+    # Who starts tests in the background may have them ignore SIGINT, which children inherit.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", heed + PROGRAM]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     mark, directory = started.stdout.readline().split()
     assert len(list(children._marked(mark))) == 2
