@@ -41,5 +41,13 @@ assert difference < 1e-5, difference
 SCRIPT
 clean/bin/tfnorm-train --model_dir=run --data_dir=data --steps=1 --norm=brn
 clean/bin/tfnorm-export --model_dir=run --directory=served
-clean/bin/tfnorm-compare --help | head -n 1
+if clean/bin/tfnorm-compare --help 2>refusal; then
+  echo "tfnorm-compare runs without the extra that draws its plots" >&2
+  exit 1
+fi
+grep --fixed-strings "pip install tfnorm[report]" refusal
+wheel=$(echo ./tfnorm-*.whl)
+clean/bin/pip install --quiet --constraint "$checkout/constraints.txt" "${wheel}[report]"
+clean/bin/tfnorm-compare --help > help
+head -n 1 help
 echo "The wheel installs and runs in a clean environment."
