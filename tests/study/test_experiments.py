@@ -13,9 +13,15 @@ from tfnorm.study.results import Results
 from tfnorm.study.summary import rows_of
 
 STUDIES = {name: study for name, study in grids.STUDIES.items() if study.chapter}
-TINY = {"dataset": "sklearn_digits", "train_examples": 0, "width": 4, "steps": 40, "data_dir": None}
+TINY = {
+    "dataset": "sklearn_digits",
+    "train_examples": 0,
+    "width": 4,
+    "steps": 300,
+    "data_dir": None,
+}
 TINY_SCENES = {
-    "dataset": "digit_scenes", "train_examples": 16, "test_split": "test[:4]", "steps": 40,
+    "dataset": "digit_scenes", "train_examples": 16, "test_split": "test[:4]", "steps": 300,
     "image_size": "32,32", "data_dir": None,
 }  # fmt: skip
 
@@ -219,6 +225,7 @@ def _detectors(labels):
     if labels["variant"]:
         return {
             "window 2": 0.37, "window 4": 0.375, "window 4, naive": 0.37, "window 8, naive": 0.35,
+            "window 16": 0.35,
             "no burn-in": 0.36, "burn-in of half the run": 0.376, "whole gradient": 0.38,
         }[labels["variant"]]  # fmt: skip
     places = {

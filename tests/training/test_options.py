@@ -65,7 +65,9 @@ def test_ramps_are_at_the_papers_parts_of_the_run():
         ("cbn", 400, {"burn_in_steps": 100}),
         ("mabn", 4000, {}),
         ("mabn", 1200, {"correction_start_step": 300}),
-        ("mabn", 200, {"correction_start_step": 300, "warmup_steps": 50}),
+        ("mabn", 300, {"correction_start_step": 300, "warmup_steps": 75}),
+        ("mabn", 150, {"correction_start_step": 300, "warmup_steps": 75, "window": 8}),
+        ("mabn", 3, {"correction_start_step": 300, "warmup_steps": 1, "window": 1}),
         ("bn", 400, {}),
     ],
 )
