@@ -46,9 +46,12 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     When: 1 to 8 images on each device, with burn_in_steps of about a tenth to a quarter of the
     run, a half with single images, and window = min(⌈16/batch⌉, 8) (the paper's advice). Not:
     large kernels on little memory (window − 1 kernels), learning rates so high that the kernel
-    turns around within a window. The smaller the share 1/k of the gradient that passes through the
-    statistics, the slower it trains (`python -m benchmarks.window_gradient`): with single images
-    mabn and brn do better in short runs.
+    turns around within a window. What is lost in classification with windows of 8 single images
+    (1,200 steps at 0.1) is mostly the gradient's: accuracy 82 % of cbn; 82 % with the exact
+    statistics of 8 images and CBN's share 1/8 of the gradient through them; 87 % with the whole
+    gradient; 69 % of bn (`python -m benchmarks.window_gradient`). With single images mabn and brn
+    do better in short runs. That this is also why the training loss of other runs rises after the
+    burn-in is a hypothesis, and so is another cause (`python -m benchmarks.window_variance`).
     Cost: after the burn-in, one more kernel gradient a step, and a pass over the state.
 
     Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm

@@ -42,7 +42,8 @@ so that the gradient's batch stays the same while that of the statistics shrinks
 loses more than a point.
 All norms of a grid have the same network, images, epochs and learning rates. Options of a norm are
 its paper's, scaled to the number of steps; in short runs brn averages faster (momentum 0.9), since
-its ramps begin early, and mabn's correction waits for 300 steps. "=" stands for the number to its
+its ramps begin early, and mabn's correction waits for 300 steps; in less than 300, mabn's averages
+wait for half of the run at most, and cover an eighteenth of it. "=" stands for the number to its
 left, "-" for what was not made. The command below a grid makes the runs that are missing there;
 with another --output_dir it makes all of them again. Runs with the same configuration in two grids
 are made once. Times are those of a shared machine; runs that go side by side add up to more than
