@@ -66,6 +66,8 @@ setup(
         # tensorflow-tpu takes the place of tensorflow.
         "tpu": ["google-api-python-client", "oauth2client"],
         "hub": ["keras-hub>=0.25"],
+        # What benchmarks.accelerator runs programs by; on a GPU jax[cuda12], on a TPU jax[tpu].
+        "accelerator": ["jax>=0.8"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "tf2onnx>=1.17"],
     },

@@ -26,9 +26,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 from absl import flags
+from tensorflow.compiler.tf2xla.python import xla as tf2xla
 
 from benchmarks import measuring
 from tfnorm import commands, layers
+from tfnorm.functional import xla
 from tfnorm.layers import norms
 
 SHAPES = (
@@ -106,22 +108,34 @@ def forward_and_backward(
 
     BKN stands behind another layer of its width, whose state it gets, and hands its own on.
     """
-    state = _state(layer, x.shape[-1])
+    state = state_before(layer, x.shape[-1])
     layer.build(x.shape, *(tf.nest.map_structure(lambda v: v.shape, s) for s in state))
+    run = trained(layer)
+    return tf.function(lambda: run(x, state, dy), jit_compile=jit_compile)
 
-    @tf.function(jit_compile=jit_compile)
-    def run() -> list[tf.Tensor]:
+
+def trained(layer: keras.layers.Layer) -> Callable[..., list[tf.Tensor]]:
+    """One training pass of a layer that is built, as a function of x, the state before it and dy.
+
+    It returns y, what else the layer returns, and gradients to all that goes in.
+    """
+
+    def run(x: tf.Tensor, state: list[tuple[tf.Tensor, ...]], dy: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch([x, state])
             y, *own = tf.nest.flatten(layer(x, *state, training=True))
+        before = dy
+        if xla.is_compiling():
+            # As in a network, where dy is not known before y: the two passes are not one.
+            before, _ = tf2xla.optimization_barrier(dy, y)
         # With y, else TensorFlow would prune what only the forward pass needs.
         sources = [x, *tf.nest.flatten(state), *(v.value for v in layer.trainable_variables)]
-        return [y, *own, *tape.gradient([y, *own], sources, [dy, *own])]
+        return [y, *own, *tape.gradient([y, *own], sources, [before, *own])]
 
     return run
 
 
-def _state(layer: keras.layers.Layer, channels: int) -> list[tuple[tf.Tensor, ...]]:
+def state_before(layer: keras.layers.Layer, channels: int) -> list[tuple[tf.Tensor, ...]]:
     """What a Kalman normalizer gets beside x, of a layer before it; nothing for others."""
     if not isinstance(layer, layers.BatchKalmanNormalization):
         return []

@@ -20,10 +20,10 @@ def resnet20() -> keras.Model:
     return keras.models.clone_model(model, clone_function=_with_keras_layer)
 
 
-def resnet50() -> keras.Model:
-    """ResNet-50 of keras.applications, for images of 64×64."""
+def resnet50(side: int = 64) -> keras.Model:
+    """ResNet-50 of keras.applications, for square images, of 64×64 if nothing is said."""
     return keras.applications.ResNet50(
-        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
+        weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None
     )
 
 
@@ -34,17 +34,17 @@ def mobilenet_v2() -> keras.Model:
     )
 
 
-NETWORKS: dict[str, Callable[[], keras.Model]] = {
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "ResNet-20": resnet20,
     "ResNet-50": resnet50,
     "MobileNetV2": mobilenet_v2,
 }
 
 
-def under(norm: str, network: str) -> keras.Model:
-    """A network under a norm of that name, or `BASELINE`."""
+def under(norm: str, network: str, *size: int) -> keras.Model:
+    """A network under a norm of that name, or `BASELINE`, for images of its size or a given one."""
     keras.utils.set_random_seed(1)
-    model = NETWORKS[network]()
+    model = NETWORKS[network](*size)
     return model if norm == BASELINE else tfnorm.convert(model, norm)
 
 

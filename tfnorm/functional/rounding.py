@@ -51,6 +51,24 @@ def without(
     )
 
 
+def typical(x: tf.Tensor, mask: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+    """The mean [G, C] of the valid ones of some values of x [G, M, C], 0 of none; a constant.
+
+    Of equal values it is that value, without rounding.
+    """
+    # They are cast, and not x: else XLA would write all of that in the other dtype.
+    looks = tf.cast(every(x), dtype)
+    valid = tf.ones_like(looks, tf.bool) if mask is None else every(mask)
+    least, largest = (
+        reduce(tf.where(valid, looks, otherwise), 1)
+        for reduce, otherwise in ((tf.reduce_min, dtype.max), (tf.reduce_max, dtype.min))
+    )
+    number = tf.reduce_sum(tf.cast(valid, dtype), 1)
+    mean = tf.reduce_sum(tf.where(valid, looks, 0), 1) / tf.maximum(number, 1)
+    mean = tf.where(number > 0, tf.clip_by_value(mean, least, largest), 0)
+    return tf.stop_gradient(mean)
+
+
 def every(x: tf.Tensor) -> tf.Tensor:
     """Some positions of [G, M, ...], spread over all of them."""
     # Not x[:, ::step]: that copies number by number, which takes ten times as long.
