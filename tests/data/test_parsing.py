@@ -76,6 +76,7 @@ def test_objects_masks_and_instances_are_those_of_tfds(rng):
     np.testing.assert_array_equal(found["classes"], [*objects["label"], ABSENT, ABSENT])
     np.testing.assert_array_equal(found["crowd"], [*objects["is_crowd"], False, False])
     np.testing.assert_array_equal(found["difficult"], [*objects["is_difficult"], False, False])
+    np.testing.assert_array_equal(found["areas"], [*objects["area"], 0, 0])
     assert not found["boxes"][4:].any()
     for entry, name in {"mask": "segmentation_mask", "instances": "instance_map"}.items():
         np.testing.assert_array_equal(

@@ -27,7 +27,7 @@ def network(rng, images=2, regions=40):
     outputs = {name: tf.constant(value, tf.float32) for name, value in outputs.items()}
     scores = tf.nn.softmax(outputs["class_logits"])[..., :-1]
     moved = boxes.decode_regions(outputs["region_deltas"], outputs["regions"])
-    found = boxes.suppress(boxes.clip_boxes(moved, *CANVAS), scores)
+    found = boxes.suppress(boxes.clip_boxes(moved, *CANVAS), scores, candidates=None)
     logits = rng.normal(0, 3, (images, 100, 28, 28))
     for image, count in enumerate(found.count.numpy()):
         logits[image, count:] = logits[image, -1]  # as of padding, all the same box
@@ -72,8 +72,9 @@ def test_boxes_and_masks_are_in_the_pixels_of_the_image(outputs, size):
         assert 0.02 < found["masks"][image, :count].mean() < 0.5
 
 
-def test_answers_of_the_model_are_right(outputs):
-    found, scores = answered(outputs)
+@pytest.mark.parametrize("regions", [40, 1200])
+def test_answers_of_the_model_are_right(rng, regions):
+    found, scores = answered(network(rng, regions=regions))
     assert max(worst(AFTER.errors(found, found, scores, 1e9)).values()) < 1e-6
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import io
+import json
 
 import numpy as np
 import pytest
@@ -20,14 +22,18 @@ def measure():
     return AveragePrecision(None, NAMES)
 
 
-def image(found, there, crowd=(), difficult=()):
-    """Rows of (box, class, score) that are found, of (box, class) that are there."""
+def image(found, there, crowd=(), difficult=(), areas=None):
+    """Rows of (box, class, score) that are found, of (box, class) that are there.
+
+    Areas are those of the boxes unless they are given.
+    """
     return {
         "boxes": [box for box, _, _ in found],
         "classes": [kind for _, kind, _ in found],
         "scores": [score for _, _, score in found],
         "true_boxes": [box for box, _ in there],
         "true_classes": [kind for _, kind in there],
+        "true_areas": areas or [(box[2] - box[0]) * (box[3] - box[1]) for box, _ in there],
         "crowd": [place in crowd for place in range(len(there))],
         "difficult": [place in difficult for place in range(len(there))],
     }
@@ -91,6 +97,46 @@ def test_areas_are_those_of_the_files_pixels(measure):
     assert np.isnan(results["ap_medium"])
 
 
+def test_areas_are_those_of_the_annotations_as_pycocotools_reads_them(measure, tmp_path, rng):
+    """A file of COCO's, whose areas are of masks, and its results, by pycocotools alone."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rows, annotations, results = [], [], []
+    for number in range(6):
+        corners = rng.uniform(0, 200, (8, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(20, 140, (8, 2))], 1)
+        moved, scores = boxes + rng.normal(0, 6, (8, 4)), rng.permutation(8) / 8 + number / 100
+        kinds, crowd = rng.integers(0, 2, 8), {int(rng.integers(8))}
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) * rng.uniform(0.05, 1, 8)
+        own = {"crowd": crowd, "areas": areas.tolist()}
+        found = list(zip(moved.tolist(), kinds.tolist(), scores.tolist()))
+        rows.append(image(found, list(zip(boxes.tolist(), kinds.tolist())), **own))
+        for place in range(8):
+            kind, pair = int(kinds[place]), (boxes[place], moved[place])
+            box, other = ([x, y, x2 - x, y2 - y] for y, x, y2, x2 in pair)
+            common = {"image_id": number, "category_id": kind}
+            more = {"id": len(annotations) + 1, "area": areas[place]}
+            annotations.append({**common, **more, "bbox": box, "iscrowd": int(place in crowd)})
+            results.append({**common, "bbox": other, "score": scores[place]})
+    content = {
+        "images": [{"id": number} for number in range(6)], "annotations": annotations,
+        "categories": [{"id": kind, "name": name} for kind, name in enumerate(NAMES)],
+    }  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "instances.json"))
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    figures = measure.results(rows)
+    assert [*figures.values()] == pytest.approx(evaluation.stats[:6].tolist())
+    for row in rows:
+        row["true_areas"] = [(y2 - y) * (x2 - x) for y, x, y2, x2 in row["true_boxes"]]
+    assert abs(measure.results([*rows])["ap_medium"] - figures["ap_medium"]) > 0.01
+
+
 def test_images_without_objects_or_detections(measure):
     assert measure.results([image([], []), image([(BOX, 0, 0.9)], [(BOX, 0)])])["ap"] == ONE
     assert np.isnan(measure.results([image([], [])])["ap"])
@@ -102,6 +148,7 @@ def test_padding_is_left_out_of_a_row(measure):
             "boxes": np.array([BOX, [0, 0, 0, 0]]), "scores": np.array([0.5, 0.0]),
             "classes": np.array([1, 0]), "count": np.int32(1),
             "true_boxes": np.array([OTHER, [0, 0, 0, 0]]), "true_classes": np.array([0, -1]),
+            "true_areas": np.array([2000.0, 0.0]),
             "crowd": np.zeros(2, bool), "difficult": np.zeros(2, bool),
         }
     )  # fmt: skip

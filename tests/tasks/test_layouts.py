@@ -66,7 +66,7 @@ def example(name, rng, size):
             "objects": [{**o, **more, "is_difficult": bool(i)} for i, o in enumerate(objects)],
         }  # fmt: skip
     if name == "coco":
-        more = {"id": 1, "area": 9}
+        more = {"id": 1, "area": 90}
         return {
             "image": image, "image/filename": "a", "image/id": 1,
             "objects": [{**o, **more, "is_crowd": bool(i)} for i, o in enumerate(objects)],
@@ -100,6 +100,9 @@ def test_objects(name, left_out, tmp_path, rng):
     here = wide["classes"][0] != ABSENT
     np.testing.assert_array_equal(wide["classes"][0][here], [2, 0])
     np.testing.assert_array_equal(wide[left_out][0][here], [False, True])
+    if name == "coco":  # as in the file, whatever becomes of the image
+        for batch in (wide, tall):
+            np.testing.assert_array_equal(batch["areas"][0][here], [90, 90])
     for batch, size in ((wide, (32, 48)), (tall, (40, 32))):
         expected = np.array(BOXES) * [*size, *size]
         np.testing.assert_allclose(batch["true_boxes"][0][here], expected, rtol=1e-6)

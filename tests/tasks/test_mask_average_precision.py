@@ -122,6 +122,11 @@ def test_sizes_are_those_of_masks():
     assert whole.sum() > 32**2 > diagonal.sum()
     assert metrics["ap_small"] == ONE and metrics["mask_ap_small"] == 0
     assert np.isnan(metrics["ap_medium"]) and np.isnan(metrics["mask_ap_large"])
+    # Unless the data set says them.
+    told = {**scene([diagonal], [0]), "areas": np.array([40**2, 0], np.float32)}
+    metrics, _ = results([told], [found(0, ([0, 0, 60, 61], 0, 0.9))])
+    assert metrics["ap_medium"] == ONE and metrics["mask_ap_medium"] == 0
+    assert np.isnan(metrics["ap_small"]) and np.isnan(metrics["mask_ap_small"])
 
 
 def test_a_mask_within_a_crowd_counts_neither_for_nor_against():

@@ -34,7 +34,7 @@ def suppress(
     detections: int = DETECTIONS,
     iou_threshold: float = IOU_THRESHOLD,
     score_threshold: float = SCORE_THRESHOLD,
-    candidates: int = CANDIDATES,
+    candidates: int | None = CANDIDATES,
 ) -> Detections:
     """Non-maximum suppression, each class for itself ("Focal Loss", section 4.1, inference).
 
@@ -47,10 +47,12 @@ def suppress(
         detections: the most that are returned of an image.
         iou_threshold: the IoU above which a box suppresses another of its class.
         score_threshold: what a score must exceed.
-        candidates: so many boxes, of the highest scores in any class, are looked at.
+        candidates: so many boxes, of the highest scores in any class, are looked at; None is all.
     """
     best = tf.reduce_max(scores, -1)
-    number = tf.minimum(candidates, tf.shape(best)[1])
+    number = tf.shape(best)[1]
+    if candidates is not None:
+        number = tf.minimum(candidates, number)
     _, chosen = tf.math.top_k(best, number)
     boxes = tf.gather(boxes, chosen, batch_dims=1)
     if boxes.shape.rank == 3:

@@ -14,6 +14,7 @@ A batch of examples has one more axis in front.
 | classes | [n] int32 | objects' classes, `ABSENT` in rows that hold no object |
 | crowd | [n] bool | a box around many objects of a class, as COCO's `is_crowd` |
 | difficult | [n] bool | an object that VOC's evaluation leaves out, `is_difficult` |
+| areas | [n] float32 | pixels that objects cover in the file, as COCO's `area` says of masks |
 | segmentations | [n] string | masks that may overlap, in pixels of the file: `run_lengths` |
 | seed | [2] int32 | transformed: what a network draws of the example follows from it |
 
@@ -41,7 +42,7 @@ IGNORED = -1
 ABSENT = -1
 
 # The entries with one row an object.
-OBJECT_ENTRIES = ("boxes", "classes", "crowd", "difficult")
+OBJECT_ENTRIES = ("boxes", "classes", "crowd", "difficult", "areas")
 
 
 def left_out(example: Example) -> tf.Tensor | None:

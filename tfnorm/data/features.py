@@ -11,6 +11,7 @@ sequence.
 | boxes | the BBoxFeature of the one sequence that has such, or of `objects` | coco; wider_face |
 | classes | a ClassLabel of the same sequence, `label` if there are several | coco, voc; kitti |
 | crowd, difficult | `is_crowd`, `is_difficult` of the same sequence | coco; voc |
+| areas | `area` of the same sequence | coco |
 | instances | `instance_map` | dsb2018 |
 | segmentations | `segmentation`, a Text of the same sequence | coco_instances |
 """
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 _IMAGES = ("image", "image_left")
 _MASKS = ("segmentation_mask", "segmentation_label")
-_FLAGS = {"crowd": "is_crowd", "difficult": "is_difficult"}
+_OF_ROWS = {"crowd": "is_crowd", "difficult": "is_difficult", "areas": "area"}
 # What comes along with an entry that is needed, where a data set has it.
 _ALONG = {
-    "boxes": ("classes", "crowd", "difficult"),
-    "instances": ("boxes", "classes", "crowd", "segmentations"),
+    "boxes": ("classes", "crowd", "difficult", "areas"),
+    "instances": ("boxes", "classes", "crowd", "areas", "segmentations"),
 }
 
 
@@ -109,7 +110,7 @@ def offered(features: Any) -> dict[str, str]:
         rows = {
             "boxes": _first(("bbox", *boxes), boxes),
             "classes": _first(("label", *labels), labels),
-            **{entry: _first((key,), inner) for entry, key in _FLAGS.items()},
+            **{entry: _first((key,), inner) for entry, key in _OF_ROWS.items()},
             "segmentations": _first(("segmentation",), _of_kind(inner, kinds.Text)),
         }
         found |= {entry: f"{name}/{key}" if key else None for entry, key in rows.items()}

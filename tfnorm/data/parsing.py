@@ -88,8 +88,8 @@ class Parser:
             classes = kinds[keys["classes"]].num_classes
             rows["classes"] = _labels(values[keys["classes"]], classes, "label of an object")
         rows |= {
-            entry: tf.cast(values[keys[entry]], tf.bool)
-            for entry in ("crowd", "difficult")
+            entry: tf.cast(values[keys[entry]], kind)
+            for entry, kind in (("crowd", tf.bool), ("difficult", tf.bool), ("areas", tf.float32))
             if entry in keys
         }
         if "segmentations" in keys:

@@ -229,7 +229,8 @@ class Found(keras.layers.Layer):
         if training:
             return self._sampled(regions, classes)
         candidates = boxes.region_candidates(logits, deltas, regions, size_of(images))
-        return tuple(boxes.suppress(*candidates))
+        # All regions, be they more than a detector of one stage looks at: they are chosen already.
+        return tuple(boxes.suppress(*candidates, candidates=None))
 
     def _sampled(
         self, regions: tf.Tensor, classes: tf.Tensor

@@ -111,6 +111,7 @@ def errors(found: Arrays, expected: Arrays, given: Arrays, side: float) -> dict[
     most = float(given["largest"])
     pairs = [_pairs(given, image) for image in range(len(given["scores"]))]
     candidates = {name: [own[name] for own in pairs] for name in ("boxes", "located", "scores")}
+    # The network looks at all of them, whatever the number of regions.
     rule = detections_check.Rule(candidates=max(len(own["boxes"]) for own in pairs))
     # A box is moved twice, by either stage.
     result = detections_check.errors(

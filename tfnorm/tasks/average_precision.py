@@ -49,13 +49,15 @@ class LastRows:
 class AveragePrecision:
     """AP of boxes over IoUs of 0.5 to 0.95, at 0.5 and 0.75, and of small, medium, large objects.
 
-    Areas are in pixels of the files: small is below 32², large from 96² on. A measure without any
-    object is NaN. A detection that matches a crowd (by the share of the detection in it, COCO's
-    rule) or a difficult object (by IoU, VOC's rule) counts neither for nor against.
+    Areas are in pixels of the files: small is below 32², large from 96² on. Those of objects are
+    what the data set says (COCO's are of masks), those of detections are of their boxes, as in
+    COCO's own evaluation. A measure without any object is NaN. A detection that matches a crowd (by
+    the share of the detection in it, COCO's rule) or a difficult object (by IoU, VOC's rule) counts
+    neither for nor against.
 
     Args:
         detect: From the network's outputs and a batch to [b, ...] of "boxes", "scores", "classes",
-            "count", "true_boxes", "true_classes", "crowd" and "difficult".
+            "count", "true_boxes", "true_classes", "true_areas", "crowd" and "difficult".
         label_names: One name a class.
 
     Raises:
@@ -80,7 +82,7 @@ class AveragePrecision:
             **{name: example[name][found].tolist() for name in ("boxes", "scores", "classes")},
             **{
                 name: example[name][there].tolist()
-                for name in ("true_boxes", "true_classes", "crowd", "difficult")
+                for name in ("true_boxes", "true_classes", "true_areas", "crowd", "difficult")
             },
         }
 
@@ -99,14 +101,14 @@ class AveragePrecision:
                 "image_id": number,
                 "category_id": kind,
                 "bbox": corner_and_sides(box),
+                "area": (box[2] - box[0]) * (box[3] - box[1]),
                 "score": score,
             }
             for number, row in enumerate(rows)
             for box, kind, score in zip(row["boxes"], row["classes"], row["scores"])
         ]
-        there = _with_areas(_annotations(rows))
         images = [{} for _ in rows]
-        return evaluated(there, _with_areas(found), images, self._label_names, "bbox")
+        return evaluated(_annotations(rows), found, images, self._label_names, "bbox")
 
 
 def evaluated(
@@ -162,22 +164,19 @@ def evaluated(
 
 
 def _annotations(rows: Sequence[Mapping[str, list]]) -> list[dict[str, Any]]:
-    names = ("true_boxes", "true_classes", "crowd", "difficult")
+    names = ("true_boxes", "true_classes", "true_areas", "crowd", "difficult")
     return [
         {
             "image_id": number,
             "category_id": kind,
             "bbox": corner_and_sides(box),
+            "area": area,
             "iscrowd": int(is_crowd),
             "difficult": int(is_difficult),
         }
         for number, row in enumerate(rows)
-        for box, kind, is_crowd, is_difficult in zip(*(row[name] for name in names))
+        for box, kind, area, is_crowd, is_difficult in zip(*(row[name] for name in names))
     ]
-
-
-def _with_areas(annotations: Annotations) -> Annotations:
-    return [{**one, "area": one["bbox"][2] * one["bbox"][3]} for one in annotations]
 
 
 def corner_and_sides(box: Sequence[float]) -> list[float]:

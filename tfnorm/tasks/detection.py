@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import boxes
 from tfnorm.data import Dataset, Example, Transform, augmentation, decoding, transforms
 from tfnorm.data.records import compose
 from tfnorm.layers.norms import Normalizer
@@ -21,7 +22,8 @@ class Detection:
 
     Images are resized, their aspect kept, onto a canvas of `image_size` in training and in
     evaluation; boxes are evaluated in the pixels of the files. A box around a crowd (COCO), and
-    an object that is marked as difficult (VOC), is neither to be found nor counted as missed.
+    an object that is marked as difficult (VOC), is neither to be found nor counted as missed. How
+    large an object is says the data set (COCO: the pixels of its mask), else its box.
     """
 
     needed = ("image", "boxes", "classes")
@@ -103,6 +105,7 @@ class Detection:
             "count": found.count,
             "true_boxes": batch["true_boxes"],
             "true_classes": batch["classes"],
+            "true_areas": batch.get("areas", boxes.areas(batch["true_boxes"])),
             "crowd": batch.get("crowd", tf.zeros_like(batch["classes"], tf.bool)),
             "difficult": batch.get("difficult", tf.zeros_like(batch["classes"], tf.bool)),
         }

@@ -26,8 +26,9 @@ class MaskAveragePrecision:
 
     Masks are compared in the pixels of the files. What is there is read from the records anew, for
     no batch could carry it: masks may overlap, and each image has its own size. A measure without
-    any object is NaN; areas, of small objects and large ones, are those of their masks. What
-    matches a crowd counts neither for nor against.
+    any object is NaN. How large an object is says the data set (COCO's areas are of polygons), else
+    its mask, for masks and boxes alike, as in COCO's own evaluation. What matches a crowd counts
+    neither for nor against.
 
     Args:
         detect: From the network's outputs and a batch to [b, ...] of "boxes", "scores", "classes",
@@ -88,6 +89,11 @@ class MaskAveragePrecision:
         return {
             "true_classes": example["classes"].numpy()[there].tolist(),
             "true_masks": masks,
+            "true_areas": (
+                example["areas"].numpy()[there].tolist()
+                if "areas" in example
+                else run_lengths.areas(masks, size)
+            ),
             "crowd": crowd[there].tolist(),
             "true_boxes": _boxes(example["boxes"].numpy()[there], masks, size),
         }
@@ -130,19 +136,19 @@ def _boxes(of_file: np.ndarray, masks: Sequence[str], size: Sequence[int]) -> li
 
 
 def _there(rows: Sequence[Row]) -> Annotations:
-    names = ("true_boxes", "true_classes", "true_masks", "crowd")
+    names = ("true_boxes", "true_classes", "true_masks", "true_areas", "crowd")
     return [
         {
             "image_id": number,
             "category_id": kind,
             "bbox": corner_and_sides(box),
             "segmentation": run_lengths.with_size(mask, row["size"]),
-            "area": run_lengths.areas([mask], row["size"])[0],
+            "area": area,
             "iscrowd": int(is_crowd),
             "difficult": 0,
         }
         for number, row in enumerate(rows)
-        for box, kind, mask, is_crowd in zip(*(row[name] for name in names))
+        for box, kind, mask, area, is_crowd in zip(*(row[name] for name in names))
     ]
 
 
