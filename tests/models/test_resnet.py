@@ -66,9 +66,12 @@ def test_small_ones_have_levels_by_stride():
     assert {level: x.shape[1] for level, x in found.levels.items()} == {0: 64, 1: 32, 2: 32}
 
 
-@pytest.mark.parametrize("name", ["mabn", "cbn", "bkn"])  # all others stand as bn does
-def test_resnet18_trains_a_step(name, rng):
-    model = models.build("resnet18", norms.get(name), (32, 32, 3), 3, width=16)
+# All other norms stand as bn does. Of blocks there are the basic one and the bottleneck.
+@pytest.mark.parametrize(
+    ("name", "depth"), [("mabn", 18), ("cbn", 18), ("bkn", 18), ("mabn", 50), ("bkn", 50)]
+)
+def test_a_step_reaches_every_variable(name, depth, rng):
+    model = models.build(f"resnet{depth}", norms.get(name), (32, 32, 3), 3, width=16)
     x = tf.constant(rng.normal(size=(2, 32, 32, 3)), tf.float32)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(model(x, training=True)))
