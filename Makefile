@@ -6,14 +6,15 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DOCS_READY := $(VENV)/.docs-ready
+EXTRAS_READY := $(VENV)/.extras-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo demo-multiworker test coverage test-oldest test-oldest-core oldest lint types docs bench test-wheel clean
 
+# One seed and two epochs: four minutes with the installation. More is python -m tfnorm.compare.
 demo: $(READY)
-	$(BIN)/python -m tfnorm.compare
+	$(BIN)/python -m tfnorm.compare --seeds=0 --epochs=2
 
 # Two workers of two replicas each on this machine, as they would be on two.
 demo-multiworker: $(READY)
@@ -25,13 +26,13 @@ demo-multiworker: $(READY)
 # what a module's tests share is made once, mostly.
 PYTEST := python -m pytest -n 2 --dist=worksteal
 
-# With the extra [docs], as one of the tests builds the site and reads it with a browser.
-test: lint types $(DOCS_READY)
+# With more extras: one test builds the site and reads it with a browser, another compiles with JAX.
+test: lint types $(EXTRAS_READY)
 	$(BIN)/$(PYTEST)
 
 # The same tests, and which lines and branches they run. Measuring it takes half as much time again
 # where TensorFlow traces Python, so that it stands alone.
-coverage: $(DOCS_READY)
+coverage: $(EXTRAS_READY)
 	$(BIN)/$(PYTEST) --cov --cov-report=term
 
 # The same tests on the oldest versions that setup.py allows, in an environment of their own.
@@ -62,7 +63,7 @@ types: $(READY)
 
 # The documentation site, in dist/site; a broken link or an unknown name is an error. Its search
 # needs a server: python3 -m http.server -d dist/site
-docs: $(DOCS_READY)
+docs: $(EXTRAS_READY)
 	$(BIN)/mkdocs build --strict
 
 # Takes up to 15 minutes on two cores; writes results/benchmarks.
@@ -76,6 +77,7 @@ test-wheel: $(READY)
 clean:
 	rm -rf $(VENV) .venv-oldest dist runs *.egg-info .pytest_cache .ruff_cache .coverage .coverage.*
 
+# Modules are compiled when they are first imported, which saves a minute of the installation.
 # The mark is taken away first and set again last: an environment without it was interrupted half
 # way and is made anew, one that has it only lacks what changed.
 $(READY): setup.py $(CONSTRAINTS)
@@ -86,9 +88,9 @@ $(READY): setup.py $(CONSTRAINTS)
 	@echo "Setting up $(VENV), once (1-3 minutes) ..."
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
-	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[test]'
+	$(BIN)/python -m pip install --no-compile --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $@
 
-$(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[docs]'
+$(EXTRAS_READY): $(READY)
+	$(BIN)/python -m pip install --no-compile --constraint $(CONSTRAINTS) --editable '.[docs,accelerator]'
 	@touch $@

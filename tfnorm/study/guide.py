@@ -20,9 +20,9 @@ which its paper has match or surpass bn on large batches; gn alone; sn, whose pa
 two images and more. A network that is trained already, with bn on two to eight images: evalnorm, by
 `tfnorm.convert(model, "evalnorm")`, which changes inference alone and costs there; its paper
 reports 6.18 points for two. bin is for images whose style says nothing, and claims nothing of small
-batches. The chapter on batch sizes has the same runs for all of them, and "-" where they have not
-been made yet. With one seed so far, on one image: gn_ws 88.2, evalnorm 87.6 and sn 87.1 % are with
-mabn (87.5) where bn on the whole batch is, bin (64.3) below bn (69.4).
+batches. With the statistics of one image ([the chapter on batch
+sizes](#how-few-images-can-share-statistics)) gn_ws has 88.3, evalnorm and mabn 87.5, sn and brn
+86.9 %, where bn on the whole batch has 88.0; bin (66.0) is below bn (69.4).
 
 **By task.** *Classification from scratch:* the table above. *Segmentation* with one to eight crops
 a device: mabn. With the statistics of one crop it keeps what bn reaches with those of eight (mIoU
@@ -33,15 +33,23 @@ it serves. cbn wants gradient="window" here: the training loss of the paper's gr
 the burn-in (`python -m benchmarks.window_variance` looks for the cause); with it cbn has 21.5 % on
 eight crops in place of 16.9, 17.4 on two in place of 10.2, and with one crop neither will do. on
 needs thousands of steps: its averages of 0.999 are not there in hundreds, and its runs diverged.
-gn_ws is above gn where serving may cost. *Detection*: [the same question of heads and of all
-layers](#and-in-detection). Where a network is pretrained with bn and converted, brn and cbn begin
-with its answers (`tfnorm.convert` leaves them what they are); mabn centralizes kernels and has to
-be trained first. *Medical volumes, video*, one volume a device: mabn or brn; cbn keeps window − 1
-kernels' worth of state, much for 3-D kernels. *Metric learning, and whatever else samples by
-class:* mabn or brn, with statistics of as many images as fit, and not bn, cbn or bkn, which learn
-to read the batch; look at the chapter on batches that are not independent. *Very short runs*
-(hundreds of steps): mabn or syncbn; cbn's burn-in and brn's ramps take a good part of them. *Deep
-chains of convolutions on 4 to 16 images:* bkn is worth a trial, at the price of its matrices.
+gn_ws is above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
+detection?](#and-in-detection); seeds differ by several points): from scratch brn, with an AP of
+23.1 % on the statistics of one image and 24.1 on those of two, or mabn (18.7 and 20.8), not bn
+(10.1 and 13.1). In all layers of a pretrained network no norm that folds is safely above bn (mabn
+20.4 and 22.6, bn 18.8 and 22.7); gn is, where serving may cost (27.2), and in the head on a frozen
+backbone too (27.6). cbn was above bn nowhere. Let mabn's averages begin past the peak of the
+learning rate (`warmup_steps`), or those of the gradient diverge. *Instance segmentation* ([of
+nuclei](#and-in-instance-segmentation)): mabn is above bn, with a mask AP of 5.3 in place of 1.8 %
+on one image and 7.3 in place of 6.5 on two; gn is best (9.6 and 10.9). Where a network is
+pretrained with bn and converted, brn and cbn begin with its answers (`tfnorm.convert` leaves them
+what they are); mabn centralizes kernels and has to be trained first. *Medical volumes, video*, one
+volume a device: mabn or brn; cbn keeps window − 1 kernels' worth of state, much for 3-D kernels.
+*Metric learning, and whatever else samples by class:* mabn or brn, with statistics of as many
+images as fit, and not bn, cbn or bkn, which learn to read the batch; look at the chapter on batches
+that are not independent. *Very short runs* (hundreds of steps): mabn or syncbn; cbn's burn-in and
+brn's ramps take a good part of them.
+*Deep chains of convolutions on 4 to 16 images:* bkn is worth a trial, at the price of its matrices.
 
 **By hardware.** One accelerator: the table above. Several with a fast interconnect and a network
 that waits little: syncbn is the simplest that is right, two collectives a layer and step;
