@@ -1,5 +1,6 @@
 """Options as they are written, and those that follow from the length of a run."""
 
+import dataclasses
 import json
 
 import keras
@@ -73,6 +74,21 @@ def test_ramps_are_at_the_papers_parts_of_the_run():
 )
 def test_burn_in_warm_up_and_correction(norm, steps, expected):
     assert config(f"--norm={norm}").normalizer(steps).options == expected
+
+
+def test_a_run_made_longer_keeps_its_window(small, tmp_path, notices):
+    """The histories in its checkpoints have that shape; all else follows from the new length."""
+    short = small(norm="mabn", steps=4, train_examples=16, model_dir=str(tmp_path))
+    training.train(short, notice=notices.append, validate=False)
+    assert notices[-1].endswith("correction_start_step=300,warmup_steps=2,window=1")
+    assert training.load_model(str(tmp_path))[0].layers[2].window == 1
+    longer = dataclasses.replace(short, steps=36)
+    assert longer.options_of_run(36)["window"] == 2
+    again = training.train(longer, notice=notices.append, validate=False)
+    assert notices[-1].endswith("correction_start_step=300,warmup_steps=18,window=1")
+    assert again.model.layers[2].window == 1
+    assert training.evaluate(dataclasses.replace(longer, steps=4000)).loss > 0
+    assert "window" not in longer.options_of_run(36, 4000)
 
 
 def test_a_run_prints_them_and_its_layers_have_them(small, notices):

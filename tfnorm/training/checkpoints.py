@@ -42,6 +42,8 @@ class Progress(tf.train.experimental.PythonState):
         loss_scale: What `optimizer.loss_scale` returned: float32 runs go on from a mixed_float16
             run's checkpoints, and the other way round.
         config: The run's configuration, should its own file be lost.
+        planned_calls: How often normalizers were to be called when the run began: windows follow
+            from it, and with them the shapes of what is kept; 0 in older checkpoints.
     """
 
     step: int = 0
@@ -53,6 +55,7 @@ class Progress(tf.train.experimental.PythonState):
     replicas: str = ""
     loss_scale: list[float] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    planned_calls: int = 0
 
     def keep_replicas(self, state: np.ndarray | None) -> None:
         """Keeps the state of each replica, [replicas, values] float64, beside their mean."""

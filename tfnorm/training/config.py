@@ -338,12 +338,17 @@ class Config:
         """Images that a normalizer of batches takes its statistics from."""
         return self.replica_batch_size // self.virtual_replicas
 
-    def options_of_run(self, steps: int) -> dict[str, Any]:
-        """Options of the normalizer that follow from so many of its steps, and are not given."""
-        advised = norms.get(self.norm).of_steps(steps)
+    def options_of_run(self, steps: int, planned: int | None = None) -> dict[str, Any]:
+        """Options of the normalizer that follow from the run, and are not given.
+
+        Args:
+            steps: how often it will be called in training.
+            planned: how often it was to be when the run began, if the run was made longer since.
+        """
+        advised = _advised(self.norm, steps, planned)
         return {name: value for name, value in advised.items() if name not in self.norm_options}
 
-    def normalizer(self, steps: int | None = None) -> norms.Normalizer:
+    def normalizer(self, steps: int | None = None, planned: int | None = None) -> norms.Normalizer:
         """The normalizer of the run.
 
         Those of single examples are the same however the batch is grouped; only those of a batch
@@ -352,19 +357,22 @@ class Config:
         Args:
             steps: How often it will be called in training, from which some of its options follow;
                 None leaves these to the layer.
+            planned: As of `options_of_run`.
         """
         options = dict(self.norm_options)
         if steps is not None:
-            options |= self.options_of_run(steps)
+            options |= self.options_of_run(steps, planned)
         return self._grouped(self.norm, options)
 
-    def backbone_normalizer(self, steps: int | None = None) -> norms.Normalizer | None:
-        """The normalizer of the backbone, if that is another one; `steps` as of `normalizer`."""
+    def backbone_normalizer(
+        self, steps: int | None = None, planned: int | None = None
+    ) -> norms.Normalizer | None:
+        """The normalizer of the backbone, if that is another one; arguments as of `normalizer`."""
         if self.backbone_norm is None:
             return None
         if self.backbone_norm == "frozen":
             return models.frozen(norms.get("bn"))
-        options = norms.get(self.backbone_norm).of_steps(steps) if steps is not None else {}
+        options = {} if steps is None else _advised(self.backbone_norm, steps, planned)
         return self._grouped(self.backbone_norm, options)
 
     def _grouped(self, name: str, options: Mapping[str, Any]) -> norms.Normalizer:
@@ -451,3 +459,11 @@ def _check_limits(config: Config) -> None:
             raise UserError(f"{name} must be at most {_LARGEST_FLOAT:.3g}, received {value}")
         if _kind(hint) is int and value is not None and value > largest:
             raise UserError(f"{name} must be at most {largest}, received {value}")
+
+
+def _advised(name: str, steps: int, planned: int | None) -> dict[str, Any]:
+    """What follows from a normalizer's steps; its window, and its state's shape, from the plan."""
+    of_steps = norms.get(name).of_steps
+    options, first = of_steps(steps), of_steps(planned or steps)
+    options.pop("window", None)
+    return {**options, "window": first["window"]} if "window" in first else options

@@ -64,12 +64,13 @@ def train(
             stack.enter_context(watch)
         task = tasks.load(config)
         workers.check_agreement(strategy, _saying(config, task, validate=validate))
-        directory = None
+        directory = planned = None
         if config.model_dir:
             directory = stack.enter_context(
                 run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
             )
-        trainer = Trainer(config, task, strategy, _weights(config, notice))
+            planned = run_directory.planned_calls(directory)
+        trainer = Trainer(config, task, strategy, _weights(config, notice), planned)
         stack.callback(trainer.let_go)
         progress = Progress(global_batch_size=trainer.global_batch_size)
         checkpoints = None
@@ -112,7 +113,8 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         strategy = strategies.create(config)
         task = tasks.load(config)
         workers.check_agreement(strategy, _saying(config, task, only_evaluate=True))
-        trainer = Trainer(config, task, strategy)
+        planned = run_directory.planned_calls(directory)
+        trainer = Trainer(config, task, strategy, planned_calls=planned)
         with strategy.scope():
             path = _restore_to_evaluate(directory, notice, trainer.model, trainer.averages)
         with trainer.task.dataset.explained():
@@ -155,7 +157,7 @@ def load_run(
     config = run_directory.trained_config(directory, notice)
     task = tasks.load(config)
     with _policy(config.mixed_precision):
-        model = build_model(config, task)
+        model = build_model(config, task, run_directory.planned_calls(directory))
     averages = Averages(model, config.ema_decay) if config.ema_decay else None
     progress = Progress()
     _restore_to_evaluate(directory, notice, model, averages, progress=progress)
@@ -213,6 +215,7 @@ def _restore(
         path = checkpoints.restore(notice)
     workers.check_step(trainer.strategy, progress.step)
     progress.config = trainer.config.to_dict()
+    progress.planned_calls = trainer.planned_calls
     if path is None:
         return
     notice(f"going on from {path}")
@@ -245,8 +248,8 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
         f"steps {progress.step} to {trainer.total_steps}, {trainer.steps_per_epoch} an epoch"
         + (f"; dropped in each epoch, being less than a step: {left}" if left else "")
     )
-    calls = trainer.total_steps * config.accumulate_steps
-    of_run = config.options_of_run(calls)
+    calls = trainer.calls
+    of_run = config.options_of_run(calls, trainer.planned_calls)
     if of_run:
         notice(f"{config.norm} in {calls} steps: --norm_options={options.in_words(of_run)}")
 

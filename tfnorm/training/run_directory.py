@@ -120,6 +120,12 @@ def _config_json(directory: pathlib.Path, notice: Notice) -> Config | None:
         return None
 
 
+def planned_calls(directory: pathlib.Path) -> int | None:
+    """How often normalizers were to be called when the run began; None if nothing says it."""
+    progress = newest_progress(directory / "checkpoints")
+    return (progress.planned_calls or None) if progress else None
+
+
 def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
     """As `saved_config`, for who cannot do without.
 

@@ -55,6 +55,8 @@ class Trainer:
         global_batch_size: Examples of a step, of all its accumulated micro-batches.
         steps_per_epoch: Whole global batches in the training examples.
         total_steps: Steps of the run.
+        calls: How often its normalizers are called in training.
+        planned_calls: How often they were to be when the run began.
         payloads: Bytes that a replica hands to each collective of its normalizers in a step;
             None before the first step.
     """
@@ -67,6 +69,7 @@ class Trainer:
         task: Task,
         strategy: tf.distribute.Strategy,
         weights: str | keras.Model | None = None,
+        planned_calls: int | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -75,11 +78,13 @@ class Trainer:
         self.global_batch_size = self.replicas * config.replica_batch_size * config.accumulate_steps
         self.steps_per_epoch = pipeline.steps_per_epoch(task.dataset.train, self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
+        self.calls = self.total_steps * config.accumulate_steps
+        self.planned_calls = planned_calls or self.calls
         self._parts = self.replicas * config.accumulate_steps
         # Right here: whatever else draws from the global generators must not move the weights.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            self.model = build_model(config, task, self.total_steps, weights)
+            self.model = build_model(config, task, self.calls, self.planned_calls, weights)
             self.optimizer = self._build_optimizer()
             self.averages = Averages(self.model, config.ema_decay) if config.ema_decay else None
             self._gradients = self._build_accumulators()
@@ -336,7 +341,8 @@ class Trainer:
 def build_model(
     config: Config,
     task: Task,
-    steps: int | None = None,
+    calls: int | None = None,
+    planned_calls: int | None = None,
     weights: str | keras.Model | None = None,
 ) -> keras.Model:
     """The network of a run.
@@ -344,14 +350,16 @@ def build_model(
     Args:
         config: The run.
         task: Its task.
-        steps: Of the run, from which options of normalizers follow; None is the layers' own.
+        calls: Of normalizers in training, from which some of their options follow; None leaves
+            these to the layers.
+        planned_calls: How many there were to be when the run began, if it was made longer since.
         weights: What its backbone starts with; None is fresh weights.
 
     Raises:
         UserError: --freeze matches no layer, or leaves nothing to train.
     """
-    calls = None if steps is None else steps * config.accumulate_steps
-    normalizer, of_backbone = config.normalizer(calls), config.backbone_normalizer(calls)
+    normalizer = config.normalizer(calls, planned_calls)
+    of_backbone = config.backbone_normalizer(calls, planned_calls)
     with options_told(config):
         model = task.build_model(normalizer, of_backbone, weights)
     if config.freeze:
