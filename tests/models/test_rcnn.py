@@ -1,5 +1,7 @@
 """Faster and Mask R-CNN: every kind of normalizer, the truth in training, XLA, any size."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,13 +9,16 @@ import tensorflow as tf
 
 import tfnorm
 from tests.models.test_dense import randomize, tiny
-from tfnorm import boxes, models
+from tests.training.running import on_replicas
+from tfnorm import boxes, models, tasks, training
 from tfnorm.boxes import sampling
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.models import registry, truth
 from tfnorm.models.faster_rcnn import anchor_grid
 from tfnorm.models.regions import Found
+from tfnorm.training import strategies
+from tfnorm.training.trainer import Trainer
 
 SHAPE = (16, 24, 3)
 CLASSES = 5
@@ -73,11 +78,16 @@ def step(model, batch):
     return parts, tape.gradient(loss, [v.value for v in model.trainable_variables])
 
 
-@pytest.mark.parametrize("norm", ["bn", "mabn", "cbn", "bkn", "gn"])
+@pytest.mark.parametrize("norm", norms.NAMES)
 def test_a_step_reaches_every_variable_and_all_folds(norm, batch, rng):
     model = build(norm=norm)
+    hosted = 2 + 2 + 2 if norm != "none" else 0
     heads = [x for x in model.layers if x.name.startswith(("box_conv", "mask_conv", "pyramid"))]
-    assert sum(norms.name_of(x) == norm for x in heads) == 2 + 2 + 2
+    named = "gn" if norm == "gn_ws" else norm  # its layer alone; what it adds is in the kernels
+    assert sum(norms.name_of(x) == named for x in heads) == hosted
+    kernels = norms.KERNELS.get(norms.get(norm).kernel, ())
+    wrapped = sum(isinstance(x, kernels) for x in model._flatten_layers())
+    assert wrapped == (3 + 2 + hosted if kernels else 0)  # backbone, laterals, the above
     parts, gradients = step(model, batch)
     assert np.isfinite(parts).all() and (parts.numpy().sum(1) > 0).all()
     for variable, gradient in zip(model.trainable_variables, gradients):
@@ -88,7 +98,7 @@ def test_a_step_reaches_every_variable_and_all_folds(norm, batch, rng):
     randomize(model, rng)
     folded, report = tfnorm.fold(model)
     assert all(row.folded == norms.get(norm).foldable for row in report.rows)
-    assert len(report.rows) == 3 + 2 + 2 + 2 + 2  # backbone, laterals, levels, both heads
+    assert len(report.rows) == (3 + 2 + hosted if hosted else 0)
     ours, theirs = folded(batch["image"]), model(batch["image"])
     for name, expected in theirs.items():
         scale = np.abs(expected).max()
@@ -139,6 +149,36 @@ def test_the_training_step_compiles_and_learns(batch, rng, monkeypatch):
         last, _ = compiled(batch)
     assert len(traces) == 1
     assert tf.reduce_sum(last) < 0.7 * tf.reduce_sum(first)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.mark.parametrize("norm, groups", [("gn", 1), ("bn", 2)])
+def test_two_replicas_train_as_one_device(norm, groups, scenes):
+    """Losses and weights; with bn of one that takes its statistics of as many groups."""
+    pytest.importorskip("pycocotools", reason="pip install 'tfnorm[detection]'")
+    config = training.Config(
+        task="instance_segmentation", backbone="tiny", norm=norm,
+        model_options={**SMALL, "head_convolutions": 1, "max_level": 2, "anchor_size": 4.0},
+        data_dir=scenes, train_examples=8, test_split="test[:1]", replica_batch_size=4, steps=2,
+        learning_rate=0.02, reference_batch_size=0, warmup_epochs=0.0, image_size="64,64",
+    )  # fmt: skip
+    found = []
+    for one in (dataclasses.replace(config, virtual_replicas=groups), on_replicas(config, 2)):
+        trainer = Trainer(one, tasks.load(one), strategies.create(one))
+        before = [v.numpy() for v in trainer.model.trainable_variables]
+        records = trainer.train_steps(trainer.epoch_iterator(0, 0), 2)
+        after = [v.numpy() for v in trainer.model.trainable_variables]
+        found.append((records[:, 0], after))
+    (losses_of_one, ours), (losses_of_two, theirs) = found
+    np.testing.assert_allclose(losses_of_two, losses_of_one, rtol=1e-5)
+    assert losses_of_one[0] != losses_of_one[1]
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_regions_are_drawn_by_the_truth_in_training_alone(batch):
