@@ -248,6 +248,26 @@ def test_forward_mode(name, masked, rng):
         assert not running.number(layers[0].gradient_history).any()
 
 
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_forward_mode_of_online_normalization(is_graph, rng):
+    """The derivative of its forward pass, by differences."""
+    keras.config.set_dtype_policy("float64")
+    x, v = (tf.constant(rng.normal(1, 1, size=(4, 3, 2, 3))) for _ in range(2))
+
+    def after(step):
+        return Single("on", x.shape).layer(x + step * v, training=True)
+
+    layer = Single("on", x.shape).layer
+
+    def derivative():
+        with tf.autodiff.ForwardAccumulator(x, v) as forward:
+            y = layer(x, training=True)
+        return forward.jvp(y)
+
+    found = tf.function(derivative)() if is_graph else derivative()
+    running.assert_close(found, (after(1e-6) - after(-1e-6)) / 2e-6, 1e-6)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

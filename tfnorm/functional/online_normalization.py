@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, fused, xla
+from tfnorm.functional import channelwise, examplewise, forward_mode, fused, xla
 from tfnorm.functional.recurrence import recurrence
 from tfnorm.functional.view import View
 
@@ -110,7 +110,7 @@ def online_normalization(
         def mean_square(values: tf.Tensor) -> tf.Tensor:
             return grouped(channelwise.mean_square(values, valid)[1])
 
-        if rows.shape[1] == 1 or xla.is_compiling():
+        if rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
             found = centred()
         else:
             # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
