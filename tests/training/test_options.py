@@ -9,7 +9,7 @@ import pytest
 from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.schedules import LinearRamp
-from tfnorm.training import flags, options
+from tfnorm.training import flags, options, run_directory
 
 
 def test_options_as_text_and_back():
@@ -89,6 +89,23 @@ def test_a_run_made_longer_keeps_its_window(small, tmp_path, notices):
     assert again.model.layers[2].window == 1
     assert training.evaluate(dataclasses.replace(longer, steps=4000)).loss > 0
     assert "window" not in longer.options_of_run(36, 4000)
+
+
+def test_a_run_of_an_older_checkpoint_keeps_the_window_of_layers(
+    small, tmp_path, notices, monkeypatch
+):
+    """It did not follow from the length of runs then, nor do checkpoints say that."""
+    older = small(norm="mabn", steps=4, train_examples=16, model_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "planned_calls", lambda directory: 0)
+        training.train(older, notice=notices.append, validate=False)
+    assert training.load_model(str(tmp_path))[0].layers[2].window == 16
+    assert training.evaluate(older).loss > 0
+    longer = dataclasses.replace(older, steps=36)
+    assert (
+        training.train(longer, notice=notices.append, validate=False).model.layers[2].window == 16
+    )
+    assert notices[-1].endswith("correction_start_step=300,warmup_steps=18")
 
 
 def test_a_run_prints_them_and_its_layers_have_them(small, notices):

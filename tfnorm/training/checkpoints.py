@@ -43,7 +43,8 @@ class Progress(tf.train.experimental.PythonState):
             run's checkpoints, and the other way round.
         config: The run's configuration, should its own file be lost.
         planned_calls: How often normalizers were to be called when the run began: windows follow
-            from it, and with them the shapes of what is kept; 0 in older checkpoints.
+            from it, and with them the shapes of what is kept; 0 in older checkpoints, whose windows
+            are the layers' own.
     """
 
     step: int = 0

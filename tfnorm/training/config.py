@@ -343,7 +343,7 @@ class Config:
 
         Args:
             steps: how often it will be called in training.
-            planned: how often it was to be when the run began, if the run was made longer since.
+            planned: how often it was to be when the run began, as of `Progress.planned_calls`.
         """
         advised = _advised(self.norm, steps, planned)
         return {name: value for name, value in advised.items() if name not in self.norm_options}
@@ -464,6 +464,9 @@ def _check_limits(config: Config) -> None:
 def _advised(name: str, steps: int, planned: int | None) -> dict[str, Any]:
     """What follows from a normalizer's steps; its window, and its state's shape, from the plan."""
     of_steps = norms.get(name).of_steps
-    options, first = of_steps(steps), of_steps(planned or steps)
+    options = of_steps(steps)
+    if planned is None:
+        return options
     options.pop("window", None)
+    first = of_steps(planned) if planned else {}  # older checkpoints do not say it
     return {**options, "window": first["window"]} if "window" in first else options

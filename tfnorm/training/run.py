@@ -157,7 +157,7 @@ def load_run(
     config = run_directory.trained_config(directory, notice)
     task = tasks.load(config)
     with _policy(config.mixed_precision):
-        model = build_model(config, task, run_directory.planned_calls(directory))
+        model = build_model(config, task, run_directory.planned_calls(directory) or None)
     averages = Averages(model, config.ema_decay) if config.ema_decay else None
     progress = Progress()
     _restore_to_evaluate(directory, notice, model, averages, progress=progress)

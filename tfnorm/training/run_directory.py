@@ -121,9 +121,9 @@ def _config_json(directory: pathlib.Path, notice: Notice) -> Config | None:
 
 
 def planned_calls(directory: pathlib.Path) -> int | None:
-    """How often normalizers were to be called when the run began; None if nothing says it."""
+    """As `Progress.planned_calls`, of the newest checkpoint; None if there is none."""
     progress = newest_progress(directory / "checkpoints")
-    return (progress.planned_calls or None) if progress else None
+    return progress.planned_calls if progress else None
 
 
 def trained_config(directory: pathlib.Path, notice: Notice) -> Config:

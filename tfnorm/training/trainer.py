@@ -56,7 +56,7 @@ class Trainer:
         steps_per_epoch: Whole global batches in the training examples.
         total_steps: Steps of the run.
         calls: How often its normalizers are called in training.
-        planned_calls: How often they were to be when the run began.
+        planned_calls: How often they were to be when the run began, as of `Progress`.
         payloads: Bytes that a replica hands to each collective of its normalizers in a step;
             None before the first step.
     """
@@ -79,7 +79,7 @@ class Trainer:
         self.steps_per_epoch = pipeline.steps_per_epoch(task.dataset.train, self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
         self.calls = self.total_steps * config.accumulate_steps
-        self.planned_calls = planned_calls or self.calls
+        self.planned_calls = self.calls if planned_calls is None else planned_calls
         self._parts = self.replicas * config.accumulate_steps
         # Right here: whatever else draws from the global generators must not move the weights.
         keras.utils.set_random_seed(config.seed)
