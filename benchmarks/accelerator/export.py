@@ -8,6 +8,7 @@ BatchNormalization; bkn has a layer before it. Of the largest shape the forward 
 itself too, for the passes that each of the two makes. Networks: a training step of ResNet-50.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -31,7 +32,6 @@ from tfnorm import commands
 from tfnorm.errors import UserError
 
 LARGEST = (2, 200, 304, 256)
-_DTYPES = ("float32", "bfloat16")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _NETWORK = "ResNet-50"
 
@@ -133,18 +133,15 @@ def of_networks(
             yield Program(table, norm, BASELINE, None, described, file), text
 
 
-class _policy:
+@contextlib.contextmanager
+def _policy(dtype: str) -> Iterator[None]:
     """Keras' policy of a dtype, for what is made in a block."""
-
-    def __init__(self, dtype: str) -> None:
-        self._name = _POLICIES[dtype]
-
-    def __enter__(self) -> None:
-        self._before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self._name)
-
-    def __exit__(self, *error: object) -> None:
-        keras.config.set_dtype_policy(self._before)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(_POLICIES[dtype])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _file(title: str) -> str:
@@ -160,7 +157,7 @@ def _define() -> flags.FlagValues:
     shapes = ["x".join(map(str, shape)) for shape in shapes]
     flags.DEFINE_list("shapes", shapes, text, flag_values=values)
     text = "float32, bfloat16; of a network the latter is mixed precision."
-    flags.DEFINE_list("dtypes", list(_DTYPES), text, flag_values=values)
+    flags.DEFINE_list("dtypes", list(_POLICIES), text, flag_values=values)
     text = "Of layers, by their names in benchmarks.layers; all if empty."
     flags.DEFINE_list("layers", [], text, flag_values=values)
     text = f"Whether {_NETWORK} is exported too."
@@ -175,11 +172,10 @@ def _define() -> flags.FlagValues:
 def run(values: flags.FlagValues) -> None:
     """Exports layers and networks, a line a program."""
     shapes = [_shape(text) for text in values.shapes]
-    unknown = sorted(set(values.dtypes) - set(_DTYPES))
+    unknown = sorted(set(values.dtypes) - set(_POLICIES))
     if unknown:
-        raise UserError(
-            f"no such dtype: {', '.join(unknown)}; the known ones are float32, bfloat16"
-        )
+        known = ", ".join(_POLICIES)
+        raise UserError(f"no such dtype: {', '.join(unknown)}; the known ones are {known}")
     exported = of_layers(shapes, values.dtypes, values.layers)
     if values.networks:
         size = values.image_size, values.batch

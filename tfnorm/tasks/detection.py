@@ -22,8 +22,8 @@ class Detection:
 
     Images are resized, their aspect kept, onto a canvas of `image_size` in training and in
     evaluation; boxes are evaluated in the pixels of the files. A box around a crowd (COCO), and
-    an object that is marked as difficult (VOC), is neither to be found nor counted as missed. How
-    large an object is says the data set (COCO: the pixels of its mask), else its box.
+    an object that is marked as difficult (VOC), is neither to be found nor counted as missed. The
+    size of an object is what the data set says (COCO: the pixels of its mask), else its box's.
     """
 
     needed = ("image", "boxes", "classes")

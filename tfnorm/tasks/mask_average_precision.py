@@ -26,9 +26,9 @@ class MaskAveragePrecision:
 
     Masks are compared in the pixels of the files. What is there is read from the records anew, for
     no batch could carry it: masks may overlap, and each image has its own size. A measure without
-    any object is NaN. How large an object is says the data set (COCO's areas are of polygons), else
-    its mask, for masks and boxes alike, as in COCO's own evaluation. What matches a crowd counts
-    neither for nor against.
+    any object is NaN. The size of an object is what the data set says (COCO's areas are of
+    polygons), else its mask's, for masks and boxes alike, as in COCO's own evaluation. What matches
+    a crowd counts neither for nor against.
 
     Args:
         detect: From the network's outputs and a batch to [b, ...] of "boxes", "scores", "classes",
