@@ -104,9 +104,9 @@ class WindowRun(training.Config):
     burn_in_steps: int = 0
     whole_gradient: bool = False
 
-    def normalizer(self, steps: int | None = None) -> norms.Normalizer:
+    def normalizer(self, steps: int | None = None, planned: int | None = None) -> norms.Normalizer:
         """In place of that of the field `norm`, whatever the number of steps."""
-        del steps
+        del steps, planned
         options = {
             "burn_in_steps": self.burn_in_steps,
             "whole_gradient": self.whole_gradient,

@@ -84,9 +84,9 @@ class WatchedCrossIteration(CrossIterationBatchNormalization):
 class WatchedRun(training.Config):
     """A run whose `norm_options` are those of `WatchedCrossIteration`."""
 
-    def normalizer(self, steps: int | None = None) -> norms.Normalizer:
+    def normalizer(self, steps: int | None = None, planned: int | None = None) -> norms.Normalizer:
         """In place of that of the field `norm`, whatever the number of steps."""
-        del steps
+        del steps, planned
         options = {**self.norm_options, "virtual_replicas": self.virtual_replicas}
         own = norms.get("cbn", **options)
         return dataclasses.replace(own, layer_class=WatchedCrossIteration)
