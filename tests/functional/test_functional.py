@@ -1,5 +1,7 @@
 """The functions without layers: tensors in, tensors out, with collectives of one's own."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -159,3 +161,37 @@ def test_every_layout_of_the_fused_kernels(rng, function, positions, channels, i
 
     for a, b in zip(run("float32"), run("float64"), strict=True):
         running.assert_close(a, b, 1e-4)
+
+
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_derivatives_of_both_orders_through_the_kernels(rng, synchronized):
+    """Of a tf.function they are those of the plain operations, which float64 takes."""
+    x, weights = rng.normal(1, 2, (2, 3, 16, 4))
+    gamma, beta, *_ = parameters(rng, 4)
+    normalize = functional.batch_normalization
+    if synchronized:
+        normalize = functools.partial(
+            functional.synchronized_batch_normalization,
+            gather=lambda values: values[None],
+            reduce_sum=tf.identity,
+        )
+
+    def first_order(x, weights, gamma, beta):
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma])
+            y = normalize(x, gamma, beta)[0]
+            loss = tf.reduce_sum(weights * y**2)
+        return tape.gradient(loss, [x, gamma])
+
+    def both_orders(first_order, dtype):
+        given = [tf.constant(v, dtype) for v in (x, weights, gamma, beta)]
+        sources = given[0], given[2]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            first = first_order(*given)
+            penalty = tf.reduce_sum(first[0] ** 3) + tf.reduce_sum(first[1])
+        return [*first, *tape.gradient(penalty, sources)]
+
+    by_kernels = both_orders(tf.function(first_order), tf.float32)
+    for a, b in zip(by_kernels, both_orders(first_order, tf.float64), strict=True):
+        running.assert_close(a, b, 1e-5)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, forward_mode, rounding, xla
+from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, xla
 from tfnorm.functional.channelwise import Moments, at_positions
 from tfnorm.functional.traced_once import traced_once
 
@@ -252,16 +252,17 @@ def _gradient(
     # At inference this kernel alone is slower on many images (1.1 times); in training it has to
     # see what the forward kernel saw.
     view = _as_images if is_training else _as_image
-    result = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=view(dy),
-        x=view(x),
-        scale=_of_one_group(scale),
-        reserve_space_1=reserved[0],
-        reserve_space_2=reserved[1],
-        reserve_space_3=reserved[2],
-        epsilon=epsilon,
-        is_training=is_training,
-    )
+    with second_derivative.in_graphs():
+        result = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=view(dy),
+            x=view(x),
+            scale=_of_one_group(scale),
+            reserve_space_1=reserved[0],
+            reserve_space_2=reserved[1],
+            reserve_space_3=reserved[2],
+            epsilon=epsilon,
+            is_training=is_training,
+        )
     return _from_images(result.x_backprop), result.scale_backprop, result.offset_backprop
 
 
