@@ -75,6 +75,15 @@ def test_recomputation(name, is_graph):
             running.assert_close(running.number(b), running.number(a), 1e-5, a.name)
 
 
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_recomputation_of_a_graph_is_refused(name):
+    """It would count its steps twice; within a graph it is fine, see above."""
+    layer = Single(name, SHAPE).layer
+    call = tf.recompute_grad(tf.function(lambda x: layer(x, training=True)))
+    with pytest.raises(ValueError, match=r"tf\.recompute_grad of a tf\.function\. Give"):
+        call(tf.ones(SHAPE))
+
+
 def recomputing_step(layer, is_recomputed):
     def block(x):
         y = layer(x, training=True)

@@ -44,10 +44,15 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
     are computed with in float32 (float64 under float64), and y is in the compute dtype: inputs
     in float32 that half precision could not hold are no fault. A step whose moments are not finite,
     because an example was NaN, infinite or too large to be squared, leaves the state alone.
+    A forward pass that tf.recompute_grad or a keras.RematScope runs again changes no state twice.
+    For that it has to be Python's: tf.recompute_grad takes the model itself, and tf.function stands
+    around the step that takes the gradient. Of a tf.function it would run one graph twice, in which
+    the passes are the same.
 
     Raises:
         ValueError: an argument is out of its bounds; an input has no axis of that number, or is
-            ragged or sparse where that cannot be.
+            ragged or sparse where that cannot be; it is traced, to train, in a tf.function that
+            tf.recompute_grad runs (one that was traced before counts its steps twice).
     """
 
     # Whether the positions of a batch may stand in rows of any length.

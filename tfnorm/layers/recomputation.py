@@ -2,7 +2,8 @@
 
 The second pass has to see the state that the first one saw, and to leave it as it is. TensorFlow
 does not tell anyone that it recomputes ("TODO: add is_recomputing" stands in its source), so the
-call stack has to.
+call stack has to. It cannot where a tf.function is recomputed: its one graph runs in both passes,
+and is traced in the first.
 """
 
 import sys
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 _MODULE = "tensorflow.python.ops.custom_gradient"
 _FIRST, _SECOND = "inner", "inner_recompute_grad"
+_TRACING_MODULE = "tensorflow.python.eager.polymorphic_function.tracing_compilation"
 
 
 class _Reads:
@@ -43,7 +45,11 @@ def is_second_pass() -> bool:
 
 
 def read(variable: Any) -> tf.Tensor:
-    """The variable's value; in a second pass, the one that the first pass read."""
+    """The variable's value; in a second pass, the one that the first pass read.
+
+    Raises:
+        ValueError: a tf.function stands between the recomputation and the layer.
+    """
     frame = _outermost_frame()
     if frame is None:
         return tf.convert_to_tensor(variable)
@@ -61,10 +67,18 @@ def read(variable: Any) -> tf.Tensor:
 
 def _outermost_frame() -> Any:
     """Of recomputation, as one may stand within another; None outside of any."""
-    found, frame = None, sys._getframe(1)
+    found, is_traced, frame = None, False, sys._getframe(1)
     while frame is not None:
-        is_one = frame.f_code.co_name in (_FIRST, _SECOND)
-        if is_one and frame.f_globals.get("__name__") == _MODULE:
+        module = frame.f_globals.get("__name__")
+        if module == _MODULE and frame.f_code.co_name in (_FIRST, _SECOND):
+            if is_traced:
+                raise ValueError(
+                    "a normalizer cannot train in a tf.function that is recomputed: both passes "
+                    "would change its state, because they run the same graph. Received: "
+                    "tf.recompute_grad of a tf.function. Give tf.recompute_grad the Python "
+                    "function, and put tf.function around the step that takes the gradient."
+                )
             found = frame
+        is_traced = is_traced or module == _TRACING_MODULE
         frame = frame.f_back
     return found
