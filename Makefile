@@ -66,9 +66,10 @@ types: $(READY)
 docs: $(EXTRAS_READY)
 	$(BIN)/mkdocs build --strict
 
-# Takes up to 15 minutes on two cores; writes results/benchmarks.
+# Takes up to 15 minutes on two cores; writes results/benchmarks, and its figures into the pages.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.quotes
 
 # The wheel in a clean environment, away from the checkout.
 test-wheel: $(READY)

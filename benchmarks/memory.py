@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -142,7 +142,7 @@ def run(values: flags.FlagValues) -> None:
     kept = {norm: kept_tensors(_layer(norm), _SHAPE) for norm in (BASELINE, *values.norms)}
     records = []
     for network in values.networks:
-        own = [_of_process(norm, network, values) for norm in kept]
+        own = list(_of_processes(kept, network, values))
         records += [{**record, "kept": kept[record["norm"]]} for record in own]
         _show(records[-len(own) :], f"{network}, {values.steps} training steps", values.batch)
     print(
@@ -155,11 +155,13 @@ def run(values: flags.FlagValues) -> None:
     measuring.write(values.output, records)
 
 
-def _of_process(norm: str, network: str, values: flags.FlagValues) -> dict[str, Any]:
+def _of_processes(
+    names: Iterable[str], network: str, values: flags.FlagValues
+) -> Iterator[dict[str, Any]]:
     given = {"networks": network, "batch": values.batch, "steps": values.steps}
-    record = {"network": network, **measuring.alone("memory", norm, **given)}
-    print(f"{network}, {norm}: {record['peak_bytes'] / 1e6:.0f} MB", flush=True)
-    return record
+    for record in measuring.each_alone("memory", names, **given):
+        print(f"{network}, {record['norm']}: {record['peak_bytes'] / 1e6:.0f} MB", flush=True)
+        yield {"network": network, **record}
 
 
 def _show(records: Sequence[Mapping[str, Any]], title: str, batch: int) -> None:

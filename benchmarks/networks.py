@@ -1,5 +1,6 @@
 """Whole networks under each norm, beside the same network with Keras' BatchNormalization."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,14 @@ from tfnorm import models
 from tfnorm.layers import norms
 
 BASELINE = "Keras BN"
+KERAS = dataclasses.replace(norms.get("bn"), layer_class=keras.layers.BatchNormalization)
+"""Keras' layer, for networks of `tfnorm.models`."""
 TRAINED = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
 
 
 def resnet20() -> keras.Model:
     """The CIFAR network of He et al. (2015), for images of 32×32."""
-    model = models.build("resnet20", norms.get("bn"), (32, 32, 3), 10)
-    return keras.models.clone_model(model, clone_function=_with_keras_layer)
+    return models.build("resnet20", KERAS, (32, 32, 3), 10)
 
 
 def resnet50(side: int = 64) -> keras.Model:
@@ -74,11 +76,3 @@ def sgd_step(model: keras.Model, loss: Callable[..., tf.Tensor]) -> Callable[...
         return value
 
     return step
-
-
-def _with_keras_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    config: dict[str, Any] = layer.get_config()
-    if not isinstance(layer, tfnorm.layers.BatchNormalization):
-        return layer.__class__.from_config(config)
-    names = ("name", "axis", "momentum", "epsilon", "center", "scale")
-    return keras.layers.BatchNormalization(**{name: config[name] for name in names})

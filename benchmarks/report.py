@@ -7,8 +7,9 @@ from benchmarks.layers import AGAIN, BASELINE
 
 _HEAD = """# Benchmarks
 
-Made by `make bench`. A ratio is the median over rounds in which all that is compared takes turns,
-within one process, relative to the first line of its table; in brackets its quartiles.
+Made by `make bench`, the part mask_rcnn by `python -m benchmarks.bench --parts=mask_rcnn`. A ratio
+is the median over rounds in which all that is compared takes turns, within one process, relative to
+the first line of its table; in brackets its quartiles.
 """
 
 
@@ -22,7 +23,7 @@ def markdown(bench: Mapping[str, Any]) -> str:
     sections = [_HEAD, _machine(bench["machine"]), _noise(parts)]
     for name, part in parts.items():
         sections.append(
-            f"## benchmarks.{name}\n\n{part['seconds']:.0f} s, from {part['started']}; "
+            f"## {name}\n\n{part['seconds']:.0f} s, from {part['started']}; "
             f"load average before: {part['load']:.1f}.\n"
         )
         records = part["records"]
@@ -81,6 +82,8 @@ def _cell(record: Mapping, name: str) -> str:
     figure = record["figures"].get(name)
     if figure is None:
         return "-"
+    if "bytes" in figure:
+        return f"{figure['ratio']:.2f} ({figure['bytes'] / 1e6:.0f} MB)"
     low, high = figure["quartiles"]
     text = f"{figure['ratio']:.2f} ({low:.2f} to {high:.2f})"
     limit = record.get("limit_milliseconds")

@@ -23,7 +23,8 @@ def parts(monkeypatch, tmp_path):
             "pathlib.Path(sys.argv[1].split('=')[1]).write_text(here.read_text())\n"
         )
         (package / f"{name}.json").write_text(json.dumps([{"of": name}]))
-    monkeypatch.setattr(bench, "PARTS", {"first": (), "second": ("--rounds=2",)})
+    monkeypatch.setattr(bench, "PARTS", {"first": ("first",), "second": ("second", "--rounds=2")})
+    monkeypatch.setattr(bench, "MORE", {"other": ("first", "--of=others")})
     monkeypatch.chdir(tmp_path / "code")
     return package
 
@@ -48,6 +49,15 @@ def test_a_part_alone_leaves_the_others(parts, tmp_path):
     assert [part["records"][0]["of"] for part in found.values()] == ["later", "second"]
 
 
+def test_what_is_not_run_each_time_stays_and_is_run_where_it_is_asked_for(parts, tmp_path):
+    directory = f"--output_dir={tmp_path}/out"
+    assert bench.main(["bench", directory, "--parts=other"]) == 0
+    assert bench.main(["bench", directory]) == 0
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())["parts"]
+    assert list(found) == ["first", "second", "other"]
+    assert "## other\n" in (tmp_path / "out" / "bench.md").read_text()
+
+
 def test_a_part_that_fails_leaves_nothing(parts, tmp_path, capfd):
     (parts / "second.json").unlink()
     assert bench.main(["bench", f"--output_dir={tmp_path}/out"]) == 1
@@ -58,12 +68,12 @@ def test_a_part_that_fails_leaves_nothing(parts, tmp_path, capfd):
 def test_an_unknown_part_is_told(parts, capfd):
     assert bench.main(["bench", "--parts=first,third"]) == 2
     assert capfd.readouterr().err == (
-        "tfnorm: error: no such part: third; the known ones are first, second\n"
+        "tfnorm: error: no such part: third; the known ones are first, second, other\n"
     )
 
 
 def test_real_parts_are_modules_that_take_their_flags():
-    for name, arguments in bench.PARTS.items():
+    for name, *arguments in (bench.PARTS | bench.MORE).values():
         module = __import__(f"benchmarks.{name}", fromlist=["_define"])
         values = module._define()
         assert values([sys.argv[0], "--output=x", *arguments]) == [sys.argv[0]]
@@ -89,3 +99,11 @@ def test_report_has_a_column_a_record_and_says_how_noisy_it_was():
     assert "61 s, from now; load average before: 0.2.\n" in text
     assert "| one layer | a | b |\n| --- | --: | --: |\n" in text
     assert "| bn | 0.46 (0.40 to 0.50), 1.5 × limit | - |\n" in text
+
+
+def test_memory_has_a_cell_without_quartiles():
+    figures = {"Keras BN": {"bytes": 4e6, "ratio": 1.0}, "bn": {"bytes": 5.3e6, "ratio": 1.325}}
+    record = {"table": "memory", "column": "a", "figures": figures}
+    part = {"started": "now", "seconds": 1, "load": 0, "printed": "", "records": [record]}
+    text = report.markdown({"machine": {}, "parts": {"dense": part}})
+    assert "| memory | a |\n| --- | --: |\n| Keras BN | 1.00 (4 MB) |\n| bn | 1.32 (5 MB) |" in text

@@ -90,3 +90,13 @@ def test_a_norm_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     (package / "some.py").write_text("raise SystemExit(3)")
     with pytest.raises(subprocess.CalledProcessError):
         measuring.alone("some", "cbn")
+
+
+def test_several_norms_are_measured_at_once_and_told_in_their_order(monkeypatch):
+    def alone(program, norm, **given):
+        time.sleep({"bn": 0.2, "cbn": 0.1, "gn": 0}[norm])
+        return {"program": program, "norm": norm, **given}
+
+    monkeypatch.setattr(measuring, "alone", alone)
+    found = list(measuring.each_alone("some", ["bn", "cbn", "gn"], batch=2))
+    assert found == [{"program": "some", "norm": n, "batch": 2} for n in ("bn", "cbn", "gn")]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import inference, mask_rcnn, measuring, memory, networks, startup, training
+from benchmarks import inference, memory, networks, startup, training
 from benchmarks import layers as layer_benchmark
 from tfnorm import layers
 from tfnorm.layers import norms
@@ -80,28 +80,6 @@ def test_inference_compares_savedmodels(small, tmp_path):
     assert list(record["figures"]) == [
         "no normalizer", "folded by tfnorm", "exported by Keras", "GroupNormalization",
     ]  # fmt: skip
-
-
-def test_mask_rcnn_has_a_line_a_norm(monkeypatch, tmp_path, capsys):
-    """Steps and folded inference of a smaller one, in this process."""
-    monkeypatch.setattr(mask_rcnn, "_BACKBONE", "resnet8")
-    small = {"head_width": 8, "head_convolutions": 1, "fc_width": 8, "max_level": 2, "regions": 8}
-    monkeypatch.setattr(mask_rcnn, "_OPTIONS", {**mask_rcnn._OPTIONS, **small})
-
-    def in_this_process(program, norm, **given):
-        values = mask_rcnn._define()
-        flags = {"alone": norm, **given}.items()
-        values([program, *(f"--{name}={value}" for name, value in flags)])
-        return {"norm": norm, **mask_rcnn.alone(values)}
-
-    monkeypatch.setattr(measuring, "alone", in_this_process)
-    output = f"--output={tmp_path / 'mask_rcnn.json'}"
-    command = ["mask_rcnn", "--norms=cbn", "--image_size=18", "--batch=1", "--rounds=2", output]
-    assert mask_rcnn.main(command) == 0
-    (record,) = json.loads((tmp_path / "mask_rcnn.json").read_text())
-    assert record["norm"] == "cbn" and record["normalizers_left"] == 0
-    assert record["step_milliseconds"] > 0 and record["inference_milliseconds"] > 0
-    assert "Mask R-CNN, 1 images of 18×18 a step; inference of one" in capsys.readouterr().out
 
 
 def test_resnet20_has_the_layers_of_keras():

@@ -1,0 +1,61 @@
+"""Figures of speed and memory on the pages are those that were measured."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import quotes
+from tfnorm.errors import UserError
+
+PARTS = json.loads((quotes._ROOT / quotes._BENCH).read_text(encoding="utf-8"))["parts"]
+PAGES = {path.name: path for path in quotes.pages()}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_quotes_what_bench_json_says(name):
+    text = PAGES[name].read_text(encoding="utf-8")
+    assert quotes.quoted(text, PARTS) == text, "python -m benchmarks.quotes"
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("README.md", "## What it costs", "## Read on"),
+        ("benchmarks.md", "# Benchmarks", "## What exporters leave"),
+    ],
+)
+def test_no_figure_stands_beside_them(name, start, end):
+    """Each has to come from bench.json, or nobody would notice that it is old."""
+    text = PAGES[name].read_text(encoding="utf-8")
+    section = text[text.index(start) : text.index(end)]
+    assert quotes._MARKED.search(section)
+    assert not re.findall(r"\d\.\d", quotes._MARKED.sub("", section))
+
+
+def layer(column, **ratios):
+    figures = {
+        name: {"milliseconds": 4 * ratio, "ratio": ratio, "quartiles": [ratio, ratio]}
+        for name, ratio in ratios.items()
+    }
+    record = {"table": "one layer, training", "column": column, "figures": figures}
+    return {**record, "limit_milliseconds": 2}
+
+
+def test_what_stands_between_marks_is_put_there():
+    parts = {"layers": {"records": [layer("a", bn=0.404), layer("b", bn=0.456, brn=0.61)]}}
+    text = "It takes <!-- measured: layer of bn -->9.99<!-- end -->, limit <!-- measured: limit of"
+    text += " bn -->\n\nold\n\n<!-- end -->\n"
+    assert quotes.quoted(text, parts) == (
+        "It takes <!-- measured: layer of bn -->0.40 to 0.46<!-- end -->, limit <!-- measured: "
+        "limit of bn -->\n\n0.8 to 0.9\n\n<!-- end -->\n"
+    )
+    parts["layers"]["records"].pop()
+    assert "-->0.40<!-- end -->" in quotes.quoted(text, parts)
+
+
+def test_what_is_not_known_or_not_measured_is_told():
+    with pytest.raises(UserError, match="no figures are called 'nothing'; known are summary, "):
+        quotes.quoted("<!-- measured: nothing --><!-- end -->", PARTS)
+    with pytest.raises(UserError, match="lacks 'training', which 'networks' needs: run make bench"):
+        quotes.quoted("<!-- measured: networks --><!-- end -->", {})
