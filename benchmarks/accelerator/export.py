@@ -41,8 +41,11 @@ def lowered(
 ) -> tuple[str, tuple[Argument, ...]]:
     """The StableHLO of a Python function of tensors, and what its variables and they look like.
 
-    XLA takes tensors first, then the variables that are read or written. A tf.TensorSpec stands for
-    numbers of a normal distribution.
+    XLA takes the tensors first, then what the function captures. A tf.TensorSpec stands for numbers
+    of a normal distribution.
+
+    Raises:
+        ValueError: XLA takes other arguments.
     """
 
     def of_tensors(*flat: tf.Tensor) -> Any:
@@ -52,12 +55,23 @@ def lowered(
     specs = [_spec(x) for x in tf.nest.flatten(arguments)]
     text = compiled.experimental_get_compiler_ir(*specs)(stage="stablehlo")
     concrete = compiled.get_concrete_function(*specs)
-    captured = [(x, internal.dtype == tf.resource) for x, internal in concrete.graph.captures]
     found = [_described(x) for x in tf.nest.flatten(arguments)]
-    found += [_described(x) for x, is_variable in captured if not is_variable]
-    handles = [x for x, is_variable in captured if is_variable]
-    found += [_described(_value(handle, concrete.graph.variables)) for handle in handles]
-    return stablehlo.portable(text), tuple(found)
+    for captured, internal in concrete.graph.captures:
+        is_variable = internal.dtype == tf.resource
+        value = _value(captured, concrete.graph.variables) if is_variable else captured
+        found.append(_described(value))
+    text = stablehlo.portable(text)
+    _check(text, found)
+    return text, tuple(found)
+
+
+def _check(text: str, arguments: Sequence[Argument]) -> None:
+    """Raises a ValueError if the module takes arguments of other shapes or in another order."""
+    (head,) = re.findall(r"^ *func\.func (?:public )?@main\((.*)$", text, re.MULTILINE)
+    taken = re.findall(r"%arg\d+: tensor<((?:\d+x)*)", head)
+    given = ["".join(f"{size}x" for size in argument.shape) for argument in arguments]
+    if taken != given:
+        raise ValueError(f"the module takes tensors of {taken}, but what is known is {given}")
 
 
 def _spec(x: tf.Tensor | tf.TensorSpec) -> tf.TensorSpec:

@@ -2,11 +2,13 @@
 
     python -m benchmarks.accelerator run [--directory=runs/accelerator] [--programs=REGEX]
 
-What is compared in a table takes turns. Beside the time stand the bytes that a program moves and
-its floating-point operations, both by XLA's cost analysis; the share that these bytes in that time
-are of what the device copies in it; and how often the program goes over arrays of the size of x:
-kernels that do, and arrays that they read and write. With --topology=v5e:2x2 it compiles for TPUs
-of that kind, which need not be there (`pip install libtpu` must be): nothing is timed then.
+What is compared in a table takes turns. A layer's program runs many times for one call, so that the
+time of the call counts for little; that of a network is called as it is. Beside the time stand the
+bytes that a program moves and its floating-point operations, both by XLA's cost analysis; the share
+that these bytes in that time are of what the device copies in it; and how often the program goes
+over arrays of the size of x: kernels that do, and arrays that they read and write. With
+--topology=v5e:2x2 it compiles for TPUs of that kind, which need not be there (`pip install libtpu`
+must be): nothing is timed then.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accelerator import passes, programs
+from benchmarks.accelerator import passes, programs, stablehlo
 from benchmarks.accelerator.programs import Program
 
 try:
@@ -145,6 +147,23 @@ def copy_bandwidth(device: Any, rounds: int = 10) -> float:
     return 2 * size / statistics.median(times)
 
 
+class _Step:
+    """What is timed of a program: of a layer's so many in one call that the call counts little."""
+
+    def __init__(
+        self, device: Device, directory: pathlib.Path, program: Program, executable: Any
+    ) -> None:
+        self.executable, self.arguments, self.times = executable, device.put(program), 1
+        if program.elements is not None:
+            self.times = _enough(self.run)
+            text = stablehlo.repeated(programs.text_of(directory, program), self.times)
+            self.executable = device.compiled(text)
+
+    def run(self) -> list[Any]:
+        """The outputs, which may still be computed."""
+        return call(self.executable, self.arguments)
+
+
 def measure(
     table: Sequence[Program], directory: pathlib.Path, device: Device, rounds: int, bandwidth: float
 ) -> list[Result]:
@@ -153,11 +172,9 @@ def measure(
     results = list(map(analysed, table, executables))
     if not device.is_there:
         return results
-    functions = []
-    for program, executable in zip(table, executables):
-        arguments = device.put(program)
-        functions.append(lambda executable=executable, own=arguments: call(executable, own))
-    times = timed(functions, rounds)
+    steps = [_Step(device, directory, *own) for own in zip(table, executables)]
+    times = timed([step.run for step in steps], rounds)
+    times = [[t / step.times for t in own] for step, own in zip(steps, times)]
     baseline = [program.name == program.baseline for program in table].index(True)
     for result, own in zip(results, times):
         ratios = [a / b for a, b in zip(own, times[baseline], strict=True)]
@@ -229,24 +246,25 @@ def run(values: argparse.Namespace) -> None:
     if not tables:
         raise ValueError(f"--programs={values.programs} matches none of {len(found)} programs")
     device = Device(values.topology)
-    bandwidth = copy_bandwidth(device.device) if device.is_there else 0.0
-    kind = device.device.device_kind
-    told = f", which copies {bandwidth / 1e9:.1f} GB/s" if bandwidth else ", compiled for only"
-    print(f"{kind}{told}; JAX {jax.__version__}", flush=True)
-    results = []
+    record = {
+        "device": device.device.device_kind, "jax": jax.__version__,
+        "copy_bytes_per_second": None, "results": [],
+    }  # fmt: skip
+    told = ", compiled for only"
+    if device.is_there:
+        bandwidth = record["copy_bytes_per_second"] = copy_bandwidth(device.device)
+        told = f", which copies {bandwidth / 1e9:.1f} GB/s"
+    print(f"{record['device']}{told}; JAX {record['jax']}", flush=True)
     for table, own in tables.items():
+        bandwidth = record["copy_bytes_per_second"] or 0.0
         measured = measure(own, directory, device, values.rounds, bandwidth)
         print(f"\n{table}")
         print("\n".join(lines(measured, own[0].baseline)), flush=True)
-        results += measured
-    if values.output:
-        record = {
-            "device": kind, "jax": jax.__version__, "copy_bytes_per_second": bandwidth or None,
-            "results": [dataclasses.asdict(result) for result in results],
-        }  # fmt: skip
-        path = pathlib.Path(values.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        record["results"] += map(dataclasses.asdict, measured)
+        if values.output:  # After each table: a device may be there for a while only.
+            path = pathlib.Path(values.output)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -114,8 +115,8 @@ def test_jax_computes_what_the_layer_does(rng):
     assert [a.shape for a in described] == [np.shape(v) for v in values]
     wanted = [v.numpy() for v in in_graph(x, [], dy)]
     device = run.Device()
-    outputs = run.call(device.compiled(text), [run.jax.numpy.asarray(v) for v in values])
-    outputs = list(map(np.asarray, outputs))
+    values = [run.jax.numpy.asarray(v) for v in values]
+    outputs = list(map(np.asarray, run.call(device.compiled(text), values)))
     for got, want in zip(outputs, wanted):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
     # Then the variables that were written, in an order of XLA's own.
@@ -126,6 +127,17 @@ def test_jax_computes_what_the_layer_does(rng):
         assert any(
             got.shape == v.shape and np.allclose(got, v, rtol=2e-5, atol=1e-5) for v in changed
         )
+
+    # Repeated, it takes the same arguments every time, and no time is saved.
+    often = device.compiled(stablehlo.repeated(text, 3))
+    for got, want in zip(run.call(often, values), outputs, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+    (module,) = often.hlo_modules()
+    (body,) = re.findall(r" while\(.*body=(%[\w.]+)", module.to_string())
+    computations = module.to_string().split("\n\n")
+    (looped,) = [c for c in computations if c.startswith(f"{body} ")]
+    (entry,) = [c for c in computations if c.startswith("ENTRY")]
+    assert looped.count(" fusion(") >= entry.count(" fusion(") > 5
 
 
 @needs_jax
