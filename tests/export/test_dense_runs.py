@@ -1,5 +1,6 @@
 """Exports of segmentation and detection runs: uint8 images of any size to classes or boxes."""
 
+import importlib.util
 import json
 import re
 
@@ -13,6 +14,8 @@ from tfnorm.boxes import paste
 from tfnorm.errors import RunError
 from tfnorm.export import saved_model
 from tfnorm.export.__main__ import main
+from tfnorm.export.formats import FORMATS
+from tfnorm.export.verify import RUNTIMES, answers
 from tfnorm.serving import ClassMap
 
 MODELS = {
@@ -33,6 +36,15 @@ OPTIONS = {
         "proposals": 40,
     },
 }
+# What suppresses the boxes of a detector is not in every format.
+WRITTEN = {
+    "segmentation": ("litert", "onnx"), "detection": ("onnx",), "instance_segmentation": (),
+}  # fmt: skip
+
+
+def others(task):
+    """Formats beside the SavedModel that a task is written in here, and are installed."""
+    return [f for f in WRITTEN[task] if all(map(importlib.util.find_spec, FORMATS[f].modules))]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -68,7 +80,9 @@ def exported(request, tmp_path_factory):
         printed = []
         patch.setattr(training, "load_run", randomized)
         patch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
+        written = ",".join(["saved_model", *others(request.param)])
         arguments = [f"--model_dir={config.model_dir}", f"--directory={folder / 'out'}"]
+        arguments += [f"--format={written}"]
         code = main(["export", *arguments])
     assert code == 0
     model = randomized(config.model_dir)[0]
@@ -141,13 +155,53 @@ def _agree(answer, expected, size):
 
 
 def test_is_verified_and_has_no_normalizer_left(exported):
-    *_, printed = exported
+    task, _, _, printed = exported
     ((folded, of),) = re.findall(r"(\d+) of (\d+) normalizers folded", printed)
     assert folded == of and int(of) >= 9
+    runtimes = "".join(
+        f", {RUNTIMES[x]}" for f in others(name_of(task)) for x in FORMATS[f].runtimes
+    )
     assert (
         "verified without tfnorm and Keras on batches of 1, 3 by tf.saved_model.load, "
-        "TensorFlow's C API: largest difference "
+        f"TensorFlow's C API{runtimes}: largest difference "
     ) in printed
+
+
+def name_of(task):
+    headlines = {"miou": "segmentation", "ap": "detection", "mask_ap": "instance_segmentation"}
+    return headlines[task.headline]
+
+
+def test_other_formats_take_images_of_any_size(exported, rng):
+    """Of segmentation; a detector resizes its images anyway, in the comparison as well."""
+    task, _, path, _ = exported
+    if task.headline != "miou" or not others("segmentation"):
+        pytest.skip("of segmentation, in formats that are installed")
+    sizes = {"a": (1, 37, 90, 3), "b": (2, 80, 31, 3)}
+    images = {x: {"image": rng.integers(256, size=sizes[x], dtype=np.uint8)} for x in sizes}
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    for format in others("segmentation"):
+        found = answers(*FORMATS[format].runtimes, path, images)
+        for key, given in images.items():
+            expected = serve(**{k: tf.constant(v) for k, v in given.items()})["classes"].numpy()
+            assert len(np.unique(expected)) > 2
+            assert np.mean(found[key, "classes"] == expected) > 0.999
+
+
+def test_formats_that_cannot_suppress_boxes(exported, tmp_path, capsys):
+    task, _, path, _ = exported
+    format = {"ap": "litert", "mask_ap": "onnx"}.get(task.headline)
+    if not format or not all(map(importlib.util.find_spec, FORMATS[format].modules)):
+        pytest.skip("of detectors, in a format that is installed")
+    run = f"--model_dir={path.parent.parent / 'run'}"
+    assert main(["export", run, f"--directory={tmp_path}", f"--format={format}", "--noverify"]) == 1
+    error = capsys.readouterr().err
+    start = f"tfnorm: error: The model cannot be converted to {format}: "
+    assert error.startswith(start) and error.count("\n") == 1
+    assert (
+        "cannot suppress overlapping boxes" in error and "Choose the format saved_model." in error
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_normalizer_is_in_the_graph(exported):

@@ -41,7 +41,20 @@ class Format:
     convert: Callable[[pathlib.Path, Answering], None] | None = None
 
 
+def _suppressions(function: tf.types.experimental.GenericFunction) -> list[tf.Operation]:
+    """What leaves of a detector's boxes those that no better one overlaps."""
+    operations = function.get_concrete_function().graph.get_operations()
+    return [x for x in operations if x.type == "CombinedNonMaxSuppression"]
+
+
 def _to_litert(path: pathlib.Path, answering: Answering) -> None:
+    if _suppressions(answering.function):
+        raise NotImplementedError(
+            "LiteRT cannot suppress overlapping boxes (CombinedNonMaxSuppression). Choose the "
+            "format saved_model. A detector of one stage can be written as onnx, too, or, for a "
+            "client that suppresses boxes itself, alone: by --nouint8_images, or without "
+            "postprocessing."
+        )
     with tempfile.TemporaryDirectory(dir=path) as folder:
         write(answering.function, answering.module, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[NAME])
@@ -75,6 +88,13 @@ def _to_onnx(path: pathlib.Path, answering: Answering) -> None:
     import onnx
     import tf2onnx
 
+    # Its boxes are [batch, boxes, classes or 1, 4].
+    if any(x.inputs[0].shape[2] != 1 for x in _suppressions(answering.function)):
+        raise NotImplementedError(
+            "ONNX cannot suppress overlapping boxes where each class has its own "
+            "(CombinedNonMaxSuppression), as in a detector of two stages. Choose the format "
+            "saved_model."
+        )
     # Not tf2onnx.convert.from_function, which takes constants of the graph for inputs.
     function = _without_calls(answering)
     frozen = convert_variables_to_constants_v2(
