@@ -38,8 +38,9 @@ from absl import flags
 from benchmarks import measuring
 from tfnorm import commands, functional, training
 from tfnorm.errors import RunError
-from tfnorm.functional import Moments
-from tfnorm.layers import CrossIterationBatchNormalization, norms
+from tfnorm.functional import Moments, PastMoments
+from tfnorm.layers import CrossIterationBatchNormalization, linear, norms
+from tfnorm.layers.past_steps import Steps
 
 _TASKS = {
     "classification": {
@@ -53,6 +54,8 @@ _TASKS = {
 }  # fmt: skip
 _EPOCH = 30  # steps
 _MOMENTUM = 0.9  # Averages of some ten steps: what a layer does now.
+# The loss of the epoch before the end of the burn-in, the highest after it, the last; least ratio.
+_COLUMNS = ("before", "highest", "last", "ratio")
 
 
 class WatchedCrossIteration(CrossIterationBatchNormalization):
@@ -80,16 +83,105 @@ class WatchedCrossIteration(CrossIterationBatchNormalization):
         return np.log(self.moving_variance.numpy() + self.epsilon) - np.log(variance + self.epsilon)
 
 
+class RecomputedSteps(Steps):
+    """The inputs of the past steps, and their moments under the present kernel, exactly.
+
+    Args:
+        variables: past_mean, past_variance, past_weight.
+        inputs: those of the past, of a shape that is not known before there are any.
+        layer: the wrapped layer.
+        groups: of the batch.
+        burn_in_steps: before which nothing is kept.
+    """
+
+    def __init__(
+        self,
+        variables: list[keras.Variable],
+        inputs: tf.Variable,
+        layer: keras.layers.Layer,
+        groups: int,
+        burn_in_steps: int,
+    ) -> None:
+        super().__init__(variables, burn_in_steps)
+        self._inputs, self._map, self._groups = inputs, linear.Map.of(layer), groups
+
+    def read(self) -> list[tf.Tensor]:
+        """(mean, variance, weight, inputs)."""
+        return [*super().read(), tf.convert_to_tensor(self._inputs)]
+
+    def moments(self, step: tf.Tensor, held: list[tf.Tensor], kernel: tf.Tensor) -> PastMoments:
+        """Those of the layer's outputs of the past inputs today."""
+        *moments, inputs = held
+        past = PastMoments(*moments)
+
+        def recompute() -> PastMoments:
+            images = tf.reshape(inputs, tf.concat([[-1], tf.shape(inputs)[2:]], 0))
+            images = tf.ensure_shape(images, [None, *inputs.shape[2:]])
+            outputs = linear.apply(self._map, images, kernel)
+            steps, _, channels = past.mean.shape
+            outputs = tf.reshape(outputs, [steps, self._groups, -1, channels])
+            return PastMoments(*tf.nn.moments(outputs, axes=2), past.weight)
+
+        return tf.cond(step > self._burn_in_steps, recompute, lambda: past)
+
+    def record(
+        self,
+        step: tf.Tensor,
+        held: list[tf.Tensor],
+        own: Moments,
+        is_seen: tf.Tensor,
+        inputs: tf.Tensor,
+        outputs: tf.Tensor,
+        **options: object,
+    ) -> None:
+        """The present inputs."""
+        super().record(step, held[:-1], own, is_seen, inputs, outputs, **options)
+        slots = held[0].shape[0]
+
+        def put() -> tf.Tensor:
+            past = held[-1]
+            if_empty = tf.zeros(tf.concat([[slots], tf.shape(inputs)], 0))
+            past = tf.cond(tf.equal(tf.size(past), 0), lambda: if_empty, lambda: past)
+            slot = tf.reshape((step - self._burn_in_steps) % slots, [1, 1])
+            return tf.tensor_scatter_nd_update(past, slot, inputs[None])
+
+        is_kept = step >= self._burn_in_steps
+        self._inputs.assign(tf.cond(is_kept, put, lambda: held[-1]))
+
+
+class RecomputedCrossIteration(WatchedCrossIteration):
+    """CBN, but that past moments are recomputed from past inputs: nothing is left out of them."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds it for inputs of this shape."""
+        self._input_shape = input_shape
+        super().build(input_shape)
+
+    def build_state(self) -> None:
+        """Creates a history of the inputs, too; it is of no use in a checkpoint."""
+        super().build_state()
+        kept = [self.window - 1, *self._input_shape]
+        nothing = tf.zeros([0 if size is None else size for size in kept])
+        inputs = tf.Variable(nothing, trainable=False, shape=tf.TensorShape(kept))
+        variables = [self.past_mean, self.past_variance, self.past_weight]
+        self._past = RecomputedSteps(
+            variables, inputs, self.layer, self.virtual_replicas, self.burn_in_steps
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class WatchedRun(training.Config):
     """A run whose `norm_options` are those of `WatchedCrossIteration`."""
+
+    recompute: bool = False
 
     def normalizer(self, steps: int | None = None, planned: int | None = None) -> norms.Normalizer:
         """In place of that of the field `norm`, whatever the number of steps."""
         del steps, planned
         options = {**self.norm_options, "virtual_replicas": self.virtual_replicas}
         own = norms.get("cbn", **options)
-        return dataclasses.replace(own, layer_class=WatchedCrossIteration)
+        layer_class = RecomputedCrossIteration if self.recompute else WatchedCrossIteration
+        return dataclasses.replace(own, layer_class=layer_class)
 
 
 class Ratios(keras.callbacks.Callback):
@@ -106,24 +198,29 @@ class Ratios(keras.callbacks.Callback):
         self.values.append(float(np.exp(np.mean(np.concatenate([x.log_ratio() for x in layers])))))
 
 
-def config(task: str, steps: int, rate: float, **options: object) -> training.Config:
+def config(
+    task: str, steps: int, rate: float, recompute: bool = False, **options: object
+) -> training.Config:
     """The run of a task on virtual replicas of one image, with these options of CBN."""
     images = 8 if task == "segmentation" else 32
+    if recompute:
+        options["compensate"] = False  # There is nothing to compensate.
     return WatchedRun(
         norm="cbn", norm_options={"momentum": _MOMENTUM, "burn_in_steps": steps // 4, **options},
+        recompute=recompute,
         distribution_strategy="one_device", replica_batch_size=images, virtual_replicas=images,
         steps=steps, steps_per_loop=_EPOCH, learning_rate=rate, reference_batch_size=0,
         **_TASKS[task],
     )  # fmt: skip
 
 
-def measure(setting: training.Config) -> dict[str, float | None]:
-    """A run's loss before, at its highest after, and at the end, and the least ratio after."""
+def measure(setting: training.Config) -> dict[str, float | list[float] | None]:
+    """What `_COLUMNS` says of a run, and the losses of its epochs."""
     ratios, begin = Ratios(), setting.norm_options["burn_in_steps"] // _EPOCH
     try:
         history = training.train(setting, [ratios], lambda text: None, validate=False).history
     except RunError:  # The loss is not finite.
-        return {"before": None, "highest": math.inf, "last": math.inf, "ratio": None}
+        return {"before": None, "highest": math.inf, "last": math.inf, "ratio": None, "losses": []}
     finally:
         keras.backend.clear_session()
     losses = [row["loss"] for row in history]
@@ -132,6 +229,7 @@ def measure(setting: training.Config) -> dict[str, float | None]:
         "highest": max(losses[begin:]),
         "last": losses[-1],
         "ratio": min(ratios.values[begin:]),
+        "losses": losses,
     }
 
 
@@ -140,39 +238,41 @@ def run(values: flags.FlagValues) -> None:
     kinds = [{"window": int(window)} for window in values.windows]
     longest = max(kind["window"] for kind in kinds)
     kinds += [
-        {"window": longest, "compensate": False},
-        {"window": longest, "gradient": "window"},
+        {"window": longest, **options}
+        for options in (
+            {"compensate": False},
+            {"gradient": "window"},
+            {"recompute": True},
+            {"recompute": True, "gradient": "window"},
+        )
     ]
     records = []
-    print(f"{'learning rate':>13s}  {'cbn':30s} {'before':>8s} {'highest':>8s} {'last':>8s}  ratio")
+    columns = "".join(f" {name:>8s}" for name in _COLUMNS)
+    print(f"{'learning rate':>13s}  {'cbn':44s}{columns}", flush=True)
     for rate in map(float, values.learning_rates):
         for kind in kinds:
             setting = config(values.task, values.steps, rate, **kind)
             setting = dataclasses.replace(setting, data_dir=values.data_dir)
             found = measure(setting)
             records.append({"task": values.task, "learning_rate": rate, **kind, **found})
-            cells = [math.nan if found[n] is None else found[n] for n in found]
-            print(
-                f"{rate:13g}  {_name(kind):30s} {cells[0]:8.3f} {cells[1]:8.3f} {cells[2]:8.3f}"
-                f"  {cells[3]:.2f}",
-                flush=True,
-            )
-    measuring.write_lines(values.output, records)
+            measuring.write_lines(values.output, records)
+            cells = [math.nan if found[name] is None else found[name] for name in _COLUMNS]
+            numbers = "".join(f" {cell:8.3f}" for cell in cells)
+            print(f"{rate:13g}  {_name(kind):44s}{numbers}", flush=True)
 
 
 def _name(kind: dict) -> str:
-    name = f"window {kind['window']}"
-    if "compensate" in kind:
-        return f"{name}, naive"
-    return f"{name}, gradient of the window" if "gradient" in kind else name
+    options = {"compensate": "naive", "recompute": "exact", "gradient": "gradient of the window"}
+    said = [words for option, words in options.items() if option in kind]
+    return ", ".join([f"window {kind['window']}", *said])
 
 
 def _define() -> flags.FlagValues:
     values = measuring.define_of_runs()
     flags.DEFINE_enum("task", "segmentation", list(_TASKS), "What is trained.", flag_values=values)
-    flags.DEFINE_integer("steps", 300, "Training steps of a run.", flag_values=values)
-    flags.DEFINE_list("learning_rates", ["0.005", "0.02"], "Peaks.", flag_values=values)
-    flags.DEFINE_list("windows", ["2", "8"], "Steps.", flag_values=values)
+    flags.DEFINE_integer("steps", 360, "Training steps of a run.", flag_values=values)
+    flags.DEFINE_list("learning_rates", ["0.005", "0.02", "0.05"], "Peaks.", flag_values=values)
+    flags.DEFINE_list("windows", ["2", "4", "8"], "Steps.", flag_values=values)
     return values
 
 

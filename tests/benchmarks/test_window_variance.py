@@ -1,19 +1,21 @@
 """What benchmarks.window_variance measures: a layer that watches its own variance."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from benchmarks import window_variance
-from benchmarks.window_variance import WatchedCrossIteration
+from benchmarks.window_variance import RecomputedCrossIteration, WatchedCrossIteration
 from tfnorm import training
 from tfnorm.errors import RunError
 
 
-def layer(rng, **options):
-    watched = WatchedCrossIteration(
+def layer(rng, layer_class=WatchedCrossIteration, **options):
+    watched = layer_class(
         keras.layers.Dense(4, use_bias=False), momentum=0.0, virtual_replicas=2, **options
     )
     x = tf.constant(rng.normal(1, 2, (12, 5)), tf.float32)
@@ -45,6 +47,25 @@ def test_a_kernel_that_turns_leaves_too_small_a_variance(rng):
     np.testing.assert_allclose(watched.moving_variance, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("burn_in", [0, 1])
+def test_recomputed_moments_are_those_of_the_past_inputs_under_the_present_kernel(rng, burn_in):
+    """Over three steps of a window of three; a step of the burn-in is in no window."""
+    watched, x = layer(
+        rng, RecomputedCrossIteration, window=3, burn_in_steps=burn_in, compensate=False
+    )
+    inputs = [x.numpy()]
+    for _ in range(3):
+        old = watched.layer.kernel.numpy()
+        watched.layer.kernel.assign(old + rng.normal(0, 0.3, old.shape))
+        inputs.append(rng.normal(-1, 3, (12, 5)))
+        watched(tf.constant(inputs[-1], tf.float32), training=True)
+        seen = np.stack(inputs[burn_in:][-3:]).reshape(-1, 2, 6, 5) @ watched.layer.kernel.numpy()
+        mean = seen.mean((0, 2))
+        square = np.square(seen).mean((0, 2))
+        np.testing.assert_allclose(watched.moving_mean, mean.mean(0), rtol=1e-4)
+        np.testing.assert_allclose(watched.moving_variance, (square - mean**2).mean(0), rtol=1e-3)
+
+
 def test_a_run_is_measured(monkeypatch, capsys, tmp_path):
     small = {"dataset": "sklearn_digits", "model": "resnet8", "width": 4, "train_examples": 320}
     monkeypatch.setitem(window_variance._TASKS, "classification", small)
@@ -53,8 +74,10 @@ def test_a_run_is_measured(monkeypatch, capsys, tmp_path):
     flags = ["--task=classification", "--steps=40", "--learning_rates=0.05", "--windows=2"]
     assert window_variance.main(["window_variance", *flags, f"--output={path}"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4 and "window 2, naive" in said[2]
-    assert len(path.read_text().splitlines()) == 3
+    assert len(said) == 6 and "window 2, naive" in said[2]
+    assert "window 2, exact, gradient of the window" in said[5]
+    exact, of_window = map(json.loads, path.read_text().splitlines()[-2:])
+    assert len(exact["losses"]) == 4 and exact["losses"] != of_window["losses"]
 
 
 def test_a_run_that_fails_is_infinite(monkeypatch):
