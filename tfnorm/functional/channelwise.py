@@ -125,9 +125,10 @@ def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
     if xla.is_compiling():
         return Moments(count, *_in_one_pass(x, mask, divisor))
     x = tf.cast(x, statistics_dtype(x))
-    mean = _sum(x, mask) / divisor
+    # Before the variance, so that x − mean is there for a normalization by the two.
+    mean = rounding.mean_without(x, mask, _sum(x, mask) / divisor)
     variance = _sum_of_squares(x - at_positions(mean), mask) / divisor
-    return Moments(count, *rounding.without(x, mask, mean, variance))
+    return Moments(count, mean, variance)
 
 
 def _in_one_pass(
@@ -136,7 +137,7 @@ def _in_one_pass(
     """Mean and biased variance by sums about a shift, which XLA takes in one pass over x.
 
     σ² = mean((x − s)²) − (mean(x) − s)² loses log2(1 + (mean(x) − s)²/σ²) bits: none with s near
-    the mean, and of N values at most log2(1 + N/64) with s the mean of 64 of them, for these then
+    the mean, and of N values at most log2(1 + N/33) with s the mean of 33 of them, for these then
     are a part of σ² themselves.
     """
     shift = rounding.typical(x, mask, statistics_dtype(x))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-# So many values of each channel are looked at, spread over all of them.
+# Up to so many values of each channel are looked at, spread over all of them.
 _LOOKS = 64
 # A mean of float32 may be rounded by so much of itself: a thousand units of its last place.
 _ROUNDING = 1000 * float(np.finfo(np.float32).eps)
@@ -29,26 +29,22 @@ def shifted(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return _as_if_of(x, values), shift
 
 
-def without(
-    x: tf.Tensor, mask: tf.Tensor | None, mean: tf.Tensor, variance: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance [G, C] of x [G, M, C] without a rounding of equal values.
+def mean_without(x: tf.Tensor, mask: tf.Tensor | None, mean: tf.Tensor) -> tf.Tensor:
+    """The mean [G, C] of x [G, M, C] without a rounding of equal values.
 
-    Where the valid ones of the values that are looked at are the same, and the variance is no more
-    than rounding makes, the mean is that value and the variance 0.
+    It is the value where all that are looked at have the same, from which the mean is no further
+    away than rounding may move it. If some of the others differ these are few, and then the two are
+    a small part of a deviation apart.
     """
     if x.dtype == tf.float64:  # where it makes 1e-9 of 1e10
-        return mean, variance
+        return mean
     looks = every(x)
     least, largest = (
         reduce(looks if mask is None else tf.where(every(mask), looks, otherwise), 1)
         for reduce, otherwise in ((tf.reduce_min, np.inf), (tf.reduce_max, -np.inf))
     )
-    is_one_value = (least == largest) & (tf.sqrt(variance) < _ROUNDING * tf.abs(largest))
-    value = tf.stop_gradient(largest)
-    return tf.where(is_one_value, value, mean), tf.where(
-        is_one_value, tf.zeros_like(variance), variance
-    )
+    is_rounded = tf.abs(largest - mean) < _ROUNDING * tf.abs(largest)
+    return tf.where((least == largest) & is_rounded, tf.stop_gradient(largest), mean)
 
 
 def typical(x: tf.Tensor, mask: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
@@ -74,10 +70,10 @@ def every(x: tf.Tensor) -> tf.Tensor:
     # Not x[:, ::step]: that copies number by number, which takes ten times as long.
     size = x.shape[1]
     if size is not None:
-        step = max(size // _LOOKS, 1)
+        step = max(-(-size // _LOOKS), 1)
         return x if step == 1 else tf.gather(x, np.arange(0, size, step, np.int32), axis=1)
     size = tf.shape(x)[1]
-    return tf.gather(x, tf.range(0, size, tf.maximum(size // _LOOKS, 1)), axis=1)
+    return tf.gather(x, tf.range(0, size, tf.maximum(-(-size // _LOOKS), 1)), axis=1)
 
 
 @functools.cache
