@@ -24,9 +24,10 @@ class EvalNormalization(OfExamples, ChannelNormalization):
     α and β are 1/B for training_batch_size = B, an example's share in the mean of B; or they are
     estimated: each training call takes a step towards the α and β that minimize the mean of
     (x̂_mixture − x̂_batch)², without gradient into the network and at no pass over the activations
-    but that for the examples' moments. They start at 0, which is batch normalization, so that a
-    network that is already trained can be converted; training calls, also without an optimizer,
-    estimate them.
+    but that for the examples' moments. Of a larger batch, or virtual replica, its first 256
+    examples are used for that, which is plenty for two numbers. They start at 0, which is batch
+    normalization, so that a network that is already trained can be converted; training calls, also
+    without an optimizer, estimate them.
 
     State: moving_mean [C] and moving_variance [C]; where they are estimated also mean_share and
     variance_share [1, virtual_replicas, 1]. Each replica's own until synchronized.
