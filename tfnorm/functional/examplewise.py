@@ -9,7 +9,7 @@ import functools
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise
+from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
 
 
@@ -54,7 +54,7 @@ def transform(
         centred = channelwise.centre(x, mean)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dscale, doffset = channelwise.sums(dy, centred, mask)
+            dscale, doffset = fused.sums(dy, centred, mask)
             return dy * channelwise.at_positions(scale), -scale * doffset, dscale, doffset
 
         return channelwise.affine(centred, scale, offset), gradient

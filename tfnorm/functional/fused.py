@@ -18,6 +18,8 @@ from tfnorm.functional.traced_once import traced_once
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 # Any that a GPU's kernel takes: at least 1e-5.
 _UNIT_EPSILON = 1e-3
+# A pooling kernel adds one position after the other, which of many more would round too much.
+_POOLED_POSITIONS = 4096
 
 
 def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Moments:
@@ -179,6 +181,23 @@ def batch_normalize_gradient(
     return channelwise.add_affine(direct, x, own.mean, *through, mask), *sums
 
 
+def mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """`channelwise.mean` of many groups, such as examples (0.8 of the time)."""
+    if not _pools(x):
+        return channelwise.mean(x, mask)
+    total = _pooled_sum(tf.cast(x, channelwise.statistics_dtype(x)), mask)
+    return total / channelwise.at_least_one(channelwise.positions(x, mask))
+
+
+def sums(
+    dy: tf.Tensor, centred: tf.Tensor, mask: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`channelwise.sums` likewise."""
+    if not _pools(dy):
+        return channelwise.sums(dy, centred, mask)
+    return _pooled_sum(dy * centred, mask), _pooled_sum(dy, mask)
+
+
 def clip(y: tf.Tensor, bound: float) -> tf.Tensor:
     """The nearest of the values from -bound to bound, in one pass in place of two."""
     if xla.is_compiling():
@@ -211,6 +230,24 @@ def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
     # Forward mode would take the statistics in the kernels for constants, as TensorFlow's own
     # derivatives of them do, where it differentiates the plain functions operation by operation.
     return is_one_group and not xla.is_compiling() and not forward_mode.follows(x)
+
+
+def _pools(x: tf.Tensor) -> bool:
+    """Whether the sums of the groups may be those of a pooling kernel over their positions.
+
+    Not beside a GPU: that they are faster was measured on CPUs.
+    """
+    groups, positions, _ = x.shape
+    is_small = positions is not None and 1 < positions <= _POOLED_POSITIONS
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return groups != 1 and is_small and not has_gpu and not xla.is_compiling()
+
+
+def _pooled_sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    positions = x.shape[1]
+    image = _as_image(channelwise.keep(x, mask))
+    mean = tf.nn.avg_pool2d(image, [1, positions, 1, 1], strides=1, padding="VALID")
+    return tf.squeeze(mean, [1, 2]) * positions
 
 
 def _batch_normalize(

@@ -90,7 +90,7 @@ def online_normalization(
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         count = channelwise.positions(rows, valid)
-        own_mean = grouped(channelwise.mean(rows, valid))
+        own_mean = grouped(fused.mean(rows, valid))
         counts = grouped(count)
         keeps = decay(forward_decay, counts)
         means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
@@ -131,7 +131,7 @@ def online_normalization(
             dy = tf.cast(dy, values.dtype)
             if clamp is not None:
                 dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), clamp)
-            product, total = channelwise.sums(dy, values, valid)
+            product, total = fused.sums(dy, values, valid)
             dgamma = (product - flattened(centres) * total) * flattened(rstd)
             own_y = distance * rstd
             own_square = square * tf.square(rstd)
