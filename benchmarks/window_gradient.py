@@ -41,11 +41,15 @@ class WindowOfImages(ChannelNormalization):
         burn_in_steps: Training calls as batch normalization before.
         whole_gradient: Whether the gradient passes through all of the statistics, as in batch
             normalization of so many images, or through a replica's own, as in CBN.
+        window: Number of images.
         **kwargs: Those of `ChannelNormalization`.
     """
 
-    def __init__(self, *, burn_in_steps: int, whole_gradient: bool, **kwargs) -> None:
+    def __init__(
+        self, *, burn_in_steps: int, whole_gradient: bool, window: int = _WINDOW, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
+        self.window = window
         self.burn_in_steps = burn_in_steps
         self.whole_gradient = whole_gradient
 
@@ -60,7 +64,7 @@ class WindowOfImages(ChannelNormalization):
             step < self.burn_in_steps,
             lambda: self._by_images(inputs, self.virtual_replicas),
             lambda: (
-                self._by_images(inputs, self.virtual_replicas // _WINDOW)
+                self._by_images(inputs, self.virtual_replicas // self.window)
                 if self.whole_gradient
                 else self._by_window(inputs)
             ),
@@ -79,11 +83,11 @@ class WindowOfImages(ChannelNormalization):
         groups, channels = self.virtual_replicas, inputs.shape[-1]
         images = tf.stop_gradient(tf.reshape(inputs, [groups, -1, channels]))
         mean, variance = tf.nn.moments(images, axes=1)
-        shifts = range(1, _WINDOW)
+        shifts = range(1, self.window)
         past = PastMoments(
             tf.stack([tf.roll(mean, shift, axis=0) for shift in shifts]),
             tf.stack([tf.roll(variance, shift, axis=0) for shift in shifts]),
-            tf.ones([_WINDOW - 1, groups, 1]),
+            tf.ones([self.window - 1, groups, 1]),
         )
         outputs, _, window = functional.cross_iteration_batch_normalization(
             inputs, self.gamma, self.beta, past, epsilon=self.epsilon, axis=self.axis

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from benchmarks import window_variance
 from benchmarks.window_variance import RecomputedCrossIteration, WatchedCrossIteration
-from tfnorm import training
+from tests.training.running import two_layers
+from tfnorm import models, training
 from tfnorm.errors import RunError
 
 
@@ -70,14 +71,17 @@ def test_a_run_is_measured(monkeypatch, capsys, tmp_path):
     small = {"dataset": "sklearn_digits", "model": "resnet8", "width": 4, "train_examples": 320}
     monkeypatch.setitem(window_variance._TASKS, "classification", small)
     monkeypatch.setattr(window_variance, "_EPOCH", 10)
+    monkeypatch.setattr(models, "build", two_layers)
     path = tmp_path / "found.jsonl"
     flags = ["--task=classification", "--steps=40", "--learning_rates=0.05", "--windows=2"]
     assert window_variance.main(["window_variance", *flags, f"--output={path}"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 6 and "window 2, naive" in said[2]
+    assert len(said) == 9 and "window 2, naive" in said[2]
     assert "window 2, exact, gradient of the window" in said[5]
-    exact, of_window = map(json.loads, path.read_text().splitlines()[-2:])
-    assert len(exact["losses"]) == 4 and exact["losses"] != of_window["losses"]
+    assert "window 2, of one step, gradient of the window" in said[7]
+    losses = [tuple(json.loads(line)["losses"]) for line in path.read_text().splitlines()]
+    assert "window 2, mabn" in said[8]
+    assert len(set(losses)) == 8 and set(map(len, losses)) == {4}
 
 
 def test_a_run_that_fails_is_infinite(monkeypatch):

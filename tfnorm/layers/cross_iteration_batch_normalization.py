@@ -50,8 +50,17 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     (1,200 steps at 0.1) is mostly the gradient's: accuracy 82 % of cbn; 82 % with the exact
     statistics of 8 images and CBN's share 1/8 of the gradient through them; 87 % with the whole
     gradient; 69 % of bn (`python -m benchmarks.window_gradient`). With single images mabn and brn
-    do better in short runs. That this is also why the training loss of other runs rises after the
-    burn-in is a hypothesis, and so is another cause (`python -m benchmarks.window_variance`).
+    do better in short runs.
+
+    Where the training loss rises after the burn-in, the window is too long for the learning rate:
+    past inputs came out of the layers before as these were, which no term in the layer's own kernel
+    mends. Segmentation of camvid, single crops: at a learning rate of 0.005 it rises with no window
+    of up to 8 steps, at 0.02 by 1, 4 and 6 % with 2, 4 and 8 steps, at 0.05 by 3, 7 and 11 %; with
+    8 and gradient="window" by 7, 24 and 22 %. Variances without what the first-order term leaves
+    out change none of that; with windows of images of one step nothing rises, with the same share
+    of the gradient; nor does it with mabn, which averages the gradient's statistics over past steps
+    as well (`python -m benchmarks.window_variance`).
+
     Cost: after the burn-in, one more kernel gradient a step, and a pass over the state.
 
     Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm
