@@ -29,10 +29,12 @@ a device: mabn. With the statistics of one crop it keeps what bn reaches with th
 19.9 and 19.7 %, where bn of one crop has 14.0: [And in segmentation?](#and-in-segmentation)), and
 so it does with two. brn is as good from two crops on, and not with one (11.3). A network that bn
 has trained on single crops already: evalnorm wins 4.4 points back without training, at a price when
-it serves. cbn wants gradient="window" here: the training loss of the paper's gradient rises after
-the burn-in (`python -m benchmarks.window_variance` looks for the cause); with it cbn has 21.5 % on
-eight crops in place of 16.9, 17.4 on two in place of 10.2, and with one crop neither will do. on
-needs thousands of steps: its averages of 0.999 are not there in hundreds, and its runs diverged.
+it serves. cbn wants gradient="window" on two crops and more: with it cbn has 21.5 % on eight crops
+in place of 16.9, 17.4 on two in place of 10.2. With one crop neither will do: the training loss
+rises after the burn-in, the more the longer the window and the higher the learning rate, because
+the layers before change within a window (`python -m benchmarks.window_variance`). on needs
+thousands of steps: its averages of 0.999 are not there in hundreds, and its runs diverged; with
+momentum=0.9 it has 14.9 % on one crop (one seed).
 gn_ws is above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
 detection?](#and-in-detection); seeds differ by several points): from scratch brn, with an AP of
 23.1 % on the statistics of one image and 24.1 on those of two, or mabn (18.7 and 20.8), not bn
