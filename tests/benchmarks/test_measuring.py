@@ -1,10 +1,13 @@
 """Ratios are taken within a round, and written whole."""
 
+import inspect
 import json
 import os
 import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from benchmarks import measuring
@@ -90,6 +93,14 @@ def test_a_norm_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     (package / "some.py").write_text("raise SystemExit(3)")
     with pytest.raises(subprocess.CalledProcessError):
         measuring.alone("some", "cbn")
+
+
+def test_the_peak_of_a_process_is_not_that_of_its_parent():
+    large = np.ones(20_000_000)
+    assert measuring.peak_bytes() > large.nbytes
+    code = f"import pathlib, re\n{inspect.getsource(measuring.peak_bytes)}\nprint(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    assert 0 < int(done.stdout) < large.nbytes
 
 
 def test_several_norms_are_measured_at_once_and_told_in_their_order(monkeypatch):

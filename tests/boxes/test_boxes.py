@@ -90,6 +90,7 @@ def reference_match(anchors, boxes, classes, crowd, positive, negative, every):
     """One image, anchor by anchor."""
     objects = [i for i, c in enumerate(classes) if c >= 0 and not crowd[i]]
     crowds = [i for i, c in enumerate(classes) if c >= 0 and crowd[i]]
+    largest = {i: max(iou(a, boxes[i]) for a in anchors) for i in objects}
     found = []
     for anchor in anchors:
         overlaps = {i: iou(anchor, boxes[i]) for i in objects}
@@ -97,11 +98,7 @@ def reference_match(anchors, boxes, classes, crowd, positive, negative, every):
         value = overlaps.get(best, -1.0)
         own = best if value >= positive else None
         if own is None and every:
-            first = {
-                i: v
-                for i, v in overlaps.items()
-                if v > 0 and v >= (1 - 1e-4) * max(iou(a, boxes[i]) for a in anchors)
-            }
+            first = {i: v for i, v in overlaps.items() if v > 0 and v >= (1 - 1e-4) * largest[i]}
             own = max(first, key=first.get, default=None)
         if own is not None:
             found.append((classes[own], own))

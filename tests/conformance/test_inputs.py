@@ -307,4 +307,4 @@ def test_windows_out_of_range(name, window):
 
 def test_a_history_larger_than_the_memory():
     with pytest.raises(ValueError, match=r"would take .* GiB of memory, more than the machine's"):
-        Single("cbn", (4, 30_000), window=60_000)
+        Single("cbn", (4, 1_000), window=60_000)

@@ -14,7 +14,9 @@ import keras
 import numpy as np
 import pytest
 
-from tfnorm import training
+from tests.models.test_dense import tiny
+from tfnorm import models, training
+from tfnorm.models import registry
 from tfnorm.tasks.average_precision import AveragePrecision
 from tfnorm.training import local_cluster
 
@@ -43,14 +45,15 @@ class FindMore(keras.callbacks.Callback):
 
 def run(directory, task, **distribution):
     """What a run of two steps comes to, and what each evaluation was made of."""
-    config = training.Config(
-        task=task, backbone="resnet8", width=16, norm="bn", **RUNS[task],
-        data_dir=str(directory / "data"), train_examples=16, test_split=f"test[:{EXAMPLES}]",
-        replica_batch_size=1, steps=2, learning_rate=0.01, warmup_epochs=0.0,
-        evaluation_batch_size=1, image_size="64,64", seed=3, **distribution,
-    )  # fmt: skip
     seen = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BACKBONES, "tiny", models.Backbone(tiny))
+        config = training.Config(
+            task=task, backbone="tiny", norm="bn", **RUNS[task],
+            data_dir=str(directory / "data"), train_examples=16, test_split=f"test[:{EXAMPLES}]",
+            replica_batch_size=1, steps=2, learning_rate=0.01, warmup_epochs=0.0,
+            evaluation_batch_size=1, image_size="64,64", seed=3, **distribution,
+        )  # fmt: skip
         results = AveragePrecision.results
         noted = lambda self, rows: seen.append(rows) or results(self, rows)  # noqa: E731
         patch.setattr(AveragePrecision, "results", noted)
