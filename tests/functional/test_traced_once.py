@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context as eager_context  # it has no public name
 
 from tfnorm.functional.traced_once import traced_once
 
@@ -85,3 +86,27 @@ def test_derivatives_of_both_orders_pass_through(rng):
     first, second = derivatives(a, b)
     np.testing.assert_allclose(first, 8 * a * b * b)
     np.testing.assert_allclose(second, 16 * a * b)
+
+
+def test_calls_with_constants_of_their_own_share_a_function(rng):
+    """TensorFlow's optimizer would make one for each: start-up and memory would grow with them."""
+    scale, _ = counted()
+
+    @tf.function
+    def network(a):
+        for number in (2.0, 3.0, 4.0):
+            a = tf.add_n(scale((a, tf.constant([number] * 5, tf.float64)), None, factor=2.0))
+        return a
+
+    context = eager_context.context()
+    context.enable_run_metadata()
+    context.enable_graph_collection()
+    a = rng.normal(size=5)
+    result = network(tf.constant(a))
+    graphs = context.export_run_metadata().function_graphs
+    context.disable_graph_collection()
+    context.disable_run_metadata()
+    nodes = [node for graph in graphs for node in graph.post_optimization_graph.node]
+    names = [node.attr["f"].func.name for node in nodes if node.op == "PartitionedCall"]
+    assert len(names) == 3 and len(set(names)) == 1
+    np.testing.assert_allclose(result, a * 5 * 7 * 9)

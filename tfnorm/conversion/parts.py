@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.saving.serialization_lib import (  # what Keras shares layers by has no public name
     get_shared_object,
     record_object_after_deserialization,
@@ -57,7 +58,11 @@ class LinearPart(Part):
     """
 
     def __init__(
-        self, path: str, operation: keras.layers.Layer, kernel: np.ndarray, bias: np.ndarray | None
+        self,
+        path: str,
+        operation: keras.layers.Layer,
+        kernel: np.ndarray | tf.Tensor,
+        bias: np.ndarray | None,
     ) -> None:
         super().__init__(path, operation)
         self.kernel = kernel
@@ -67,7 +72,7 @@ class LinearPart(Part):
         """A copy of the layer."""
         return copy_operation(self.operation, name, use_bias=self.bias is not None)
 
-    def weights(self) -> list[np.ndarray]:
+    def weights(self) -> list[np.ndarray | tf.Tensor]:
         """Kernel and bias."""
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
@@ -95,7 +100,7 @@ class KernelPart(LinearPart):
         self,
         path: str,
         operation: keras.layers.Layer,
-        kernel: np.ndarray,
+        kernel: np.ndarray | tf.Tensor,
         bias: None,
         norm: Normalizer,
     ) -> None:
@@ -106,6 +111,10 @@ class KernelPart(LinearPart):
         """The wrapped copy."""
         layer = super().make(self.operation.name)
         return self.norm.wrap_kernel(layer, name=name, dtype=layer.dtype_policy)
+
+    def borrowing(self, operation: keras.layers.Layer) -> list[tuple[keras.Operation, ...]]:
+        """What is wrapped, from the layer."""
+        return [(operation.layer, self.operation)]
 
 
 class AroundPart(NormPart):
@@ -130,6 +139,10 @@ class AroundPart(NormPart):
         """The normalizer around a copy of the convolution."""
         layer = self.linear.make(self.linear.operation.name)
         return self.layer_class(layer, **self.arguments, name=name)
+
+    def borrowing(self, operation: keras.layers.Layer) -> list[tuple[keras.Operation, ...]]:
+        """The convolution, from that before it."""
+        return self.linear.borrowing(operation.layer)
 
     def initialize(self, operation: keras.layers.Layer) -> None:
         """Assigns the normalizer's values, and the kernel."""

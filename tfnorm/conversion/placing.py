@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnorm.conversion.parts import AroundPart, HeldPart, KernelPart, LinearPart, NormPart
 from tfnorm.conversion.places import Place, SharedLayer
@@ -181,7 +182,7 @@ def _layer_before(graph: Graph, place: Place, kinds: tuple[type, ...]) -> Call:
     return before
 
 
-def _kernel(before: Call) -> np.ndarray:
+def _kernel(before: Call) -> np.ndarray | tf.Tensor:
     return before.part.weights()[0]
 
 
@@ -192,5 +193,5 @@ def _without_bias(place: Place, before: Call) -> tuple[dict[str, np.ndarray], st
     if not bias:
         return values, ""
     if "moving_mean" in values:
-        values["moving_mean"] = values["moving_mean"] - bias[0]
+        values["moving_mean"] = values["moving_mean"] - np.asarray(bias[0])
     return values, ", its bias part of moving_mean"

@@ -176,10 +176,9 @@ class LinearPart(Part):
             return super().make(name)
         return copy_operation(self.operation, name, use_bias=self._bias is not None)
 
-    @property
-    def sets_all_weights(self) -> bool:
-        """Yes."""
-        return True
+    def borrowing(self, operation: keras.Layer) -> list[tuple[keras.Operation, ...]]:
+        """All its weights, which are written afterwards."""
+        return [(operation, self.operation)]
 
     def initialize(self, operation: keras.Layer) -> None:
         """Writes the kernels, and the bias if there is one."""

@@ -6,6 +6,7 @@ batch normalization together take 0.4 of the time of the separate operations of 
 itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a large mean.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -253,9 +254,40 @@ def _pooled_sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def _batch_normalize(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
-    x, shift = rounding.shifted(x)
+    y, mean, variance, *saved = _by_kernel(x, scale, offset, epsilon=epsilon)
+    return y, Moments(channelwise.positions(x), mean, variance, (*saved,))
+
+
+@traced_once
+def _by_kernel(
+    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *, epsilon: float
+) -> tuple[tf.Tensor, ...]:
+    """(y, mean [1, C], biased variance [1, C], what the kernel wants to see in the backward pass).
+
+    One operation in the graphs of all layers, with the other way of doubtful means in it.
+    """
+    kernel = functools.partial(_training_kernel, scale=scale, offset=offset, epsilon=epsilon)
+    own = kernel(x)
+    is_doubtful = rounding.may_be_rounded(own[1], own[2])
+
+    def shifted() -> list[tf.Tensor]:
+        shift = rounding.shift_of(x, is_doubtful)
+        values = x - at_positions(tf.cast(shift, x.dtype))
+        y, mean, *rest = kernel(values)
+        return [y, mean + shift, *rest]
+
+    result = tf.cond(tf.reduce_any(is_doubtful), shifted, lambda: own)
+    for value, known in zip(result, own):
+        value.set_shape(known.shape)
+    return (*result,)
+
+
+def _training_kernel(
+    x: tf.Tensor, *, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
+) -> list[tf.Tensor]:
+    images = _as_images(x)
     result = tf.raw_ops.FusedBatchNormV3(
-        x=_as_images(x),
+        x=images,
         scale=scale,
         offset=offset,
         mean=[],
@@ -268,12 +300,12 @@ def _batch_normalize(
     # but 1/σ on a GPU, so the public one it is.
     several = max(x.shape[1], 2) if x.shape[1] is not None else tf.maximum(count, 2)
     biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
-    saved = (x, result.reserve_space_1, result.reserve_space_2, result.reserve_space_3)
-    mean = tf.expand_dims(result.batch_mean, 0) + shift
+    mean = tf.expand_dims(result.batch_mean, 0)
     if not channelwise.is_statically_positive(count):
         # The kernel's moments of no positions are NaN.
         mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
-    return _from_images(result.y), Moments(count, mean, biased, saved)
+    reserved = result.reserve_space_1, result.reserve_space_2, result.reserve_space_3
+    return [_from_images(result.y), mean, biased, images, *reserved]
 
 
 def _gradient(
@@ -285,14 +317,17 @@ def _gradient(
     *,
     is_training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(dx, Σ dy·x̂, Σ dy); `reserved` is the forward kernel's, or (mean, variance, nothing)."""
+    """(dx, Σ dy·x̂, Σ dy); in training x and `reserved` are as the forward kernel has saved them.
+
+    At inference these are x and (mean, variance, nothing).
+    """
     # At inference this kernel alone is slower on many images (1.1 times); in training it has to
     # see what the forward kernel saw.
     view = _as_images if is_training else _as_image
     with second_derivative.in_graphs():
         result = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=view(dy),
-            x=view(x),
+            x=x if is_training else view(x),
             scale=_of_one_group(scale),
             reserve_space_1=reserved[0],
             reserve_space_2=reserved[1],

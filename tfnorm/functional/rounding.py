@@ -1,13 +1,9 @@
 """Large values that are almost equal, of which rounding the mean makes a variance.
 
 Of many equal values of 1e10 in float32 it is 1.7e7 and not 0. Some values of each channel say where
-it may be so. Of a kernel that cannot be helped then all values are taken less one of them: hardly
-ever, so that this stands in a branch of a function that all layers share, in their graphs one
-operation.
+it may be so. Of a kernel its moments say it; then all values are taken less one of them, and the
+kernel runs again: hardly ever.
 """
-
-import functools
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -18,15 +14,18 @@ _LOOKS = 64
 _ROUNDING = 1000 * float(np.finfo(np.float32).eps)
 
 
-def shifted(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(x − shift, shift [G, C]) for x [G, M, C]; the shift is a value of x, or 0.
+def may_be_rounded(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """Of which channels the variance is no more than a rounding of the mean makes."""
+    return tf.sqrt(variance) < _ROUNDING * tf.abs(mean)
 
-    It is 0 for every channel whose values lie further apart than a mean is rounded.
+
+def shift_of(x: tf.Tensor, is_shifted: tf.Tensor) -> tf.Tensor:
+    """The largest value of each channel of x [G, M, C] that `is_shifted` says [G, C], 0 of others.
+
+    Of a channel with such a small deviation any value is near the mean.
     """
-    values, shift = _shared(x.dtype)(tf.stop_gradient(x))
-    values.set_shape(x.shape)
-    shift.set_shape([x.shape[0], x.shape[2]])
-    return _as_if_of(x, values), shift
+    value = tf.stop_gradient(tf.cast(tf.reduce_max(x, 1), tf.float32))
+    return tf.where(is_shifted, value, tf.zeros_like(value))
 
 
 def mean_without(x: tf.Tensor, mask: tf.Tensor | None, mean: tf.Tensor) -> tf.Tensor:
@@ -74,29 +73,3 @@ def every(x: tf.Tensor) -> tf.Tensor:
         return x if step == 1 else tf.gather(x, np.arange(0, size, step, np.int32), axis=1)
     size = tf.shape(x)[1]
     return tf.gather(x, tf.range(0, size, tf.maximum(-(-size // _LOOKS), 1)), axis=1)
-
-
-@functools.cache
-def _shared(dtype: tf.DType) -> Callable:
-    in_graph = tf.function(
-        _shifted, input_signature=[tf.TensorSpec([None, None, None], dtype)], autograph=False
-    )
-    return lambda x: _shifted(x) if tf.executing_eagerly() else in_graph(x)
-
-
-def _shifted(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    looks = tf.cast(every(x), tf.float32)
-    least, largest = tf.reduce_min(looks, 1), tf.reduce_max(looks, 1)
-    size = tf.maximum(tf.abs(least), tf.abs(largest))
-    shift = tf.where(largest - least < _ROUNDING * size, largest, 0)
-    values = tf.cond(
-        tf.reduce_any(shift != 0), lambda: x - tf.cast(shift[:, None], x.dtype), lambda: x
-    )
-    return values, shift
-
-
-@tf.custom_gradient
-def _as_if_of(x: tf.Tensor, values: tf.Tensor):  # noqa: ANN202
-    """The values, which are x less a constant: a branch has hidden where they come from."""
-    del x
-    return tf.identity(values), lambda gradient: (gradient, None)

@@ -43,9 +43,21 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         )
         if key not in traced:
             traced[key] = _trace(function, args, tensors, options)
-        return traced[key](*tensors)
+        return traced[key](*map(as_argument, tensors))
 
     return call
+
+
+def as_argument(x: tf.Tensor) -> tf.Tensor:
+    """The tensor such that a function which is not inlined remains one function for all callers.
+
+    TensorFlow's optimizer makes a function of its own for every call with a constant among its
+    arguments, puts that in, and optimizes and instantiates each: start-up of bn took a third
+    longer. What a placeholder has as its default it does not take for a constant.
+    """
+    if x.op.type != "Const":
+        return x
+    return tf.raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
 
 
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:

@@ -76,15 +76,14 @@ def _built(graph: Graph, as_they_are: set[Part]) -> keras.Model:
     values: dict[Tensor, keras.KerasTensor] = {
         tensor: made[part].output for tensor, part in graph.input_parts.items()
     }
-    copies = [part for part in made if part.sets_all_weights and part not in as_they_are]
-    with borrowing((made[part], part.operation) for part in copies):
+    copies = [part for part in made if part not in as_they_are]
+    with borrowing(pair for part in copies for pair in part.borrowing(made[part])):
         for call in graph.calls:
             args, kwargs = map_tensors(values.__getitem__, (call.args, call.kwargs))
             results = _called(call.part, made[call.part], args, kwargs, as_they_are)
             values.update(zip(call.outputs, keras.tree.flatten(results), strict=True))
-    for part, operation in made.items():
-        if part not in as_they_are:
-            _initialize(part, operation)
+    for part in copies:
+        _initialize(part, made[part])
     inputs, outputs = map_tensors(values.__getitem__, (graph.inputs, graph.outputs))
     return keras.Model(inputs, outputs, name=graph.name)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnorm.graph.copying import copy_operation
 from tfnorm.graph.filling import copy_weights
@@ -46,15 +47,19 @@ class Part:
         """Returns a fresh operation of that name. Raises UserError if it cannot be copied."""
         return copy_operation(self.operation, name)
 
-    @property
-    def sets_all_weights(self) -> bool:
-        """Whether `initialize` leaves no weight as it was initialized."""
-        return type(self).initialize is Part.initialize
+    def weights(self) -> list[np.ndarray | tf.Tensor]:
+        """The values for the weights of what `make` returns, in the order of `get_weights`.
 
-    def weights(self) -> list[np.ndarray]:
-        """The values for the weights of what `make` returns, in the order of `get_weights`."""
-        is_layer = isinstance(self.operation, keras.Layer)
-        return self.operation.get_weights() if is_layer else []
+        Those of the model's own variables take no memory of their own.
+        """
+        return [tf.convert_to_tensor(v) for v in getattr(self.operation, "weights", ())]
+
+    def borrowing(self, operation: keras.Operation) -> list[tuple[keras.Operation, ...]]:
+        """Which layers of what `make` returned may start with the values of which others.
+
+        Those whose weights `initialize` sets, all of them.
+        """
+        return [(operation, self.operation)] if type(self).initialize is Part.initialize else []
 
     def initialize(self, operation: keras.Operation) -> None:
         """Gives what `make` returned its values, once it is built.

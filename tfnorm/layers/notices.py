@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.functional import xla
+from tfnorm.functional.traced_once import as_argument
 
 _keys = itertools.count()
 _layers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -46,7 +47,7 @@ def _say_unless(is_finite: tf.Tensor, key: int) -> None:
         if not is_finite.numpy().all():
             _say(np.int64(key))
         return
-    _say_unless_in_graph(is_finite, tf.constant(key, tf.int64))
+    _say_unless_in_graph(is_finite, as_argument(tf.constant(key, tf.int64)))
 
 
 @tf.function(
