@@ -87,34 +87,32 @@ def normalize_gradient(
     """`channelwise.normalize_gradient`, in two passes (0.4 of the time)."""
     if not _applies(x, mask):
         return channelwise.normalize_gradient(dy, x, mean, variance, scale, epsilon, mask)
-    # The kernel's gradient at inference is these three.
-    *known, scale_of_one, factors = _known(mean, variance, scale, epsilon=epsilon)
-    direct, dy_x_sum, dy_sum = _gradient(
-        dy, x, scale_of_one, (*known, tf.zeros([0])), epsilon, is_training=False
-    )
-    if x.dtype != mean.dtype:
-        direct = tf.cast(dy, mean.dtype) * at_positions(factors[0])
-    return direct, _about_mean(dy_x_sum, dy_sum, *factors[1:]), dy_sum
+    return _normalize_gradient(dy, x, mean, variance, scale, epsilon=epsilon)
 
 
 @traced_once
-def _known(mean: tf.Tensor, variance: tf.Tensor, scale: tf.Tensor, *, epsilon: float) -> tuple:
-    """What the kernel knows as constants, TensorFlow takes for constants.
+def _normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    scale: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The kernel's gradient at inference is these three.
 
-    A gradient of this gradient reaches the statistics through factors of 1 and shifts of 0 instead.
+    What the kernel knows as constants, TensorFlow takes for constants: a gradient of this gradient
+    reaches the statistics through a factor of 1 and a shift of 0 instead.
     """
-    fixed = tf.stop_gradient(mean), tf.stop_gradient(variance)
+    fixed_mean, fixed_variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
     rstd = tf.math.rsqrt(variance + epsilon)
-    one = rstd / tf.stop_gradient(rstd)
-    factors = scale * rstd, one, rstd * (fixed[0] - mean)
-    return *map(_of_one_group, (*fixed, scale * one)), factors
-
-
-@traced_once
-def _about_mean(
-    dy_x_sum: tf.Tensor, dy_sum: tf.Tensor, one: tf.Tensor, shift: tf.Tensor
-) -> tf.Tensor:
-    return one * dy_x_sum + shift * dy_sum
+    one, shift = rstd / tf.stop_gradient(rstd), rstd * (fixed_mean - mean)
+    known = _of_one_group(fixed_mean), _of_one_group(fixed_variance), tf.zeros([0])
+    direct, dy_x_sum, dy_sum = _gradient(dy, x, scale * one, known, epsilon, is_training=False)
+    if x.dtype != mean.dtype:
+        direct = tf.cast(dy, mean.dtype) * at_positions(scale * rstd)
+    return direct, one * dy_x_sum + shift * dy_sum, dy_sum
 
 
 def add_affine(
@@ -128,21 +126,21 @@ def add_affine(
     """`channelwise.add_affine`, in one operation in place of three (0.6 of the time)."""
     if not _applies(x, mask):
         return channelwise.add_affine(direct, x, mean, factor, offset, mask)
-    if x.dtype != mean.dtype:
-        # Rounded to half precision only once both parts are added, because they may cancel.
-        return channelwise.add_scaled(direct + at_positions(offset - factor * mean), x, factor)
-    # A normalization by the variance 1.
-    parameters = _of_variance_one(mean, factor, offset)
-    return direct + normalize(x, *parameters, _UNIT_EPSILON)
+    return _add_affine(direct, x, mean, factor, offset)
 
 
 @traced_once
-def _of_variance_one(mean: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor) -> tuple:
-    """(mean, variance, scale, offset) of `normalize` for factor·(x − mean) + offset."""
+def _add_affine(
+    direct: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor
+) -> tf.Tensor:
+    if x.dtype != mean.dtype:
+        # Rounded to half precision only once both parts are added, because they may cancel.
+        return channelwise.add_scaled(direct + at_positions(offset - factor * mean), x, factor)
+    # factor·(x − mean) + offset is a normalization by the variance 1.
     fixed_mean = tf.stop_gradient(mean)
-    offset += factor * (fixed_mean - mean)  # as in `_known`
+    offset += factor * (fixed_mean - mean)  # as in `_normalize_gradient`
     unit = tf.fill(mean.shape[-1:], tf.constant(1 - _UNIT_EPSILON, mean.dtype))
-    return (*map(_of_one_group, (fixed_mean, unit, factor, offset)),)
+    return direct + normalize(x, fixed_mean, unit, factor, offset, _UNIT_EPSILON)
 
 
 def batch_normalize(
