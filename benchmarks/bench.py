@@ -50,6 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 # Those that nobody waits for: they are run where they are asked for.
 MORE: dict[str, tuple[str, ...]] = {
     "mask_rcnn": ("dense", "--networks=mask_rcnn", "--memory_of=mask_rcnn"),
+    "startup_of_replicas": ("startup", "--replicas=4", "--rounds=2"),
 }
 
 

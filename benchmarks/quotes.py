@@ -170,8 +170,10 @@ def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
     """Tracing and the first step; in brackets with converting, which Keras' network needs not."""
     both = columns["tracing and first step"]
     whole = both["figures"]["Keras BN"]["milliseconds"]
-    milliseconds = [columns[c]["figures"][norm]["milliseconds"] for c in columns if c != "tracing"]
-    converting, _, traced = milliseconds
+    converting, traced = (
+        columns[column]["figures"][norm]["milliseconds"]
+        for column in ("converting", "tracing and first step")
+    )
     return f"{_ratio(both, norm)} ({(converting + traced) / whole:.2f})"
 
 
