@@ -252,7 +252,7 @@ def test_online_normalization_of_large_means(rng, level, positions, masked):
         running.assert_close(actual, value, 1e-4, name)
 
 
-@pytest.mark.parametrize("groups, masked", [(1, False), (2, True)])
+@pytest.mark.parametrize("groups, masked", [(1, False), (2, False), (2, True)])
 def test_one_position_of_each_example(rng, groups, masked):
     """Behind a dense layer, where an instance is its own mean."""
     for method in METHODS:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise
+from tfnorm.functional import channelwise, examplewise, fused
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.view import View
 
@@ -47,20 +47,27 @@ def switchable_normalization(
         ValueError: `groups` does not divide the batch.
     """
     view = View(x, axis, groups)
-    valid = view.by_example(view.flatten_mask(mask))
-    rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
-    parameters = channelwise.scale_and_offset(rows, gamma, beta)
+    flat = tf.cast(view.flatten(x), channelwise.statistics_dtype(x))
+    parameters = channelwise.scale_and_offset(flat, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)
+    of_mean, of_variance = (
+        tf.unstack(tf.nn.softmax(tf.cast(weights, flat.dtype)))
+        for weights in (mean_weights, variance_weights)
+    )
+    if view.has_one_position and mask is None:
+        batch = fused.moments(flat, epsilon)
+        of_batch = (batch.mean, batch.variance) if moving is None else moving
+        centred, variance = _of_one_position(flat, of_batch, of_mean, of_variance)
+        y = centred * tf.math.rsqrt(variance + epsilon) * gamma + beta
+        return tf.cast(view.restore(y), x.dtype), batch
+    valid = view.by_example(view.flatten_mask(mask))
+    rows = view.by_example(flat)
     instance = _unbiased(examplewise.moments(rows, valid))
     batch = examplewise.of_batch(instance, groups)
     of_batch = (batch.mean, batch.variance) if moving is None else moving
     layer_mean = tf.reduce_mean(instance.mean, -1, keepdims=True)
     spread = instance.variance + tf.square(instance.mean - layer_mean)
     layer_variance = tf.reduce_mean(spread, -1, keepdims=True)
-    of_mean, of_variance = (
-        tf.unstack(tf.nn.softmax(tf.cast(weights, rows.dtype)))
-        for weights in (mean_weights, variance_weights)
-    )
     batch_mean, batch_variance = (examplewise.to_examples(v, instance.mean) for v in of_batch)
     mean = of_mean[0] * instance.mean + of_mean[1] * layer_mean + of_mean[2] * batch_mean
     variance = (
@@ -71,6 +78,23 @@ def switchable_normalization(
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     y = examplewise.transform(rows, mean, scale, beta, valid)
     return tf.cast(view.restore(y), x.dtype), batch
+
+
+def _of_one_position(
+    x: tf.Tensor,
+    of_batch: tuple[tf.Tensor, tf.Tensor],
+    of_mean: list[tf.Tensor],
+    of_variance: list[tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(x − mean, variance) of x [G, n, C], as behind a dense layer: an instance is its own mean."""
+    batch_mean, batch_variance = map(channelwise.at_positions, of_batch)
+    layer_mean = tf.reduce_mean(x, -1, keepdims=True)
+    about_layer = x - layer_mean
+    layer_variance = tf.reduce_mean(tf.square(about_layer), -1, keepdims=True)
+    # a_1·(x − layer mean) + a_2·(x − batch mean), by products of the means alone.
+    apart = of_mean[2] * layer_mean - of_mean[2] * batch_mean
+    centred = (of_mean[1] + of_mean[2]) * about_layer + apart
+    return centred, of_variance[1] * layer_variance + of_variance[2] * batch_variance
 
 
 def _unbiased(own: Moments) -> Moments:
