@@ -7,7 +7,7 @@
 Of a detector it prints the boxes, of a segmenter the share of each class; --draw=found.png draws
 them over the image, and the mask of each object where the model returns masks:
 
-    python examples/serving_client.py --model=cells --image=cells.jpg --draw=found.png
+    python examples/serving_client.py --model=cells --image=cells.jpg --draw=found.png --count=5
 
 It needs no TensorFlow; Pillow to read or draw an image file, scikit-learn for --digit.
 """
@@ -134,10 +134,13 @@ def color(number: int) -> tuple[int, int, int]:
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
 
 
-def drawn(image: np.ndarray, prediction: dict | list, names: Sequence[str]) -> "Image.Image":
+def drawn(
+    image: np.ndarray, prediction: dict | list, names: Sequence[str], count: int | None = None
+) -> "Image.Image":
     """The image in colours, and over it the class map, or objects with classes and scores.
 
-    Objects that have masks are coloured one by one, others class by class.
+    Objects that have masks are coloured one by one, others class by class. Of more than `count`
+    objects the best are drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -146,7 +149,7 @@ def drawn(image: np.ndarray, prediction: dict | list, names: Sequence[str]) -> "
         numbers = np.array(prediction)
         colors = np.array([color(number) for number in range(numbers.max() + 1)])
         return Image.fromarray(np.uint8((pixels + colors[numbers].astype(float)) / 2))
-    found, masks = detections(prediction, names), prediction.get("masks")
+    found, masks = detections(prediction, names)[:count], prediction.get("masks")
     colors = [
         color(number if masks is None else place) for place, (_, number, _, _) in enumerate(found)
     ]
@@ -170,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="localhost:8501", help="host:port of the REST API")
     parser.add_argument("--model", required=True, help="MODEL_NAME of the server")
-    parser.add_argument("--count", type=int, default=5, help="how many classes or boxes to print")
+    text = "how many classes or boxes to print (default 5), and boxes to draw (default all)"
+    parser.add_argument("--count", type=int, help=text)
     parser.add_argument("--draw", help="a PNG file to draw boxes, masks or a map of classes into")
     parser.add_argument("--labels", help="file with the names of the classes, one a line")
     choice = parser.add_mutually_exclusive_group()
@@ -194,12 +198,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         (prediction,) = client.predict(image[None])
     except (OSError, http.client.HTTPException) as error:
         sys.exit(f"{arguments.model} at {arguments.server}: {error}")
-    print("\n".join(lines(prediction, arguments.count, names)))
+    count = 5 if arguments.count is None else arguments.count
+    print("\n".join(lines(prediction, count, names)))
     if arguments.draw:
         if not is_detections(prediction) and not is_class_map(prediction):
             sys.exit("--draw is for detectors and segmenters; this model returns classes alone")
         try:
-            drawn(image, prediction, names).save(arguments.draw, format="PNG")
+            drawn(image, prediction, names, arguments.count).save(arguments.draw, format="PNG")
         except OSError as error:
             sys.exit(f"--draw: {error}")
 

@@ -257,6 +257,10 @@ def test_masks_are_drawn_one_by_one(client, rng):
     outside = np.ones((20, 30), bool)
     outside[3:9, 4:12] = outside[10:18, 15:28] = False
     np.testing.assert_array_equal(found[outside], np.repeat(image, 3, -1)[outside])
+    best = np.array(client["drawn"](image, prediction, LABELS, 1))
+    outside[10:18, 15:28] = True
+    np.testing.assert_array_equal(best[outside], np.repeat(image, 3, -1)[outside])
+    np.testing.assert_array_equal(best[4:8, 5:11], found[4:8, 5:11])
 
 
 def test_nothing_to_draw(client, served, tmp_path):
