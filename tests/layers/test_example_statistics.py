@@ -229,6 +229,13 @@ def test_recurrences_are_the_steps_one_after_the_other(rng, factors, length, is_
     np.testing.assert_allclose(after, s, 1e-12, 1e-12)
 
 
+@pytest.mark.parametrize("length", [7, 100])
+def test_factors_with_an_infinite_product_leave_0_alone(length):
+    large, nothing = tf.fill([1, length, 2], 1e30), tf.zeros([1, length, 2])
+    for found in recurrence(large, nothing, nothing[:, 0]):
+        np.testing.assert_array_equal(found, 0)
+
+
 @pytest.mark.parametrize("level", [0, 300])
 @pytest.mark.parametrize("positions", [1, 5])
 @pytest.mark.parametrize("masked", [False, True])

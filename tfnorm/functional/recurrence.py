@@ -23,51 +23,71 @@ def recurrence(
     Returns:
         s before each step [G, T, C], and after the last [G, C].
     """
-    if isinstance(factors, float):
-        if terms.shape[1] is not None:
-            return _of_one_factor(factors, terms, start)
+    length = terms.shape[1]
+    if length is None and isinstance(factors, float):
         shape = tf.concat([tf.shape(terms)[:2], [1]], 0)
         factors = tf.fill(shape, tf.constant(factors, terms.dtype))
-    factors, terms = _from_the_first(factors, terms)
-    start = tf.expand_dims(start, 1)
-    everything = tf.concat([start, _step(factors, terms, start)], 1)
-    return everything[:, :-1], everything[:, -1]
+    if length is None or length > _FEW:
+        return _by_blocks(factors, terms, start)
+    return _at_once(factors, terms, start)
 
 
-def _of_one_factor(
-    factor: float, terms: tf.Tensor, start: tf.Tensor
+def _at_once(
+    factors: tf.Tensor | float, terms: tf.Tensor, start: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same by its powers, in half of the operations."""
+    start = tf.expand_dims(start, 1)
+    if isinstance(factors, float):
+        sums = _of_one_factor(factors, tf.concat([start, terms], 1))
+    else:
+        factors, terms = _by_doubling(factors, terms)
+        sums = tf.concat([start, _step(factors, terms, start)], 1)
+    return sums[:, :-1], sums[:, -1]
+
+
+def _of_one_factor(factor: float, sums: tf.Tensor) -> tf.Tensor:
+    """Doublings of a number's powers, in half of the operations."""
+    reach = 1
+    while reach < sums.shape[1]:
+        sums += factor**reach * _moved_on(sums, reach)
+        reach *= 2
+    return sums
+
+
+def _by_blocks(
+    factors: tf.Tensor | float, terms: tf.Tensor, start: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """From block to block of steps, each block a step; then step after step in all blocks at once.
+
+    That touches each of many steps some times, where doublings touch it log2 T times.
+    """
     length = terms.shape[1]
-    if length <= _FEW:
-        sums = tf.concat([tf.expand_dims(start, 1), terms], 1)
-        reach = 1
-        while reach <= length:
-            sums += factor**reach * _moved_on(sums, reach)
-            reach *= 2
-        return sums[:, :-1], sums[:, -1]
-    blocks = _blocks(tf.pad(terms, [[0, 0], [0, -length % _BLOCK], [0, 0]]))
-    first, *others = tf.unstack(blocks, axis=2)
-    inside = [tf.zeros_like(first), first]
-    for term in others:
-        inside.append(factor * inside[-1] + term)
-    starts, _ = _of_one_factor(factor**_BLOCK, inside.pop(), start)
-    powers = tf.constant([[factor**i] for i in range(_BLOCK)], terms.dtype)
-    before = _joined(tf.stack(inside, 2) + powers * tf.expand_dims(starts, 2))[:, :length]
-    return before, factor * before[:, -1] + terms[:, -1]
+    solve = recurrence if length is not None else _at_once
+    length = tf.shape(terms)[1] if length is None else length
+    padding = [[0, 0], [0, -length % _BLOCK], [0, 0]]
+    each_term = tf.unstack(_blocks(tf.pad(terms, padding)), axis=2)
+    if isinstance(factors, float):
+        each_factor = [factors] * _BLOCK
+    else:
+        each_factor = tf.unstack(_blocks(tf.pad(factors, padding, constant_values=1)), axis=2)
+    (factor, *others), (term, *_) = each_factor, each_term
+    for own, own_term in zip(others, each_term[1:]):
+        factor, term = factor * own, _step(own, own_term, term)
+    state, last = solve(factor, term, start)
+    before = []
+    for own, own_term in zip(each_factor, each_term):
+        before.append(state)
+        state = _step(own, own_term, state)
+    before = _joined(tf.stack(before, 2))[:, :length]
+    if isinstance(factors, float):  # which goes on in the padding
+        last = _step(factors, terms[:, -1], before[:, -1])
+    return before, last
 
 
-def _step(factors: tf.Tensor, terms: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+def _step(factors: tf.Tensor | float, terms: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    if isinstance(factors, float):
+        return factors * before + terms
     # Where factors are large, their product may be infinite and what it is a factor of still 0.
-    return tf.math.multiply_no_nan(before, factors) + terms
-
-
-def _from_the_first(factors: tf.Tensor, terms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(f, t) of all steps up to each of them, this one included."""
-    length = terms.shape[1]
-    if length is None:
-        return _by_blocks(factors, terms, tf.shape(terms)[1])
-    return _by_blocks(factors, terms, length) if length > _FEW else _by_doubling(factors, terms)
+    return tf.math.multiply_no_nan(factors, before) + terms
 
 
 def _by_doubling(factors: tf.Tensor, terms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -96,43 +116,13 @@ def _by_doubling(factors: tf.Tensor, terms: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 def _doubled(
     factors: tf.Tensor, terms: tf.Tensor, reach: tf.Tensor | int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each step together with the one `reach` before it; the first have none before them."""
-    factors_before, terms_before = _later(factors, terms, reach)
+    """Each step together with the one `reach` before it; the first follow one without effect."""
+    factors_before, terms_before = _moved_on(factors, reach, 1), _moved_on(terms, reach)
     return factors * factors_before, _step(factors, terms, terms_before)
-
-
-def _later(
-    factors: tf.Tensor, terms: tf.Tensor, reach: tf.Tensor | int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both moved on by `reach`; before them stand steps that change nothing."""
-    return _moved_on(factors, reach, 1), _moved_on(terms, reach)
 
 
 def _moved_on(values: tf.Tensor, reach: tf.Tensor | int, before: int = 0) -> tf.Tensor:
     return tf.pad(values[:, :-reach], [[0, 0], [reach, 0], [0, 0]], constant_values=before)
-
-
-def _by_blocks(
-    factors: tf.Tensor, terms: tf.Tensor, length: tf.Tensor | int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Step after step in all blocks of steps at once, then likewise from block to block.
-
-    That touches each of many steps some times, where doublings touch it log2 T times.
-    """
-    padding = [[0, 0], [0, -length % _BLOCK], [0, 0]]
-    factors, terms = tf.pad(factors, padding, constant_values=1), tf.pad(terms, padding)
-    one = tf.ones([], terms.dtype)
-    together = [(one, tf.zeros([], terms.dtype))]
-    for factor, term in zip(*(tf.unstack(_blocks(v), axis=2) for v in (factors, terms))):
-        factor_before, term_before = together[-1]
-        together.append((factor * factor_before, _step(factor, term, term_before)))
-    factors, terms = (tf.stack(v, 2) for v in zip(*together[1:]))
-    last = factors[:, :, -1], terms[:, :, -1]
-    of_blocks = _by_doubling(*last) if tf.is_tensor(length) else _from_the_first(*last)
-    factors_before, terms_before = (tf.expand_dims(v, 2) for v in _later(*of_blocks, 1))
-    terms = _step(factors, terms, terms_before)
-    factors = factors * factors_before
-    return tuple(_joined(v)[:, :length] for v in (factors, terms))
 
 
 def _blocks(values: tf.Tensor) -> tf.Tensor:
