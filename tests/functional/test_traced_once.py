@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as eager_context  # it has no public name
 
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size, traced_for_any_width, traced_once
 
 
 def counted():
@@ -110,3 +110,40 @@ def test_calls_with_constants_of_their_own_share_a_function(rng):
     names = [node.attr["f"].func.name for node in nodes if node.op == "PartitionedCall"]
     assert len(names) == 3 and len(set(names)) == 1
     np.testing.assert_allclose(result, a * 5 * 7 * 9)
+
+
+def test_widths_share_a_trace(rng):
+    traces = []
+
+    def of_channels(square, vector):
+        traces.append(square.shape)
+        return tf.matmul(vector, square), tf.reduce_sum(square, 0)
+
+    for share, number in ((traced_for_any_size(of_channels), 2), (traced_once(of_channels), 4)):
+        traces.clear()
+        for size in (5, 7, 7, 1, 2):
+            square, vector = rng.normal(size=(size, size)), rng.normal(size=(1, size))
+            graph = tf.function(share, autograph=False)
+            product, total = graph(tf.constant(square), tf.constant(vector))
+            assert (product.shape, total.shape) == ((1, size), (size,))
+            np.testing.assert_allclose(product, vector @ square)
+            np.testing.assert_allclose(total, square.sum(0))
+        assert len(traces) == number
+
+
+def test_only_the_width_is_left_open_where_the_rest_counts(rng):
+    traces = []
+
+    @traced_for_any_width
+    def mean_over_window(held):
+        traces.append(held.shape)
+        return tf.reduce_sum(held, 0) / held.shape[0]
+
+    graphs = []
+    for window, width in ((3, 5), (3, 6), (4, 5)):
+        held = tf.constant(rng.normal(size=(window, width)))
+        concrete = tf.function(lambda x: mean_over_window(x)).get_concrete_function(held)
+        graphs.append(concrete.structured_outputs.shape)
+        np.testing.assert_allclose(concrete(held), held.numpy().mean(0))
+    assert [shape.as_list() for shape in traces] == [[3, None], [4, None]]
+    assert [shape.as_list() for shape in graphs] == [[5], [6], [5]]

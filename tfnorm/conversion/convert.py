@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfnorm.conversion import kernels
 from tfnorm.conversion.in_place import InPlace
 from tfnorm.conversion.places import Found
 from tfnorm.conversion.probe import Probe, difference
@@ -34,10 +35,12 @@ def convert(
     """Swaps the normalizers of a model for another kind, in a new model or in the model itself.
 
     By default a functional model is returned that shares nothing with the one given, which stays
-    as it is. With `in_place=True` the model itself is changed and returned: any keras.Model or
-    Layer, built or not, keeps its class, methods, losses, preprocessing, compile state, sharing
-    and `trainable` flags. Take it for what is more than a graph of layers: subclassed models, a
-    train_step of one's own, KerasHub's tasks; a warning says so where it matters.
+    as it is. (Eager kernels are freed, so that a tf.function which has run before is optimized
+    again in its next call.) With `in_place=True` the model itself is changed and returned: any
+    keras.Model or Layer, built or not, keeps its class, methods, losses, preprocessing, compile
+    state, sharing and `trainable` flags. Take it for what is more than a graph of layers:
+    subclassed models, a train_step of one's own, KerasHub's tasks; a warning says so where it
+    matters.
 
     Normalizers are Keras' BatchNormalization and GroupNormalization and all of tfnorm's. γ, β, the
     moving statistics and all other weights are carried over, and so are axis, momentum, epsilon,
@@ -143,6 +146,7 @@ def convert(
     _warn_of_sharing(report)
     if not in_place:
         _warn_of_what_is_gone(model, norm)
+        kernels.forget()
     return converted
 
 

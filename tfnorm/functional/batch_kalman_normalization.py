@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
 
@@ -48,7 +48,7 @@ def _predict(transition: Transition) -> Estimate:
         covariance = tf.matmul(previous.covariance, tf.square(matrix), transpose_b=True)
         return Estimate(mean, covariance + noise)
     covariance = tf.einsum("ij,gjk,lk->gil", matrix, previous.covariance, matrix)
-    return Estimate(mean, covariance + noise * tf.eye(matrix.shape[0], dtype=matrix.dtype))
+    return Estimate(mean, covariance + noise * tf.eye(tf.shape(matrix)[0], dtype=matrix.dtype))
 
 
 def _fuse(observed: Estimate, predicted: Estimate, q: tf.Tensor) -> Estimate:
@@ -117,7 +117,7 @@ class _Estimated(NamedTuple):
     offset: tf.Tensor
 
 
-@traced_once
+@traced_for_any_size
 def _estimate(
     observed: Estimate,
     transition: Transition | None,
@@ -136,7 +136,7 @@ def _estimate(
     return _Estimated(mean, covariance, variance, predicted, offset)
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     destimate: tuple[tf.Tensor, tf.Tensor],
     sums: tuple[tf.Tensor, tf.Tensor],
@@ -226,6 +226,8 @@ def batch_kalman_normalization(
         observed = Estimate(own.mean, spread)
         given = tf.nest.pack_sequence_as(transition, parameters) if parameters else None
         estimated = _estimate(observed, given, gamma, beta, epsilon=epsilon)
+        for value, known in zip(estimated[:3], (*observed, own.mean)):
+            value.set_shape(known.shape)
         variance = estimated.variance
         y = fused.normalize(x, own.mean, variance, gamma, estimated.offset, epsilon)
 

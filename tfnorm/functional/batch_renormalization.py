@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
 
@@ -79,7 +79,7 @@ def _in_dtype(bound: tf.Tensor | float, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(bound, dtype_hint=dtype), dtype)
 
 
-@traced_once
+@traced_for_any_size
 def _correct(
     own: tuple[tf.Tensor, tf.Tensor],
     moving: tuple[tf.Tensor, tf.Tensor],
@@ -99,7 +99,7 @@ def _correct(
     return r, d, gamma * r, gamma * d + beta
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     parameters: tuple[tf.Tensor, tf.Tensor],
     correction: tuple[tf.Tensor, tf.Tensor],

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
 GRADIENTS = ("current", "window")
@@ -160,6 +160,8 @@ def cross_iteration_batch_normalization(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         own = fused.moments(x, epsilon, valid)
         mean, variance, steps = _over_window((own.mean, own.variance), past)
+        mean.set_shape(own.mean.shape)
+        variance.set_shape(own.mean.shape)
         y = fused.normalize(x, mean, variance, gamma, beta, epsilon)
 
         def differentiate(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -182,7 +184,7 @@ def cross_iteration_batch_normalization(
     return view.restore(y), own, window
 
 
-@traced_once
+@traced_for_any_size
 def _over_window(
     own: tuple[tf.Tensor, tf.Tensor], past: PastMoments
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -195,7 +197,7 @@ def _over_window(
     return mean, (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps, steps
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     sums: tuple[tf.Tensor, tf.Tensor],
     parameters: tuple[tf.Tensor, tf.Tensor],

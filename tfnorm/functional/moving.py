@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfnorm.functional.channelwise import Moments, is_statically_positive
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size
 
 
 def move_moments(
@@ -40,7 +40,7 @@ def count_in_doubt(count: tf.Tensor) -> tf.Tensor | None:
     return None if is_statically_positive(count) else count
 
 
-@traced_once
+@traced_for_any_size
 def _move_moments(
     old: tuple, own: tuple, *, momentum: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -50,7 +50,7 @@ def _move_moments(
     return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
 
 
-@traced_once
+@traced_for_any_size
 def _move_mean_and_deviation(
     old: tuple, own: tuple, *, momentum: float, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, moving, ring
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_size, traced_for_any_width
 from tfnorm.functional.view import View
 
 Smooth = Callable[[tf.Tensor], tf.Tensor]
@@ -88,7 +88,7 @@ class Smoothed(NamedTuple):
     is_finite: tf.Tensor
 
 
-@traced_once
+@traced_for_any_width
 def smooth_square(
     square: tf.Tensor,
     count: tf.Tensor | None,
@@ -127,7 +127,7 @@ def smooth_square(
     return Smoothed(square, r, moved, buffers, is_seen, is_finite)
 
 
-@traced_once
+@traced_for_any_width
 def smooth_gradient(
     psi: tf.Tensor,
     steps_before: tf.Tensor,
@@ -152,7 +152,7 @@ def smooth_gradient(
     return tf.where(step <= last_step_of_warmup, psi, average), buffers
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     parameters: tuple[tf.Tensor, ...], dy_y_sum: tf.Tensor, dy_sum: tf.Tensor, count: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -162,7 +162,7 @@ def _differentiate(
     return gamma * r * dy_y_sum / count, dgamma, channelwise.gradient_of(beta, dy_sum)
 
 
-@traced_once
+@traced_for_any_size
 def _factor(psi: tf.Tensor, square: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """What x is multiplied with in ∂L/∂x: -Ψ̄/(χ̄² + ε)."""
     return -psi / (square + epsilon)

@@ -28,6 +28,30 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
             variables. Keyword arguments are constants, part of what is traced.
     """
+    return _traced_once(function, lambda shape: list(shape))
+
+
+def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
+    """`traced_once` for arguments of any number of channels, the last dimension of each."""
+    return _traced_once(function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])])
+
+
+def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
+    """`traced_once` for arguments of the same ranks, and of 1 in the same dimensions.
+
+    Layers of all widths share one trace. Where all sizes of a call but 1 are the same, what it
+    returns has that size; else callers say what they know of it.
+    """
+    return _traced_once(function, lambda shape: [*map(_open, shape)])
+
+
+def _open(size: int | None) -> int | None:
+    return size if size in (0, 1) else None
+
+
+def _traced_once(
+    function: Callable[P, R], opened: Callable[[tf.TensorShape], list[int | None]]
+) -> Callable[P, R]:
     traced: dict[Any, Callable] = {}
 
     @functools.wraps(function)
@@ -36,16 +60,35 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
         if not _is_for_a_graph(tensors):
             return function(*args, **options)
+        shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
         key = (
             tuple(x is None for x in given),
-            tuple((x.dtype, *_sizes(x)) for x in tensors),
+            tuple((x.dtype, None if s is None else (*s,)) for x, s in zip(tensors, shapes)),
             tuple(sorted(options.items())),
         )
         if key not in traced:
-            traced[key] = _trace(function, args, tensors, options)
-        return traced[key](*map(as_argument, tensors))
+            specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
+            traced[key] = _trace(function, args, specs, options)
+        result = traced[key](*map(as_argument, tensors))
+        _set_size(result, tensors, shapes)
+        return result
 
     return call
+
+
+def _set_size(result: Any, tensors: list[tf.Tensor], shapes: list) -> None:
+    """Says what size was left open, where it was one."""
+    left = {
+        size
+        for x, shape in zip(tensors, shapes)
+        for size, kept in zip(x.shape if shape else (), shape or ())
+        if kept is None
+    }
+    if len(left) == 1 and None not in left:
+        (size,) = left
+        for x in tf.nest.flatten(result):
+            if tf.is_tensor(x) and x.shape.rank:
+                x.set_shape([size if known is None else known for known in x.shape])
 
 
 def as_argument(x: tf.Tensor) -> tf.Tensor:
@@ -66,11 +109,7 @@ def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
-def _sizes(x: tf.Tensor) -> tuple[int | None, ...]:
-    return (None,) if x.shape.rank is None else (x.shape.rank, *x.shape)
-
-
-def _trace(function: Callable, args: tuple, tensors: list[tf.Tensor], options: dict) -> Callable:
+def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict) -> Callable:
     structure = tf.nest.map_structure(lambda x: x is not None, args)
 
     def of_tensors(*parts: tf.Tensor) -> Any:
@@ -81,4 +120,4 @@ def _trace(function: Callable, args: tuple, tensors: list[tf.Tensor], options: d
     traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
     # Outside of all graphs, devices and replicas: it is everybody's.
     with tf.init_scope(), tf.device(None):
-        return traced.get_concrete_function(*(tf.TensorSpec(x.shape, x.dtype) for x in tensors))
+        return traced.get_concrete_function(*specs)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.functional import Moments, PastMoments, ring
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_width, traced_once
 from tfnorm.layers import history, linear, state
 
 
@@ -116,8 +116,9 @@ class CompensatedSteps(Steps):
 
     def moments(self, step: tf.Tensor, held: list[tf.Tensor], kernel: tf.Tensor) -> PastMoments:
         """Equations 7 and 8."""
+        factors = linear.factors(self._map)
         return _compensate(
-            step, tuple(held), kernel, linear_map=self._map, burn_in_steps=self._burn_in_steps
+            step, tuple(held), kernel, factors=factors, burn_in_steps=self._burn_in_steps
         )
 
     def record(
@@ -157,7 +158,7 @@ def _if_after(
     return tf.cond(is_after, then, otherwise) if burn_in_steps else then()
 
 
-@traced_once
+@traced_for_any_width
 def _put_moments(
     step: tf.Tensor, held: tuple, own: tuple, is_seen: tf.Tensor, *, burn_in_steps: int
 ) -> list[tf.Tensor]:
@@ -168,13 +169,18 @@ def _put_moments(
 
 @traced_once
 def _compensate(
-    step: tf.Tensor, held: tuple, kernel: tf.Tensor, *, linear_map: linear.Map, burn_in_steps: int
+    step: tf.Tensor,
+    held: tuple,
+    kernel: tf.Tensor,
+    *,
+    factors: tuple[int, int, int],
+    burn_in_steps: int,
 ) -> PastMoments:
     *moments, patch, covariance = held
     past = PastMoments(*moments)
 
     def compensate() -> PastMoments:
-        own = tf.reshape(tf.cast(kernel, patch.dtype), linear.factors(linear_map))
+        own = tf.reshape(tf.cast(kernel, patch.dtype), factors)
         return functional.compensate(past, patch, covariance, own)
 
     return _if_after(burn_in_steps, step > burn_in_steps, compensate, lambda: past)
