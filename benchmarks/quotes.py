@@ -30,6 +30,13 @@ _MARKED = re.compile(r"(<!-- measured: ([\w -]+) -->)(\s*).*?(<!-- end -->)", re
 _LAYERS = ("bn", "brn", "mabn", "bkn")
 _NETWORKS = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
 
+# Of benchmarks.accelerator, which runs elsewhere: a file beside bench.json, and tables by a regex.
+_ACCELERATORS = {
+    "networks on an H200": ("accelerator_h200", r"training step of ResNet-50, (.*)"),
+    "layers on an H200": ("accelerator_h200", r"layer, forward and backward, (.* float32)"),
+    "layers on an H100": ("accelerator_h100_largest", r"layer, forward and backward, (.*)"),
+}
+
 Parts = Mapping[str, Any]
 Row = Sequence[str]
 
@@ -219,6 +226,23 @@ def _dense(parts: Parts, part: str = "dense") -> str:
     return _table(["", *names], rows)
 
 
+def _accelerator(parts: Parts, name: str) -> str:
+    """Times relative to Keras BN's, whose own are milliseconds."""
+    del parts
+    file, pattern = _ACCELERATORS[name]
+    path = _ROOT / pathlib.Path(_BENCH).with_name(f"{file}.json")
+    tables: dict[str, dict[str, str]] = {}
+    for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
+        match = re.fullmatch(pattern, result["table"])
+        if match:
+            is_baseline = result["name"] == "Keras BN"
+            cell = f"{result['milliseconds']:.3g} ms" if is_baseline else f"{result['ratio']:.2f}"
+            tables.setdefault(match[1], {})[result["name"]] = cell
+    names = list(next(iter(tables.values())))
+    rows = [[title, *(cells[n] for n in names)] for title, cells in tables.items()]
+    return _table(["", *names], rows)
+
+
 _MAKERS: dict[str, Callable[..., str]] = {
     "summary": _summary,
     "layer": _layer,
@@ -232,6 +256,7 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "networks": _networks,
     "inference": _inference,
     "dense networks": _dense,
+    "accelerator": _accelerator,
 }
 
 
