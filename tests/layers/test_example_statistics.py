@@ -11,6 +11,7 @@ from tests import references
 from tests.layers import running
 from tests.layers.test_against_references import CASES, STEPS
 from tfnorm import layers
+from tfnorm.functional import xla
 from tfnorm.functional.recurrence import recurrence
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -207,7 +208,11 @@ def test_the_official_records_of_sn_and_bin(name, kind, own):
 @pytest.mark.parametrize("factors", ["number", "one", "each"])
 @pytest.mark.parametrize("length", [0, 1, 7, 16, 33, 1100])
 @pytest.mark.parametrize("is_known", [True, False])
-def test_recurrences_are_the_steps_one_after_the_other(rng, factors, length, is_known):
+@pytest.mark.parametrize("is_for_cpu", [True, False])
+def test_recurrences_are_the_steps_one_after_the_other(
+    rng, monkeypatch, factors, length, is_known, is_for_cpu
+):
+    monkeypatch.setattr(xla, "is_for_cpu", lambda: is_for_cpu)
     terms = rng.normal(size=(2, length, 3))
     own = rng.normal(size=(2, length, 3 if factors == "each" else 1))
     start = rng.normal(size=(2, 3))

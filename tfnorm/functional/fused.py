@@ -197,16 +197,8 @@ def sums(
     return _pooled_sum(dy * centred, mask), _pooled_sum(dy, mask)
 
 
-def clip(y: tf.Tensor, bound: float) -> tf.Tensor:
-    """The nearest of the values from -bound to bound, in one pass in place of two."""
-    if xla.is_compiling():
-        return tf.clip_by_value(y, -bound, bound)
-    least, largest = (tf.constant(value, y.dtype) for value in (-bound, bound))
-    return tf.raw_ops.ClipByValue(t=y, clip_value_min=least, clip_value_max=largest)
-
-
 def clip_gradient(dy: tf.Tensor, y: tf.Tensor, bound: float) -> tf.Tensor:
-    """The gradient of `clip` by its result: dy where y is not at the bounds, 0 there."""
+    """The gradient of `tf.clip_by_value(…, -bound, bound)` by its result y: dy, 0 at the bounds."""
     if xla.is_compiling():
         return tf.where(tf.abs(y) < bound, dy, tf.zeros([], dy.dtype))
 
@@ -232,14 +224,10 @@ def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
 
 
 def _pools(x: tf.Tensor) -> bool:
-    """Whether the sums of the groups may be those of a pooling kernel over their positions.
-
-    Not beside a GPU: that they are faster was measured on CPUs.
-    """
+    """Whether the sums of the groups may be those of a pooling kernel over their positions."""
     groups, positions, _ = x.shape
     is_small = positions is not None and 1 < positions <= _POOLED_POSITIONS
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return groups != 1 and is_small and not has_gpu and not xla.is_compiling()
+    return groups != 1 and is_small and xla.is_for_cpu()
 
 
 def _pooled_sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

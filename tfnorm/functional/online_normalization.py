@@ -124,8 +124,10 @@ def online_normalization(
         values, centres, square, variances, last_variance = found
         rstd = tf.math.rsqrt(variances + epsilon)
         factor = gamma * flattened(rstd)
-        y = channelwise.affine(values, factor, beta - factor * flattened(centres), rows.dtype)
-        y = y if clamp is None else fused.clip(y, clamp)
+        y = channelwise.affine(values, factor, beta - factor * flattened(centres))
+        # Not ClipByValue, which takes three times as long as both of these in place.
+        y = y if clamp is None else tf.clip_by_value(y, -clamp, clamp)
+        y = tf.cast(y, rows.dtype)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy = tf.cast(dy, values.dtype)

@@ -1,4 +1,4 @@
-"""The one question about the compiler: whether it will have this graph."""
+"""What will run the graph that is traced: the compiler, or which kernels."""
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -12,3 +12,8 @@ def is_compiling() -> bool:
     with jit_compile=True calls it: there hand on the Python function.
     """
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def is_for_cpu() -> bool:
+    """Whether kernels run it that only CPUs have, or that were measured to be faster on these."""
+    return not is_compiling() and not tf.config.list_physical_devices("GPU")
