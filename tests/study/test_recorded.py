@@ -11,12 +11,13 @@ from tfnorm.study import grids
 from tfnorm.study.results import Results
 
 RESULTS = pathlib.Path(__file__).parents[2] / "results"
+FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/results.jsonl"))
 FASHION_MNIST = 60_000
 
 
 @pytest.fixture
 def fashion_mnist(monkeypatch):
-    """Grids ask the data set how many steps an epoch has, and need nothing else of it."""
+    """Grids of epochs ask the data set how many steps one has, and need nothing else of it."""
 
     def load(config):
         images = config.train_examples or FASHION_MNIST
@@ -31,7 +32,11 @@ def hashes(name):
     return {cell.hash for cell in study.build(study.norms, [0, 1], base).cells}
 
 
-@pytest.mark.parametrize("folder", ["study", "micro-batches"])
+def test_every_study_is_guarded():
+    assert {"study", "micro-batches", "segmentation", "detection", "instances"} <= {*FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_every_record_is_found_by_its_grid(fashion_mnist, folder):
     path = RESULTS / folder / "results.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
