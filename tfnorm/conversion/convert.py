@@ -36,11 +36,11 @@ def convert(
 
     By default a functional model is returned that shares nothing with the one given, which stays
     as it is. (Eager kernels are freed, so that a tf.function which has run before is optimized
-    again in its next call.) With `in_place=True` the model itself is changed and returned: any
-    keras.Model or Layer, built or not, keeps its class, methods, losses, preprocessing, compile
-    state, sharing and `trainable` flags. Take it for what is more than a graph of layers:
-    subclassed models, a train_step of one's own, KerasHub's tasks; a warning says so where it
-    matters.
+    again in its next call, and tf.random's operations that were given a seed begin their sequence
+    anew.) With `in_place=True` the model itself is changed and returned: any keras.Model or Layer,
+    built or not, keeps its class, methods, losses, preprocessing, compile state, sharing and
+    `trainable` flags. Take it for what is more than a graph of layers: subclassed models, a
+    train_step of one's own, KerasHub's tasks; a warning says so where it matters.
 
     Normalizers are Keras' BatchNormalization and GroupNormalization and all of tfnorm's. γ, β, the
     moving statistics and all other weights are carried over, and so are axis, momentum, epsilon,
