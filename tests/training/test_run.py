@@ -91,12 +91,28 @@ def test_validation_at_the_end_alone(small, notices):
     assert result.metrics == every.metrics and result.test_loss == every.test_loss
 
 
-def test_callbacks_may_end_a_run(small, notices):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = True
+class StopAfterTwo(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch == 1
 
-    assert training.train(small(epochs=5), [Stop()], notices.append).steps == 6
+
+def test_callbacks_may_end_a_run_which_is_validated_at_that_end(small, tmp_path, notices):
+    config = small(epochs=5, model_dir=str(tmp_path))
+    result = training.train(config, [StopAfterTwo()], notices.append, validate="at_end")
+    assert result.steps == 12
+    assert ["val_loss" in row for row in result.history] == [False, True]
+    evaluation = training.evaluate(config, notices.append)
+    assert (result.test_loss, result.metrics) == (evaluation.loss, evaluation.metrics)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert float(rows[1]["val_loss"]) == result.test_loss
+    (events,) = (tmp_path / "validation").iterdir()
+    tags = [
+        value.tag
+        for record in tf.data.TFRecordDataset(str(events))
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+    ]
+    assert tags == ["loss", "accuracy"]
+    assert training.load_run(str(tmp_path), notices.append)[2]["test_loss"] == result.test_loss
 
 
 def test_mixed_precision_ends_with_the_run(small, notices):

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import keras
@@ -19,6 +19,23 @@ from tfnorm.training.trainer import Trainer
 
 Validate = bool | Literal["at_end"]
 """Whether the test images are evaluated: after every epoch, never, or once after the last."""
+
+
+class _LastEpoch(keras.callbacks.Callback):
+    """Evaluates, "at_end", after an epoch that a callback before this one made the last.
+
+    Args:
+        evaluate: Adds to the row of the epoch, and returns, what the evaluation came to.
+    """
+
+    def __init__(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        super().__init__()
+        self._evaluate = evaluate
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """The callbacks after this one see it."""
+        if self.model.stop_training and "val_loss" not in logs:
+            logs |= self._evaluate()
 
 
 class Loop:
@@ -42,8 +59,16 @@ class Loop:
         self._saved_step = progress.step
         self._step_times: list[float] = []
 
-    def run(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    def run(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        files: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
         """Makes the steps that are left of the run; calls the callbacks as `train` promises.
+
+        Args:
+            callbacks: The user's, which may end the run.
+            files: Those that write down what it came to.
 
         Raises:
             RunError: The loss is not finite, or a checkpoint cannot be written.
@@ -51,8 +76,9 @@ class Loop:
         """
         trainer, progress = self._trainer, self._progress
         trainer.model.stop_training = False
+        last = [_LastEpoch(self._evaluate)] if self._validate == "at_end" else []
         listeners = keras.callbacks.CallbackList(
-            list(callbacks),
+            [*callbacks, *last, *files],
             model=trainer.model,
             epochs=math.ceil(trainer.total_steps / trainer.steps_per_epoch),
             steps=trainer.steps_per_epoch,
@@ -90,17 +116,24 @@ class Loop:
                     self._save()
                 self._stop_if_asked()
         row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
-        is_last = progress.step == trainer.total_steps
-        if self._validate is True or (self._validate == "at_end" and is_last):
-            loss, metrics, by_class = trainer.evaluate()
-            progress.by_class = {name: dict(row) for name, row in by_class.items()}
-            _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)
-            row |= {"val_loss": loss, **{f"val_{name}": x for name, x in metrics.items()}}
-        row["learning_rate"] = trainer.learning_rate(progress.step - 1)
-        row["seconds"] = time.perf_counter() - started
         # A run that ended within this epoch and goes on with more steps has a row of it already.
         progress.history[:] = [*(r for r in progress.history if r["epoch"] <= epoch), row]
+        is_last = progress.step == trainer.total_steps
+        if self._validate is True or (self._validate == "at_end" and is_last):
+            self._evaluate()
+        row["learning_rate"] = trainer.learning_rate(progress.step - 1)
+        row["seconds"] = time.perf_counter() - started
         return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """Adds to the newest row, and returns, what the weights are worth on the test images."""
+        progress = self._progress
+        loss, metrics, by_class = self._trainer.evaluate()
+        _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)
+        progress.by_class = {name: dict(row) for name, row in by_class.items()}
+        found = {"val_loss": loss, **{f"val_{name}": x for name, x in metrics.items()}}
+        progress.history[-1] |= found
+        return found
 
     def _loop_length(self, last: int) -> int:
         """Steps until something has to be done between two of them."""

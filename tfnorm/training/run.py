@@ -42,7 +42,8 @@ def train(
             `steps_per_loop` steps, once for each of them), on_epoch_end, on_train_end.
             `model.stop_training` ends the run after an epoch.
         notice: Called with a line of what a user should know and no result says.
-        validate: Whether to evaluate the test images after every epoch; "at_end": after the last.
+        validate: Whether to evaluate the test images after every epoch; "at_end": after the last,
+            be it one that a callback has ended the run after.
 
     Returns:
         The result. With a model_dir, it is also in result.json there.
@@ -90,7 +91,7 @@ def train(
                 TensorBoardScalars(directory),
             ]
         with task.dataset.explained():
-            loop.run([*callbacks, *files])
+            loop.run(callbacks, files)
         result = loop.result()
         if directory and workers.is_chief(strategy):
             run_directory.write_json(directory / "result.json", result.to_dict())
