@@ -152,11 +152,12 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
         RunError: if a converter refuses the model.
     """
     for name in names:
-        if FORMATS[name].convert is None:
+        make = FORMATS[name].convert
+        if make is None:
             continue
         try:
             with _CONVERTERS, _silent("tensorflow", "tf2onnx"):
-                FORMATS[name].convert(path, answering)
+                make(path, answering)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(f"The model cannot be converted to {name}: {reason}") from error
