@@ -142,6 +142,23 @@ def test_without_center_and_scale(rng, method):
         running.assert_close(actual, value, 1e-9)
 
 
+def test_layer_scaling_of_what_half_precision_cannot_hold(rng):
+    """ŷ is up to 300,000 and what it is scaled to about 1, in float16 as in float32."""
+    shape = (4, 3, 3, 5)
+    x, dy, _ = running.data(rng, shape)
+    x, dy = (3000 * x).astype(np.float16), 1000 * dy
+    results = []
+    for dtype in ("mixed_float16", "float32"):
+        layer = layers.OnlineNormalization(compensation="layer_scaling", dtype=dtype)
+        layer.build(shape)
+        layer.moving_variance.assign(tf.fill([5], 1e-4))
+        inferred = layer(tf.constant(x, layer.compute_dtype), training=False).numpy()
+        trained = running.trainer(layer)(x.astype(layer.compute_dtype), dy)
+        results.append([inferred, *trained[:2]])
+    for half, single in zip(*results, strict=True):
+        running.assert_close(half, single, 1e-2)
+
+
 @pytest.mark.parametrize("name", ["online_clamp", "online_layer_scaling"])
 def test_online_normalization_gives_the_official_record(name):
     record = official(name)

@@ -222,8 +222,13 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
 
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
         """Computes y = γ·(x − moving_mean)/sqrt(moving_variance + ε) + β."""
-        outputs = functional.normalize_by_moving_statistics(
-            self.as_numbers(inputs),
+        outputs = self.by_moving_statistics(self.as_numbers(inputs))
+        return tf.cast(outputs, self.compute_dtype)
+
+    def by_moving_statistics(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The same formula, in the dtype of the inputs."""
+        return functional.normalize_by_moving_statistics(
+            inputs,
             self.gamma,
             self.beta,
             self.moving_mean,
@@ -231,7 +236,6 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
             epsilon=self.epsilon,
             axis=self.axis,
         )
-        return tf.cast(outputs, self.compute_dtype)
 
     def as_numbers(self, inputs: tf.Tensor) -> tf.Tensor:
         """The inputs in the compute dtype or, of any other dtype, in that of the statistics.

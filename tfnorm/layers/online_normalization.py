@@ -101,6 +101,7 @@ class OnlineNormalization(ChannelNormalization):
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes the examples of each group in their order."""
+        inputs = self._to_be_scaled(inputs)
         running = (self.running_mean, self.running_variance)
         moving = (self.moving_mean, self.moving_variance)
         held_moving = [state.read(v) for v in moving]
@@ -162,10 +163,18 @@ class OnlineNormalization(ChannelNormalization):
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """The same; masked positions count in no scale."""
-        outputs = super().normalize_for_inference(inputs)
+        outputs = self.by_moving_statistics(self._to_be_scaled(self.as_numbers(inputs)))
         if self.compensation == "clamp":
-            return tf.clip_by_value(outputs, -self.clamp, self.clamp)
-        return self._compensate(outputs, mask)
+            outputs = tf.clip_by_value(outputs, -self.clamp, self.clamp)
+        return tf.cast(self._compensate(outputs, mask), self.compute_dtype)
+
+    def _to_be_scaled(self, inputs: tf.Tensor) -> tf.Tensor:
+        """In the dtype of the statistics where outputs are scaled, which half precision may not
+        hold before.
+        """
+        if self.compensation == "clamp":
+            return inputs
+        return tf.cast(inputs, self.statistics_dtype)
 
     def _compensate(self, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         if self.compensation == "clamp":
