@@ -10,6 +10,7 @@ import tensorflow as tf
 from tests.conformance import networks
 from tests.conformance.test_robustness import Single
 from tests.layers import running
+from tfnorm.layers import BatchRenormalization
 
 SHAPE = (4, 3, 5)
 
@@ -73,6 +74,21 @@ def test_recomputation(name, is_graph):
             running.assert_close(a, b, 1e-5)
         for a, b in zip(layers[0].variables, layers[1].variables, strict=True):
             running.assert_close(running.number(b), running.number(a), 1e-5, a.name)
+
+
+def test_a_remat_scope_changes_no_state_twice(rng):
+    """Of Keras' own kind, which hands keyword arguments on; eagerly, as TensorFlow needs it."""
+    x, y = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.normal(size=(4, 3, 5))
+    states = []
+    for mode in (None, "full"):
+        with keras.RematScope(mode=mode):
+            model = keras.Sequential([keras.Input((3, 5)), BatchRenormalization(momentum=0.5)])
+        model.compile("sgd", "mse", run_eagerly=True)
+        model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
+        assert int(model.layers[0].step.value) == 2
+        states.append(model.get_weights())
+    for plain, again in zip(*states, strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", networks.NORMALIZERS)

@@ -47,7 +47,8 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
     A forward pass that tf.recompute_grad or a keras.RematScope runs again changes no state twice.
     For that it has to be Python's: tf.recompute_grad takes the model itself, and tf.function stands
     around the step that takes the gradient. Of a tf.function it would run one graph twice, in which
-    the passes are the same.
+    the passes are the same. A keras.RematScope works in eager execution alone (`run_eagerly=True`),
+    for Keras' own layers too: in a graph TensorFlow recomputes no calls with keyword arguments.
 
     Raises:
         ValueError: an argument is out of its bounds; an input has no axis of that number, or is

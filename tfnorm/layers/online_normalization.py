@@ -169,9 +169,7 @@ class OnlineNormalization(ChannelNormalization):
         return tf.cast(self._compensate(outputs, mask), self.compute_dtype)
 
     def _to_be_scaled(self, inputs: tf.Tensor) -> tf.Tensor:
-        """In the dtype of the statistics where outputs are scaled, which half precision may not
-        hold before.
-        """
+        """As float32 where outputs are scaled: half precision may not hold what they are before."""
         if self.compensation == "clamp":
             return inputs
         return tf.cast(inputs, self.statistics_dtype)
