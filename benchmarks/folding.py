@@ -5,6 +5,8 @@ an activation for it: in the SavedModel of tfnorm and of Keras, in the graph tha
 optimized, in the file that LiteRT runs. Patterns whose other layers multiply are not compared.
 
     python -m benchmarks.folding [--only=<regular expression>] [--output=folding.json]
+
+docs/benchmarks.md quotes results/benchmarks/folding.json, see `benchmarks.quotes`.
 """
 
 import contextlib
@@ -67,7 +69,7 @@ def run(values: flags.FlagValues) -> None:
     for exporter in (x for x in EXPORTERS if x.missing):
         print(f"{exporter.name} is left out: {', '.join(exporter.missing)} not installed.")
     names = ["normalizers", *(x.name for x in available)]
-    rows, totals = {}, {}
+    rows, totals, groups = {}, {}, {}
     for group, make in GROUPS.items():
         patterns = [x for x in make() if re.search(values.only, x.name) and not x.multiplies]
         if not patterns:
@@ -78,6 +80,7 @@ def run(values: flags.FlagValues) -> None:
             spread(model)
             counts = [normalizers_left(x, model) for x in available]
             rows[pattern.name] = [len(pattern.folded), *counts]
+            groups[pattern.name] = group
             print(_line(f"  {pattern.name}", rows[pattern.name]), flush=True)
         totals[group] = _sums([rows[pattern.name] for pattern in patterns])
     print(_line("\nNormalizers left", names))
@@ -87,7 +90,8 @@ def run(values: flags.FlagValues) -> None:
     if any(None in row for row in rows.values()):
         print("- : the exporter fails; counted as none left")
     records = [
-        {"pattern": name, **dict(zip(names, row, strict=True))} for name, row in rows.items()
+        {"group": groups[name], "pattern": name, **dict(zip(names, row, strict=True))}
+        for name, row in rows.items()
     ]
     measuring.write(values.output, records)
 

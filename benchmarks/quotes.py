@@ -3,7 +3,8 @@
     python -m benchmarks.quotes [--bench=results/benchmarks/bench.json]
 
 What stands between the marks `<!-- measured: NAME -->` and `<!-- end -->` is made here, from the
-ratios that `benchmarks.bench` has written. A test sees that the pages say what the file says.
+ratios that `benchmarks.bench` has written, and from what other benchmarks have. A test sees that
+the pages say what the files say.
 """
 
 import functools
@@ -11,12 +12,13 @@ import json
 import pathlib
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
+from benchmarks import quotes_of_files
+from benchmarks.quoting import sentences, span, table
 from tfnorm import commands
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
@@ -28,17 +30,11 @@ _BENCH = "results/benchmarks/bench.json"
 _ROOT = pathlib.Path(__file__).parent.parent
 _MARKED = re.compile(r"(<!-- measured: ([\w -]+) -->)(\s*).*?(<!-- end -->)", re.DOTALL)
 _LAYERS = ("bn", "brn", "mabn", "bkn")
+_OF_EXAMPLES = ("on", "evalnorm", "sn", "bin")
+_DENSE = "4096×256 float32"  # as behind a dense layer: examples have one position
 _NETWORKS = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
 
-# Of benchmarks.accelerator, which runs elsewhere: a file beside bench.json, and tables by a regex.
-_ACCELERATORS = {
-    "networks on an H200": ("accelerator_h200", r"training step of ResNet-50, (.*)"),
-    "layers on an H200": ("accelerator_h200", r"layer, forward and backward, (.* float32)"),
-    "layers on an H100": ("accelerator_h100_largest", r"layer, forward and backward, (.*)"),
-}
-
 Parts = Mapping[str, Any]
-Row = Sequence[str]
 
 
 def quoted(text: str, parts: Parts) -> str:
@@ -57,41 +53,25 @@ def quoted(text: str, parts: Parts) -> str:
 
 def _figures(name: str, parts: Parts) -> str:
     kind, _, argument = name.partition(" of ")
-    if kind not in _MAKERS:
-        raise UserError(f"no figures are called {name!r}; known are {', '.join(_MAKERS)}")
+    arguments = [argument] if argument else []
+    if kind not in _MAKERS | _OF_FILES:
+        known = ", ".join(_MAKERS | _OF_FILES)
+        raise UserError(f"no figures are called {name!r}; known are {known}")
     try:
-        return _MAKERS[kind](parts, *([argument] if argument else []))
+        if kind in _MAKERS:
+            return _MAKERS[kind](parts, *arguments)
+        return _OF_FILES[kind](*arguments)
     except KeyError as error:
-        raise UserError(
-            f"bench.json lacks {error.args[0]!r}, which {name!r} needs: run make bench"
-        ) from None
+        lacks = f"lacks {error.args[0]!r}, which {name!r} needs"
+        text = f"its file {lacks}" if kind in _OF_FILES else f"bench.json {lacks}: run make bench"
+        raise UserError(text) from None
 
 
-def _table(titles: Row, rows: Iterable[Row]) -> str:
-    rule = ["---", *["--:"] * (len(titles) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, rule, *rows])
-
-
-def _sentences(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 100)
-
-
-def _range(ratios: Iterable[float], digits: int = 2) -> str:
-    """From the least to the largest."""
-    low, high = (f"{ratio:.{digits}f}" for ratio in _ends(ratios))
-    return low if low == high else f"{low} to {high}"
-
-
-def _ends(ratios: Iterable[float]) -> tuple[float, float]:
-    found = list(ratios)
-    return min(found), max(found)
-
-
-def _columns(parts: Parts, part: str, table: str) -> dict[str, dict[str, Any]]:
+def _columns(parts: Parts, part: str, title: str) -> dict[str, dict[str, Any]]:
     """The records of a table, by column."""
-    found = {r["column"]: r for r in parts[part]["records"] if r.get("table") == table}
+    found = {r["column"]: r for r in parts[part]["records"] if r.get("table") == title}
     if not found:
-        raise KeyError(table)
+        raise KeyError(title)
     return found
 
 
@@ -119,16 +99,29 @@ def _summary(parts: Parts) -> str:
 
 
 def _layer(parts: Parts, norm: str) -> str:
-    return _range(_ratios(_columns(parts, "layers", "one layer, training").values(), norm))
+    return span(_ratios(_columns(parts, "layers", "one layer, training").values(), norm))
+
+
+def _layer_on_images(parts: Parts, norm: str) -> str:
+    return span(ratio for shape, ratio in _by_shape(parts, norm) if shape != _DENSE)
+
+
+def _layer_behind_dense(parts: Parts, norm: str) -> str:
+    return span(ratio for shape, ratio in _by_shape(parts, norm) if shape == _DENSE)
+
+
+def _by_shape(parts: Parts, norm: str) -> list[tuple[str, float]]:
+    records = _columns(parts, "layers", "one layer, training")
+    return [(shape, record["figures"][norm]["ratio"]) for shape, record in records.items()]
 
 
 def _synchronized(parts: Parts) -> str:
-    return _range(_ratios(parts["synchronized"]["records"], "syncbn"))
+    return span(_ratios(parts["synchronized"]["records"], "syncbn"))
 
 
 def _noise(parts: Parts) -> str:
     records = _columns(parts, "layers", "one layer, training").values()
-    return _range(_ratios(records, "Keras BN again"))
+    return span(_ratios(records, "Keras BN again"))
 
 
 def _limits(parts: Parts, norms: str) -> str:
@@ -139,25 +132,28 @@ def _limits(parts: Parts, norms: str) -> str:
         for norm in norms.split(" and ")
         for record in records
     ]
-    return _range(times, 1)
+    return span(times, 1)
 
 
-def _layers(parts: Parts) -> str:
-    names = [*_LAYERS, *(f"{norm}, 16 groups" for norm in _LAYERS), "Keras GN"]
+def _layers(parts: Parts, kind: str = "") -> str:
+    if kind == "examples":
+        names = [*_OF_EXAMPLES, *(f"{norm}, 16 groups" for norm in _OF_EXAMPLES)]
+    else:
+        names = [*_LAYERS, *(f"{norm}, 16 groups" for norm in _LAYERS), "Keras GN"]
     records = _columns(parts, "layers", "one layer, training")
     rows = [[shape, *(_ratio(record, name) for name in names)] for shape, record in records.items()]
-    return _table(["shape", *names], rows)
+    return table(["shape", *names], rows)
 
 
 def _layers_under_xla(parts: Parts) -> str:
     records = _columns(parts, "layers", "one layer, training under XLA")
     rows = [[shape, *(_ratio(r, name) for name in _LAYERS)] for shape, r in records.items()]
-    return _table(["shape", *_LAYERS], rows)
+    return table(["shape", *_LAYERS], rows)
 
 
 def _cbn(parts: Parts, compiled: str = "") -> str:
-    table = f"one layer, training with a 3×3 convolution{compiled}"
-    return _range(_ratios(_columns(parts, "layers", table).values(), "cbn"))
+    title = f"one layer, training with a 3×3 convolution{compiled}"
+    return span(_ratios(_columns(parts, "layers", title).values(), "cbn"))
 
 
 def _networks(parts: Parts) -> str:
@@ -170,7 +166,7 @@ def _networks(parts: Parts) -> str:
         whole = own["Keras BN"]["added_bytes"]
         shares = [f"{own[norm]['added_bytes'] / whole:.2f}" for norm in _NETWORKS]
         rows.append([f"{network}, memory beside TensorFlow's own", *shares])
-    return _table(["", *_NETWORKS], rows)
+    return table(["", *_NETWORKS], rows)
 
 
 def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
@@ -186,11 +182,11 @@ def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
 
 def _inference_ranges(parts: Parts) -> list[str]:
     """Of networks folded by tfnorm, exported by Keras, with GroupNormalization."""
-    table = "inference of a SavedModel, relative to no normalizer"
-    records = list(_columns(parts, "inference", table).values())
+    title = "inference of a SavedModel, relative to no normalizer"
+    records = list(_columns(parts, "inference", title).values())
     kinds = ("folded by tfnorm", "exported by Keras", "GroupNormalization")
     return [
-        _range(
+        span(
             ratio
             for record in records
             for name in record["figures"]
@@ -204,11 +200,11 @@ def _inference_ranges(parts: Parts) -> list[str]:
 def _inference(parts: Parts) -> str:
     unfolded = _columns(parts, "layers", "one layer, inference, not folded")
     float32 = [record for shape, record in unfolded.items() if shape.endswith("float32")]
-    layers = _range(ratio for norm in _LAYERS for ratio in _ratios(float32, norm))
+    layers = span(ratio for norm in _LAYERS for ratio in _ratios(float32, norm))
     folded, keras, groups = _inference_ranges(parts)
-    return _sentences(f"""
+    return sentences(f"""
         Not folded, layers take {layers} of Keras' at inference in float32, where a bare copy takes
-        {_range(_ratios(float32, "copy of x"))}. Folded they take nothing: exported networks take
+        {span(_ratios(float32, "copy of x"))}. Folded they take nothing: exported networks take
         {folded} of those without any normalizer, those of Keras' exporter {keras}, with
         GroupNormalization {groups}.
     """)
@@ -223,29 +219,14 @@ def _dense(parts: Parts, part: str = "dense") -> str:
          *(_ratio(record, name) for name in names)]
         for record in records
     ]  # fmt: skip
-    return _table(["", *names], rows)
-
-
-def _accelerator(parts: Parts, name: str) -> str:
-    """Times relative to Keras BN's, whose own are milliseconds."""
-    del parts
-    file, pattern = _ACCELERATORS[name]
-    path = _ROOT / pathlib.Path(_BENCH).with_name(f"{file}.json")
-    tables: dict[str, dict[str, str]] = {}
-    for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
-        match = re.fullmatch(pattern, result["table"])
-        if match:
-            is_baseline = result["name"] == "Keras BN"
-            cell = f"{result['milliseconds']:.3g} ms" if is_baseline else f"{result['ratio']:.2f}"
-            tables.setdefault(match[1], {})[result["name"]] = cell
-    names = list(next(iter(tables.values())))
-    rows = [[title, *(cells[n] for n in names)] for title, cells in tables.items()]
-    return _table(["", *names], rows)
+    return table(["", *names], rows)
 
 
 _MAKERS: dict[str, Callable[..., str]] = {
     "summary": _summary,
     "layer": _layer,
+    "layer on images": _layer_on_images,
+    "layer behind dense": _layer_behind_dense,
     "limit": _limits,
     "noise": _noise,
     "layers": _layers,
@@ -256,7 +237,18 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "networks": _networks,
     "inference": _inference,
     "dense networks": _dense,
-    "accelerator": _accelerator,
+}
+# From files beside bench.json.
+_OF_FILES: dict[str, Callable[..., str]] = {
+    "accelerator": quotes_of_files.accelerator,
+    "cbn on an H100": quotes_of_files.cbn_on_an_accelerator,
+    "kernels on an H100": quotes_of_files.kernels_on_an_accelerator,
+    "passes on a TPU": quotes_of_files.passes,
+    "stream": quotes_of_files.stream,
+    "waiting": quotes_of_files.waiting,
+    "exporters": quotes_of_files.exporters,
+    "exported patterns": quotes_of_files.exported,
+    "synchronization": quotes_of_files.synchronization,
 }
 
 

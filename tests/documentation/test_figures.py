@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import quotes
+from benchmarks import quotes, quotes_of_files
 from tfnorm.errors import UserError
 
 PARTS = json.loads((quotes._ROOT / quotes._BENCH).read_text(encoding="utf-8"))["parts"]
@@ -22,11 +22,11 @@ def test_a_page_quotes_what_bench_json_says(name):
     ("name", "start", "end"),
     [
         ("README.md", "## What it costs", "## Read on"),
-        ("benchmarks.md", "# Benchmarks", "## What exporters leave"),
+        ("benchmarks.md", "# Benchmarks", "## Choices in the code"),
     ],
 )
 def test_no_figure_stands_beside_them(name, start, end):
-    """Each has to come from bench.json, or nobody would notice that it is old."""
+    """Each has to come from a file of results, or nobody would notice that it is old."""
     text = PAGES[name].read_text(encoding="utf-8")
     section = text[text.index(start) : text.index(end)]
     assert quotes._MARKED.search(section)
@@ -59,3 +59,29 @@ def test_what_is_not_known_or_not_measured_is_told():
         quotes.quoted("<!-- measured: nothing --><!-- end -->", PARTS)
     with pytest.raises(UserError, match="lacks 'training', which 'networks' needs: run make bench"):
         quotes.quoted("<!-- measured: networks --><!-- end -->", {})
+
+
+def test_figures_of_a_benchmark_with_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(quotes_of_files, "_RESULTS", tmp_path)
+    text = "left in <!-- measured: exported patterns --><!-- end -->:\n"
+    text += "<!-- measured: exporters -->\n\n<!-- end -->"
+    cure = (
+        "there is no results/benchmarks/folding.json, .* run python -m benchmarks.folding --output"
+    )
+    with pytest.raises(UserError, match=cure):
+        quotes.quoted(text, {})
+    (tmp_path / "benchmarks").mkdir()
+    path = tmp_path / "benchmarks" / "folding.json"
+    counts = [("A", 2, 0, 1), ("A", 1, 1, None), ("B", 3, 0, 3)]
+    names = ("group", "normalizers", "tfnorm", "LiteRT")
+    records = [{"pattern": "", **dict(zip(names, row))} for row in counts]
+    path.write_text(json.dumps(records))
+    assert quotes.quoted(text, {}) == (
+        "left in <!-- measured: exported patterns -->3 patterns (where one fails, as LiteRT on 1, "
+        "it counts as leaving none)<!-- end -->:\n<!-- measured: exporters -->\n\n"
+        "|  | normalizers | tfnorm | LiteRT |\n| --- | --: | --: | --: |\n"
+        "| A | 3 | 1 | 1 |\n| B | 3 | 0 | 3 |\n| All | 6 | 1 | 4 |\n\n<!-- end -->"
+    )
+    path.write_text('[{"pattern": "", "tfnorm": 0}]')
+    with pytest.raises(UserError, match="its file lacks 'group', which 'exporters' needs"):
+        quotes.quoted("<!-- measured: exporters --><!-- end -->", {})
