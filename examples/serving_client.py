@@ -1,5 +1,6 @@
 """Asks a model in TensorFlow Serving what is in an image, through the REST API.
 
+    python -m tfnorm.train --norm=brn --model_dir=runs/brn
     python -m tfnorm.export --model_dir=runs/brn --directory=served --uint8_images --top_k=3
     docker run -p 8501:8501 -v $PWD/served:/models/digits -e MODEL_NAME=digits tensorflow/serving
     python examples/serving_client.py --model=digits --digit=17
