@@ -1,5 +1,6 @@
 """Figures of speed and memory on the pages are those that were measured."""
 
+import inspect
 import json
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks import quotes, quotes_of_files
 from tfnorm.errors import UserError
+from tfnorm.layers import norms
 
 PARTS = json.loads((quotes._ROOT / quotes._BENCH).read_text(encoding="utf-8"))["parts"]
 PAGES = {path.name: path for path in quotes.pages()}
@@ -31,6 +33,13 @@ def test_no_figure_stands_beside_them(name, start, end):
     section = text[text.index(start) : text.index(end)]
     assert quotes._MARKED.search(section)
     assert not re.findall(r"\d\.\d", quotes._MARKED.sub("", section))
+
+
+@pytest.mark.parametrize("name", norms.NAMES)
+def test_the_cost_in_a_docstring_has_no_figure(name):
+    """The page of the normalizer has it, from bench.json."""
+    text = inspect.getdoc(norms.get(name).layer_class) or ""
+    assert not re.findall(r"Cost:[^.]*\d\.\d[^.]*", text)
 
 
 def layer(column, **ratios):

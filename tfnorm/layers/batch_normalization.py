@@ -22,9 +22,8 @@ class BatchNormalization(ChannelNormalization):
     (`tfnorm.training.SynchronizeStatistics`, or a checkpoint, which holds their mean).
 
     When: 16 or more images on each device. Below that, its statistics are noise: see the other
-    layers. Cost: half of the time of Keras' layer, 0.7 to 0.9 of it with a mask or virtual
-    replicas; `synchronized=True` adds one all-reduce forward and one backward for each layer and
-    step.
+    layers. Cost: less time than Keras' layer, with a mask or virtual replicas too;
+    `synchronized=True` adds one all-reduce forward and one backward for each layer and step.
 
     Differs from Keras' layer: a masked position counts in no gradient statistic either (Keras
     lets ∂L/∂y of masked positions into ∂L/∂x of valid ones); statistics are float32 under every

@@ -30,9 +30,8 @@ class BatchRenormalization(ChannelNormalization):
     the number of training calls, from which the schedules read (0 at the first call).
 
     When: 4 to 16 images on each device; it corrects the batch's mean and variance, but not the
-    noise of the gradient's statistics, so that below 4 others do better. Cost: half of the time of
-    Keras' BatchNormalization, 0.7 to 0.9 of it with a mask or virtual replicas; nothing is
-    communicated.
+    noise of the gradient's statistics, so that below 4 others do better. Cost: less time than
+    Keras' BatchNormalization, with a mask or virtual replicas too; nothing is communicated.
 
     Source: Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
     Batch-Normalized Models", 2017, Algorithm 1. The default schedules are the paper's, for a run

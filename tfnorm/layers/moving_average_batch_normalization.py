@@ -46,8 +46,8 @@ class MovingAverageBatchNormalization(ChannelNormalization):
     highest, it diverges (0 %); it does not with gradient_window=1 (15 %), window=8 (16 %), at a
     rate of 0.02 (20 %), or with averages from step 75 on (21 %). One run each. The paper's Mask
     R-CNN has the batch's own in its heads for 10,000 steps at first (appendix B.3).
-    Cost: 0.75 of the time of Keras' BatchNormalization or less, with a mask or virtual replicas
-    too; nothing is communicated.
+    Cost: less time than Keras' BatchNormalization, with a mask or virtual replicas too; nothing is
+    communicated.
 
     Source: Yan et al., "Towards Stabilizing Batch Statistics in Backward Propagation of Batch
     Normalization", 2020, equations 15 to 20. As in the official code, and unlike the text, the
