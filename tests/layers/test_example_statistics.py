@@ -142,6 +142,21 @@ def test_without_center_and_scale(rng, method):
         running.assert_close(actual, value, 1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_a_clamp_that_half_precision_rounds(rng, dtype):
+    """No gradient flows through what was clamped, be the bound rounded down (here) or up."""
+    clamp = 0.7 if dtype == "mixed_bfloat16" else 1.2345
+    x, dy, _ = running.data(rng, (4, 6, 6, 5))
+    results = []
+    for policy in (dtype, "float32"):
+        layer = layers.OnlineNormalization(clamp=clamp, dtype=policy)
+        layer.build(x.shape)
+        results.append(running.trainer(layer)(2 * x, dy)[1])
+    half, single = results
+    # A value that rounding brings to the bound is clamped, too; all that were are most of dx.
+    assert np.linalg.norm(half - single) < 0.2 * np.linalg.norm(single)
+
+
 def test_layer_scaling_of_what_half_precision_cannot_hold(rng):
     """ŷ is up to 300,000 and what it is scaled to about 1, in float16 as in float32."""
     shape = (4, 3, 3, 5)

@@ -132,7 +132,8 @@ def online_normalization(
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy = tf.cast(dy, values.dtype)
             if clamp is not None:
-                dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), clamp)
+                bound = float(rows.dtype.as_numpy_dtype(clamp))  # rounded as y is
+                dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), bound)
             product, total = fused.sums(dy, values, valid)
             dgamma = (product - flattened(centres) * total) * flattened(rstd)
             own_y = distance * rstd
