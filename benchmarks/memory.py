@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measuring
-from benchmarks.networks import BASELINE, TRAINED, training_step, under
+from benchmarks.networks import BASELINE, SAMPLED, TRAINED, named, training_step, under
 from tfnorm import commands, layers
 from tfnorm.layers import ChannelNormalization, norms
 from tfnorm.study.summary import text_table
@@ -97,10 +97,12 @@ def _layer(norm: str) -> keras.layers.Layer:
     """The layer of a norm; around a convolution, where it wraps one."""
     if norm == BASELINE:
         return keras.layers.BatchNormalization()
-    layer_class = norms.get(norm).layer_class
-    if norms.get(norm).place == "around":
-        return layer_class(keras.layers.Conv2D(_SHAPE[-1], 3, padding="same", use_bias=False))
-    return layer_class(**norms.get(norm).arguments(_SHAPE[-1]))
+    name, options = named(norm)
+    normalizer = norms.get(name, **options)
+    if normalizer.place == "around":
+        convolution = keras.layers.Conv2D(_SHAPE[-1], 3, padding="same", use_bias=False)
+        return normalizer.layer_class(convolution, **options)
+    return normalizer.layer_class(**normalizer.arguments(_SHAPE[-1]))
 
 
 def alone(values: flags.FlagValues) -> dict[str, int]:
@@ -128,7 +130,8 @@ def _define() -> flags.FlagValues:
     networks = ["ResNet-20", "ResNet-50"]
     flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
-    flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
+    names = [*TRAINED, SAMPLED]
+    flags.DEFINE_list("norms", names, "Names of norms.", flag_values=values)
     flags.DEFINE_integer("steps", 12, "Training steps.", flag_values=values)
     measuring.define_alone(values)
     return values

@@ -15,6 +15,9 @@ BASELINE = "Keras BN"
 KERAS = dataclasses.replace(norms.get("bn"), layer_class=keras.layers.BatchNormalization)
 """Keras' layer, for networks of `tfnorm.models`."""
 TRAINED = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
+SAMPLED = "sampled cbn"
+"""CBN that is compensated by eight positions of each step."""
+_VARIANTS = {SAMPLED: ("cbn", {"sampled_positions": 8})}
 
 
 def resnet20() -> keras.Model:
@@ -44,10 +47,18 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
 
 
 def under(norm: str, network: str, *size: int) -> keras.Model:
-    """A network under a norm of that name, or `BASELINE`, for images of its size or a given one."""
+    """A network under a norm, as `named`, or `BASELINE`, for images of its size or a given one."""
     keras.utils.set_random_seed(1)
     model = NETWORKS[network](*size)
-    return model if norm == BASELINE else tfnorm.convert(model, norm)
+    if norm == BASELINE:
+        return model
+    name, options = named(norm)
+    return tfnorm.convert(model, name, **options)
+
+
+def named(norm: str) -> tuple[str, dict[str, Any]]:
+    """The name in the registry and the options of a norm, or of the variant `SAMPLED`."""
+    return _VARIANTS.get(norm, (norm, {}))
 
 
 def training_step(model: keras.Model, batch: int) -> Callable[[], tf.Tensor]:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.training [--networks=ResNet-20,ResNet-50] [--norms=bn,brn] [--rounds=24]
 
-CBN is timed after its burn-in, with its default window of 8 steps, all of them full. The network is
+CBN is timed after its burn-in, with its default window of 8 steps, all of them full; sampled cbn is
+compensated by 8 positions of each step (`sampled_positions`). The network is
 what `tfnorm.convert` makes of the one with Keras' layers: under mabn and cbn without the biases of
 ResNet-50's convolutions, which are 0.03 of its step.
 """
@@ -16,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 
 from benchmarks import measuring
-from benchmarks.networks import BASELINE, TRAINED, training_step, under
+from benchmarks.networks import BASELINE, SAMPLED, TRAINED, training_step, under
 from tfnorm import commands
 
 
@@ -24,7 +25,8 @@ def _define() -> flags.FlagValues:
     values = measuring.define(rounds=24)
     networks = ["ResNet-20", "ResNet-50"]
     flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
-    flags.DEFINE_list("norms", list(TRAINED), "Names of norms.", flag_values=values)
+    names = [*TRAINED, SAMPLED]
+    flags.DEFINE_list("norms", names, "Names of norms.", flag_values=values)
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
     return values
 

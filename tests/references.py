@@ -381,7 +381,8 @@ class CrossIterationBatchNormalization(Reference):
     The history of a group is a list of (μ, ν, ∂μ/∂θ, ∂ν/∂θ, θ), newest last; derivatives are of
     the shape of the kernel, the slice of output channel j that of μ_j and ν_j.
 
-    gradient="window" is not the paper's: the backward pass of BN, with the window's moments.
+    gradient="window" is not the paper's: the backward pass of BN, with the window's moments. Nor is
+    sampled_positions: ∂ν/∂θ is estimated from some positions, see `_derivative_of_samples`.
     """
 
     def __init__(
@@ -392,11 +393,12 @@ class CrossIterationBatchNormalization(Reference):
         burn_in_steps=0,
         compensate=True,
         gradient="current",
+        sampled_positions=None,
         steps=0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.gradient = gradient
+        self.gradient, self.sampled_positions = gradient, sampled_positions
         self.convolution, self.window, self.burn_in_steps = convolution, window, burn_in_steps
         self.compensate, self.steps = compensate, steps
         self.history = [[] for _ in range(self.groups)]
@@ -416,8 +418,29 @@ class CrossIterationBatchNormalization(Reference):
         derivative = self.convolution.kernel_gradient
         dmean = derivative(h, np.broadcast_to(weight, z.shape), kernel.shape)
         dsquare = derivative(h, 2 * z * weight, kernel.shape)
+        if self.sampled_positions is not None:
+            dsquare = self._derivative_of_samples(h, z, valid, mean, square, dmean)
         self.history[group].append((mean, square, dmean, dsquare, kernel.copy()))
         del self.history[group][: -(self.window - 1)]
+
+    def _derivative_of_samples(self, h, z, valid, mean, square, dmean):
+        """2·σ²·Σ ẑ_s·(patch_s − P)/Σ ẑ_s² + 2·μ·P over S positions, with ẑ = z − μ.
+
+        Of all positions that is ∂ν/∂θ. The valid positions are in S parts of about one size; of
+        each part one is taken, at a share of it that is a fraction of 2^16.
+        """
+        numbers, taken = np.flatnonzero(valid), np.zeros(len(valid))
+        count, samples = len(numbers), self.sampled_positions
+        for part in range(samples):
+            first, end = part * count // samples, (part + 1) * count // samples
+            fraction = (40_503 * self.steps + 27_145 * part) % 2**16
+            taken[numbers[first + (end - first) * fraction // 2**16]] += 1
+        centred = (z - mean) * taken.reshape(z.shape[:-1])[..., None]
+        energy = np.sum(centred * (z - mean), tuple(range(z.ndim - 1)))
+        share = 2 * (square - mean**2) / energy
+        of_patches = self.convolution.kernel_gradient(h, centred, dmean.shape)
+        of_mean = np.sum(centred, tuple(range(z.ndim - 1))) * dmean
+        return share * (of_patches - of_mean) + 2 * mean * dmean
 
     def step(self, h, kernel, dy, mask=None):
         """Also returns extra["dkernel"]; `mask` is that of the outputs of the convolution."""

@@ -54,7 +54,7 @@ def test_training_compares_every_norm_with_keras(small, tmp_path, capsys):
     command = ["training", "--networks=small", "--rounds=2", "--batch=4", output]
     assert training.main(command) == 0
     (record,) = json.loads((tmp_path / "training.json").read_text())
-    assert set(record["figures"]) == {"Keras BN", *networks.TRAINED}
+    assert set(record["figures"]) == {"Keras BN", *networks.TRAINED, networks.SAMPLED}
     assert record["figures"]["Keras BN"]["ratio"] == 1
     assert "small, training step of 4 images, relative to Keras BN" in capsys.readouterr().out
 
@@ -125,6 +125,19 @@ def test_layers_are_compared_in_training_at_inference_and_compiled(monkeypatch, 
     assert records[0]["limit_milliseconds"] == pytest.approx(2.5 * copy)
     assert records[1]["limit_milliseconds"] == served["copy of x"]["milliseconds"]
     assert records[2]["limit_milliseconds"] is None
+
+
+def test_samples_in_place_of_derivatives(small):
+    """A patch and an output each, of past steps whose number is the window's less one."""
+    model = networks.under(networks.SAMPLED, "small")
+    first, second = (
+        layer for layer in model.layers if isinstance(layer, layers.ChannelNormalization)
+    )
+    assert first.sampled_positions == second.sampled_positions == 8
+    state = sum(
+        2 * c + 1 + 7 * (8 * (patch + c) + patch + 2 * c + 1) for patch, c in ((27, 4), (36, 6))
+    )
+    assert memory.state_bytes(model) == 4 * state
 
 
 def test_cbn_without_past_kernels_keeps_half():

@@ -45,7 +45,17 @@ CASES = pairwise.cases(DIMENSIONS, possible)
 OPTIONS = {
     "mabn": {"window": 2, "warmup_steps": 2},
     "cbn": {"window": 3, "burn_in_steps": 1},
+    "cbn of samples": {"window": 3, "burn_in_steps": 1, "sampled_positions": 5},
 }
+# A variant of a norm, with each storage and layout, compiled and on replicas, but not in pairs.
+VARIANTS = [
+    dict(zip(DIMENSIONS, ("cbn of samples", *case), strict=True))
+    for case in (
+        ("xla", "mixed_float16", 1, "first", "some", "keras"),
+        ("function", "mixed_bfloat16", 1, "last", "none", "saved_model"),
+        ("function", "float64", 2, "last", "some", "checkpoint"),
+    )
+]
 
 
 def test_every_pair_occurs():
@@ -57,8 +67,14 @@ def test_every_pair_occurs():
     assert len(CASES) <= 5 * len(networks.NORMALIZERS)
 
 
+def norm_of(name):
+    """The norm that a name is a variant of."""
+    return name.partition(" ")[0]
+
+
 def options(name, virtual_replicas):
-    groups = {"virtual_replicas": virtual_replicas} if name in networks.NORMALIZERS else {}
+    is_ours = norm_of(name) in networks.NORMALIZERS
+    groups = {"virtual_replicas": virtual_replicas} if is_ours else {}
     return {**groups, **OPTIONS.get(name, {})}
 
 
@@ -67,7 +83,7 @@ def expected(name, masked):
     """Outputs and gradients of each step, then name -> value of the weights after them."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64")
-    model = networks.network(name, masked=masked, **options(name, 2))
+    model = networks.network(norm_of(name), masked=masked, **options(name, 2))
     keras.config.set_dtype_policy(policy)
     train = networks.Trainer(model)
     results = [train(*networks.batch(step, masked)) for step in range(STEPS)]
@@ -83,7 +99,11 @@ def all_cases():
     """Those of our layers; for those of Keras some of ours, one with each storage."""
     first = {case["storage"]: case for case in reversed(CASES)}
     others = (name for name in networks.norms.NAMES if name not in networks.NORMALIZERS)
-    return [*CASES, *({**case, "norm": name} for name in others for case in first.values())]
+    return [
+        *CASES,
+        *VARIANTS,
+        *({**case, "norm": name} for name in others for case in first.values()),
+    ]
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: "-".join(map(str, case.values())))
@@ -99,7 +119,10 @@ def test_training_and_storage(case, mirrored, tmp_path):
     def build():
         with scope():
             return networks.network(
-                name, case["layout"] == "first", masked, **options(name, 2 // case["replicas"])
+                norm_of(name),
+                case["layout"] == "first",
+                masked,
+                **options(name, 2 // case["replicas"]),
             )
 
     model = build()

@@ -82,6 +82,7 @@ def run(rng, layer_name, dtype, virtual_replicas=1, masked=False, change=0.3, **
         burn_in_steps=options.get("burn_in_steps", 0),
         compensate=options.get("compensate", True),
         gradient=options.get("gradient", "current"),
+        sampled_positions=options.get("sampled_positions"),
     )
     train, tolerance = running.trainer(layer), running.TOLERANCE[dtype]
     kernel_shape = layer.layer.kernel.shape
@@ -132,10 +133,63 @@ def test_every_kind_of_layer(rng, layer_name):
         ("float32", {"window": 4}),
         ("float32", {"window": 3, "virtual_replicas": 2, "burn_in_steps": 1}),
         ("float32", {"window": 3, "masked": True, "compensate": False}),
+        ("float64", {"window": 4, "virtual_replicas": 2, "sampled_positions": 5}),
+        ("float64", {"window": 3, "masked": True, "virtual_replicas": 2, "sampled_positions": 3}),
+        ("float32", {"window": 4, "burn_in_steps": 2, "sampled_positions": 7}),
     ],
 )
 def test_window_burn_in_masks_and_groups(rng, dtype, options):
     run(rng, "conv2d", dtype, **options)
+
+
+@pytest.mark.parametrize("layer_name", ["conv1d", "conv2d_grouped", "depthwise2d", "dense"])
+def test_every_kind_of_layer_by_samples(rng, layer_name):
+    run(rng, layer_name, "float64", window=3, sampled_positions=3)
+
+
+@pytest.mark.parametrize("virtual_replicas, samples", [(1, 48), (2, 48)])
+def test_samples_of_all_positions_are_the_derivative(rng, virtual_replicas, samples):
+    """Each once, and each twice."""
+    both = {}
+    for sampled in (None, samples):
+        layer = CrossIterationBatchNormalization(
+            keras.layers.Conv2D(4, 3, padding="same", **OPTIONS),
+            window=3, sampled_positions=sampled, virtual_replicas=virtual_replicas, dtype="float64",
+        )  # fmt: skip
+        layer.build((4, 4, 3, 2))
+        running.randomize(layer, np.random.default_rng(5))
+        for variable in layer.non_trainable_variables[3:]:
+            variable.assign(tf.zeros_like(variable))
+        train, data = running.trainer(layer), np.random.default_rng(6)
+        layer.layer.kernel.assign(data.normal(size=layer.layer.kernel.shape))
+        both[sampled] = []
+        for _ in range(4):
+            both[sampled] += train(data.normal(1, 2, (4, 4, 3, 2)), data.normal(size=(4, 4, 3, 4)))
+            layer.layer.kernel.assign_add(data.normal(0, 0.3, layer.layer.kernel.shape))
+    for actual, wanted in zip(both[samples], both[None], strict=True):
+        running.assert_close(actual, wanted, 1e-9)
+
+
+def test_samples_estimate_nothing_of_a_kernel_that_is_scaled(rng):
+    """Nor of one that stays: past moments are those of all positions."""
+    layer = CrossIterationBatchNormalization(
+        keras.layers.Dense(4, **OPTIONS), window=2, sampled_positions=2, momentum=0.0,
+        dtype="float64",
+    )  # fmt: skip
+    first, second = rng.normal(1, 2, (2, 40, 5))
+    layer(first, training=True)
+    kernel = layer.layer.kernel.numpy()
+    for growth in (0.0, 0.05):  # The first step's outputs, under a kernel that is larger by so much
+        layer.layer.kernel.assign((1 + growth) * kernel)
+        z = np.stack([first, second]) @ ((1 + growth) * kernel)
+        past, own = (first @ kernel).var(0), z[1].var(0)
+        spread = z.mean(1).var(0)
+        held = [v.numpy() for v in layer.non_trainable_variables]
+        layer(second, training=True)
+        wanted = ((1 + 2 * growth) * past - (growth * (first @ kernel).mean(0)) ** 2 + own) / 2
+        running.assert_close(layer.moving_variance, wanted + spread, 1e-9)
+        for variable, value in zip(layer.non_trainable_variables, held):
+            variable.assign(value)
 
 
 def test_the_maximum_of_equation_10_is_met(rng):
@@ -287,6 +341,32 @@ def test_gradient_of_another_name():
     assert str(error.value).startswith(
         """gradient must be "current" or "window". Received: 'all'."""
     )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"sampled_positions": 0},
+            "sampled_positions must be at least 1, of each step; None takes all of them. "
+            "Received: 0.",
+        ),
+        (
+            {"sampled_positions": 2.5},
+            "sampled_positions must be a whole number from 1, of each step; None takes all of "
+            "them. Received: 2.5.",
+        ),
+        (
+            {"sampled_positions": 8, "compensate": False},
+            "sampled_positions are those that the compensation is estimated from, and "
+            "compensate=False leaves it out. Received: sampled_positions=8. Give one of the two.",
+        ),
+    ],
+)
+def test_sampled_positions_that_cannot_be(options, message):
+    with pytest.raises(ValueError) as error:
+        CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), **options)
+    assert str(error.value) == message
 
 
 def test_axis_of_something_else():

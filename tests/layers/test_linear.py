@@ -111,3 +111,37 @@ def test_mean_patches_of_channels_first(rng):
         layer.set_weights([kernel])
         patches.append(linear.mean_patches(linear.Map.of(layer), turned))
     np.testing.assert_allclose(*patches, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_patches_are_what_single_outputs_see(layer_and_images, is_known, rng):
+    """Each output is its patch times the kernel: of all positions, in any order."""
+    layer, images = layer_and_images
+    shape = images.shape if is_known else (None, *[None] * (images.ndim - 2), images.shape[-1])
+
+    @tf.function(input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int32)])
+    def of(images, positions):
+        return linear.patches(linear.Map.of(layer), images, positions)
+
+    outputs = layer(images).numpy()
+    if layer.use_bias:
+        outputs -= layer.bias.numpy()
+    outputs = outputs.reshape(-1, outputs.shape[-1])
+    positions = rng.permutation(len(outputs)).astype(np.int32)
+    patches = of(images, positions).numpy()
+    elements, groups, channels = linear.factors(linear.Map.of(layer))
+    kernel = layer.kernel.numpy().reshape(elements, groups, channels)
+    found = np.einsum("nqg,qgc->ngc", patches, kernel).reshape(-1, groups * channels)
+    np.testing.assert_allclose(found, outputs[positions], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_channels_first(rng):
+    images = rng.normal(size=(2, 5, 6, 4)).astype("float32")
+    positions = tf.constant([0, 7, 35, 59, 3])
+    found = []
+    for data_format, shape in (("channels_last", (0, 1, 2, 3)), ("channels_first", (0, 3, 1, 2))):
+        layer = keras.layers.Conv2D(6, 3, padding="same", data_format=data_format)
+        turned = tf.transpose(images, shape)
+        layer.build(turned.shape)
+        found.append(linear.patches(linear.Map.of(layer), turned, positions))
+    np.testing.assert_array_equal(*found)

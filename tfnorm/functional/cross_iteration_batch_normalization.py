@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise, fused, sampling
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
@@ -44,11 +44,8 @@ def compensate(
         The compensated moments, C = g·c; the variance may be negative (see equation 10).
     """
     shape = past.mean.shape
-    # A product for each channel group; an einsum takes three times as long.
-    elements, channel_groups = mean_patch.shape[2:]
-    patches = tf.reshape(mean_patch, [-1, elements, channel_groups])
-    mean = tf.matmul(tf.transpose(patches, [2, 0, 1]), tf.transpose(kernel, [1, 0, 2]))
-    mean = tf.reshape(tf.transpose(mean, [1, 0, 2]), shape)
+    mean = _outputs(mean_patch, kernel)
+    elements = kernel.shape[0]
     # Each channel its own inner product, over all of D: as a depthwise convolution in one pass, in
     # a third of the time of a product and its sum and a tenth of an einsum's.
     channels = shape[-1]
@@ -61,6 +58,89 @@ def compensate(
     projection = tf.reshape(projection, shape)
     variance = projection - past.variance - tf.math.squared_difference(mean, past.mean)
     return PastMoments(mean, variance, past.weight)
+
+
+def compensate_by_samples(
+    past: PastMoments,
+    mean_patch: tf.Tensor,
+    patches: tf.Tensor,
+    outputs: tf.Tensor,
+    kernel: tf.Tensor,
+) -> PastMoments:
+    """`compensate` with the change of the variance estimated from S positions of each past step.
+
+    Of these there are the input patches less the mean one, p_s, and the outputs less their mean,
+    ẑ_s = ⟨p_s, θ_τ⟩. With b = Σ_s ẑ_s·(⟨p_s, θ⟩ − ẑ_s) / Σ_s ẑ_s², by which the outputs grow that
+    are regressed on those that were,
+        ν_τ(θ) − μ_τ(θ)² ≈ σ²_τ·(1 + 2·b) − (μ_τ(θ) − μ_τ)²,
+    and μ_τ(θ) = ⟨P_τ, θ⟩ as ever. Of all positions b is ⟨D_τ, θ − θ_τ⟩/(2·σ²_τ): what `compensate`
+    gives. Of some it is an estimate, of a change alone: with σ²_τ of all positions nothing is
+    estimated under θ_τ, nor under a multiple of it. A ratio stays what it is if patches and outputs
+    are means over replicas, which samples of their own have shrunk alike.
+
+    Args:
+        past: moments of each past step under its own kernel.
+        mean_patch: P, [K, G, Q, g]: Q kernel elements for each of g channel groups.
+        patches: p, [K, G, S, Q, g].
+        outputs: ẑ, [K, G, S, C].
+        kernel: θ of today, [Q, g, c].
+
+    Returns:
+        The compensated moments, C = g·c; the variance may be negative (see equation 10).
+    """
+    # Together, for the kernel is read once then.
+    found = _outputs(tf.concat([tf.expand_dims(mean_patch, 2), patches], 2), kernel)
+    mean, today = found[:, :, 0], found[:, :, 1:]
+    grown = tf.reduce_sum(outputs * (today - outputs), 2)
+    growth = tf.math.divide_no_nan(grown, tf.reduce_sum(tf.square(outputs), 2))
+    variance = past.variance * (1 + 2 * growth) - tf.math.squared_difference(mean, past.mean)
+    return PastMoments(mean, variance, past.weight)
+
+
+def _outputs(patches: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """What a kernel [Q, g, c] makes of input patches [..., Q, g]: [..., C]."""
+    # A product for each channel group; an einsum takes three times as long.
+    elements, groups, channels = kernel.shape
+    rows = tf.transpose(tf.reshape(patches, [-1, elements, groups]), [2, 0, 1])
+    outputs = tf.transpose(tf.matmul(rows, tf.transpose(kernel, [1, 0, 2])), [1, 0, 2])
+    return tf.reshape(outputs, [*patches.shape[:-2], groups * channels])
+
+
+def centred_samples(
+    x: tf.Tensor,
+    own: Moments,
+    step: tf.Tensor,
+    samples: int,
+    *,
+    axis: int = -1,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Some positions of a convolution's output in each group, spread over all of them.
+
+    Args:
+        x: the output, channels on `axis`.
+        own: its moments in each group of the batch.
+        step: a whole number, which says what positions they are (`sampling.spread`).
+        samples: S.
+        axis: the channel axis.
+        mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
+
+    Returns:
+        Their numbers in the batch, int32 [G·S], and x − μ there, [G, S, C].
+    """
+    groups = own.count.shape[0]
+    view = View(x, axis, groups)
+    x, valid = view.flatten(x), view.flatten_mask(mask)
+    size, channels = x.shape[1], x.shape[-1]
+    size = tf.shape(x)[1] if size is None else size
+    if valid is None:
+        positions = tf.broadcast_to(sampling.spread(step, size, samples), [groups, samples])
+    else:
+        count = channelwise.at_least_one(own.count)
+        positions = sampling.where_valid(sampling.spread(step, count, samples), valid)
+    positions = tf.reshape(positions + size * tf.range(groups)[:, None], [-1])
+    found = tf.gather(tf.reshape(x, [-1, channels]), positions)
+    return positions, channelwise.centre(tf.reshape(found, [groups, samples, channels]), own.mean)
 
 
 def patch_cotangent(

@@ -13,12 +13,15 @@ from tfnorm.functional import Moments
 from tfnorm.layers import arguments, linear, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
+from tfnorm.layers.compensation import ByDerivative, BySamples, Compensation
 from tfnorm.layers.past_steps import CompensatedSteps, NoSteps, Steps
 
 # The normalizers around a layer: more than one where places share it, each with its own.
 _HOLDERS: weakref.WeakKeyDictionary[keras.layers.Layer, weakref.WeakSet] = (
     weakref.WeakKeyDictionary()
 )
+
+_MOST_SAMPLES = 65_536  # positions of a step that are kept
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -42,6 +45,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     past_mean_patch P [Q, g] and past_covariance ∂ν/∂θ − 2μP [Q, g, c], where the kernel has Q
     elements for each of c output channels in each of g channel groups. In float32 that is
     4·(Q·g + Q·C + 2·C + 1) bytes for each past step: about one kernel. No past kernel is kept.
+    With `sampled_positions` S the last of them gives way to past_patches [S, Q, g] and past_outputs
+    [S, C], so that it is 4·((S + 1)·Q·g + (S + 2)·C + 1) bytes.
 
     When: 1 to 8 images on each device, with burn_in_steps of about a tenth to a quarter of the
     run, a half with single images, and window = min(⌈16/batch⌉, 8) (the paper's advice). Not:
@@ -61,7 +66,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     of the gradient; nor does it with mabn, which averages the gradient's statistics over past steps
     as well (`python -m benchmarks.window_variance`).
 
-    Cost: after the burn-in, one more kernel gradient a step, and a pass over the state.
+    Cost: after the burn-in, one more kernel gradient a step, and a pass over the state. With
+    `sampled_positions` S in place of both, the products of (window − 1)·(S + 1) patches and the
+    kernel, as many as the convolution itself makes for so many of its outputs.
 
     Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm
     1, Appendix B. Two departures: no past kernel is needed, because z is linear in θ (half of the
@@ -89,14 +96,22 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             ∂L/∂x = (∂L/∂x̂ − (g + x̂·Ψ)/k)/σ̄ with g = mean(∂L/∂x̂), Ψ = mean(x̂·∂L/∂x̂).
             "window", ours: the backward pass takes 1 in place of 1/k, as if every step of the
             window passed gradient.
+        sampled_positions: S, of how many output positions of a step (in each virtual replica) the
+            input patches and outputs are kept, in place of ∂ν/∂θ; ours, 8 being enough. They are
+            spread over all positions, and what the kernel's change adds to the variance is
+            estimated from them: with p_s and ẑ_s a patch and its output less their means,
+            σ²_τ(θ) ≈ σ²_τ·(1 + 2·b) − (μ_τ(θ) − μ_τ)², b = Σ ẑ_s·(⟨p_s, θ⟩ − ẑ_s) / Σ ẑ_s².
+            Moments of past steps and their means under θ are exact as ever. Of all positions b
+            is what equation 8 gives. None, the paper's, takes all of them by ∂ν/∂θ.
         **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`. A mask belongs to
             the layer's output: its shape without the channel axis. One that the inputs carry is
             taken for it where the layer keeps positions, else left out with a warning.
 
     Raises:
         ValueError: the layer is of another kind, has a bias or an activation; window is below 1
-            or its history larger than the memory; gradient is another word; or axis is not the
-            channel axis of the layer's output.
+            or its history larger than the memory; gradient is another word; sampled_positions is
+            below 1 or given beside compensate=False; or axis is not the channel axis of the
+            layer's output.
     """
 
     def __init__(
@@ -107,6 +122,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         burn_in_steps: int = 0,
         compensate: bool = True,
         gradient: str = "current",
+        sampled_positions: int | None = None,
         **kwargs: Any,
     ) -> None:
         linear.check("CrossIterationBatchNormalization", layer)
@@ -122,6 +138,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         self.burn_in_steps = arguments.whole("burn_in_steps", burn_in_steps, 0)
         self.compensate = arguments.yes_or_no("compensate", compensate)
         self.gradient = gradient
+        self.sampled_positions = _samples(sampled_positions, self.compensate)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the layer, then the normalizer of its output."""
@@ -148,23 +165,27 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             "past_variance": (self.channels,),
             "past_weight": (1,),
         }
+        kept = {}
         if self.compensate:
-            elements, groups, channels = linear.factors(linear.Map.of(self.layer))
-            sizes["past_mean_patch"] = (elements, groups)
-            sizes["past_covariance"] = (elements, groups, channels)
+            linear_map, compensation = linear.Map.of(self.layer), self._compensation()
+            kept = compensation.shapes(linear_map)
+            sizes["past_mean_patch"] = linear.factors(linear_map)[:2]
         leading = (self.window - 1, self.virtual_replicas)
-        histories = self.add_histories({name: (*leading, *own) for name, own in sizes.items()})
-        for name, variable in zip(sizes, histories):
+        shapes = {name: (*leading, *own) for name, own in {**sizes, **kept}.items()}
+        histories = dict(zip(shapes, self.add_histories(shapes)))
+        for name, variable in histories.items():
             setattr(self, name, variable)
-        self._past = Steps(histories, self.burn_in_steps)
+        small, large = [histories[name] for name in sizes], [histories[name] for name in kept]
+        self._past = Steps(small, self.burn_in_steps)
         if self.compensate:
             self._past = CompensatedSteps(
-                histories[:-1],
-                histories[-1],
-                self.layer,
-                self.virtual_replicas,
-                self.burn_in_steps,
+                small, large, compensation, self.layer, self.burn_in_steps
             )
+
+    def _compensation(self) -> Compensation:
+        if self.sampled_positions is None:
+            return ByDerivative()
+        return BySamples(self.sampled_positions)
 
     def call(
         self,
@@ -274,6 +295,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             "burn_in_steps": self.burn_in_steps,
             "compensate": self.compensate,
             "gradient": self.gradient,
+            "sampled_positions": self.sampled_positions,
         }
 
     @classmethod
@@ -281,3 +303,16 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         """The layer of a configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
+
+
+def _samples(positions: Any, compensate: bool) -> int | None:
+    """The argument `sampled_positions`, which is checked."""
+    if positions is None:
+        return None
+    if not compensate:
+        raise ValueError(
+            "sampled_positions are those that the compensation is estimated from, and compensate="
+            f"False leaves it out. Received: sampled_positions={positions!r}. Give one of the two."
+        )
+    meaning = ", of each step; None takes all of them"
+    return arguments.whole("sampled_positions", positions, 1, _MOST_SAMPLES, meaning)

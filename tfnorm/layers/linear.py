@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -137,25 +137,73 @@ def dimensions(x: tf.Tensor) -> list[int | tf.Tensor]:
 
 def _shares(layer: Map, dimension: int, size: int | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """[k, size]: the share of the outputs along a dimension that see a place through an element."""
+    is_known = isinstance(size, int)
+    arange = np.arange if is_known else tf.range
+    along = _along(layer, dimension, size)
+    # The element a of the output o sees the place o·stride + a·dilation − before.
+    element = np.arange(along.kernel_size, dtype=np.int32)[:, None]
+    origin = arange(size) + along.before - along.dilation * element
+    is_seen = (origin % along.stride == 0) & (origin >= 0) & (origin < along.outputs * along.stride)
+    if is_known:
+        return tf.constant(is_seen / along.outputs, dtype)
+    return tf.cast(is_seen, dtype) / tf.cast(along.outputs, dtype)
+
+
+class _Along(NamedTuple):
+    """What a layer does along one dimension of space."""
+
+    kernel_size: int
+    stride: int
+    dilation: int
+    outputs: int | tf.Tensor  # their number
+    before: int | tf.Tensor  # places of padding before the first input
+
+
+def _along(layer: Map, dimension: int, size: int | tf.Tensor) -> _Along:
     kernel_size, stride, dilation, padding = 1, 1, 1, "valid"
     if not layer.is_dense:
         kernel_size = layer.kernel_size[dimension]
         stride, dilation = layer.strides[dimension], layer.dilation_rate[dimension]
         padding = layer.padding
-    is_known = isinstance(size, int)
-    arange, maximum = (np.arange, max) if is_known else (tf.range, tf.maximum)
     reach = dilation * (kernel_size - 1)
     outputs = (size - 1 - (reach if padding == "valid" else 0)) // stride + 1
     before = reach if padding == "causal" else 0
     if padding == "same":
+        maximum = max if isinstance(size, int) else tf.maximum
         before = maximum((outputs - 1) * stride + reach + 1 - size, 0) // 2
-    # The element a of the output o sees the place o·stride + a·dilation − before.
-    element = np.arange(kernel_size, dtype=np.int32)[:, None]
-    origin = arange(size) + before - dilation * element
-    is_seen = (origin % stride == 0) & (origin >= 0) & (origin < outputs * stride)
-    if is_known:
-        return tf.constant(is_seen / outputs, dtype)
-    return tf.cast(is_seen, dtype) / tf.cast(outputs, dtype)
+    return _Along(kernel_size, stride, dilation, outputs, before)
+
+
+def patches(layer: Map, inputs: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """The input patches that n of the outputs see, as [n, Q, g].
+
+    Args:
+        layer: whose they are.
+        inputs: its inputs.
+        positions: int32 [n], numbers of outputs: counted in order over the batch and all of space.
+    """
+    if layer.data_format == "channels_first":
+        inputs = tf.transpose(inputs, [0, *range(2, inputs.shape.rank), 1])
+    _, *space, channels = dimensions(inputs)
+    elements, groups, _ = factors(layer)
+    along = [_along(layer, dimension, size) for dimension, size in enumerate(space)]
+    # Where each element of each patch is, [n, k...], dimension by dimension from the last.
+    ones = [1] * (1 + len(space))
+    places, is_inside, step = tf.zeros(ones, tf.int32), tf.ones(ones, tf.bool), 1
+    for dimension in reversed(range(len(space))):
+        own, size = along[dimension], space[dimension]
+        shape = [*ones[: 1 + dimension], own.kernel_size, *ones[2 + dimension :]]
+        element = np.arange(own.kernel_size, dtype=np.int32).reshape(shape) * own.dilation
+        output = tf.reshape(positions % own.outputs, [-1, *ones[1:]])
+        place = output * own.stride + element - own.before
+        is_inside &= (place >= 0) & (place < size)
+        places += step * place
+        positions, step = positions // own.outputs, step * size
+    places += step * tf.reshape(positions, [-1, *ones[1:]])
+    found = tf.gather(tf.reshape(inputs, [-1, channels]), tf.where(is_inside, places, 0))
+    found = tf.where(is_inside[..., None], found, tf.zeros([], found.dtype))
+    found = tf.reshape(found, [-1, elements * groups // channels, groups, channels // groups])
+    return tf.reshape(tf.transpose(found, [0, 1, 3, 2]), [-1, elements, groups])
 
 
 def factors(layer: Map) -> tuple[int, int, int]:
