@@ -34,7 +34,8 @@ from tfnorm import commands, training
 from tfnorm.layers import CrossIterationBatchNormalization, norms
 
 _WINDOW = 8
-_RATE = 0.02  # of segmentation
+_RATE = 0.02  # of the estimate and of segmentation
+_LOOP = 20  # steps after which the errors are noted
 _PARTS = ("estimate", "classification", "segmentation")
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "all positions": {},
@@ -85,21 +86,22 @@ class ComparedCrossIteration(CrossIterationBatchNormalization):
 
 
 class Errors(keras.callbacks.Callback):
-    """The errors at the end of each epoch after the burn-in.
+    """The errors after every `_LOOP` steps, from the first full window on.
 
     Args:
-        burn_in_epochs: How many there are before.
+        burn_in_steps: Steps before there is one.
     """
 
-    def __init__(self, burn_in_epochs: int) -> None:
+    def __init__(self, burn_in_steps: int) -> None:
         super().__init__()
-        self._burn_in_epochs = burn_in_epochs
+        self._first, self._steps = burn_in_steps + _WINDOW, 0
         self.values: list[np.ndarray] = []
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Notes them."""
-        del logs
-        if epoch >= self._burn_in_epochs:
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Notes them, when all steps of a loop are done."""
+        del batch, logs
+        self._steps += 1
+        if self._steps % _LOOP == 0 and self._steps >= self._first:
             layers = self.model._flatten_layers()
             found = [x.errors() for x in layers if isinstance(x, ComparedCrossIteration)]
             self.values.append(np.concatenate(found, 1))
@@ -121,14 +123,13 @@ class ComparedRun(training.Config):
 
 
 def config_of_estimate(seed: int, steps: int, **fields: Any) -> training.Config:
-    """Steps of four images, of so many epochs that the errors of thirty steps are seen."""
-    images, epochs = 4, 40
+    """Steps of four images."""
     options = {"window": _WINDOW, "burn_in_steps": steps // 4}
     fields = {
         "dataset": "fashion_mnist", "model": "resnet14", "stem_stride": 2,
-        "distribution_strategy": "one_device", "replica_batch_size": images, "steps": steps,
-        "train_examples": images * steps // epochs, "learning_rate": 0.1,
-        "reference_batch_size": 32, **fields,
+        "distribution_strategy": "one_device", "replica_batch_size": 4, "train_examples": 9600,
+        "epochs": 4, "steps": steps, "steps_per_loop": _LOOP, "learning_rate": _RATE,
+        "reference_batch_size": 0, **fields,
     }  # fmt: skip
     return ComparedRun(norm="cbn", norm_options=options, seed=seed, **fields)
 
@@ -147,7 +148,7 @@ def config(part: str, setting: str, seed: int, steps: int, **fields: Any) -> tra
 def _estimates(values: flags.FlagValues) -> Iterator[dict[str, Any]]:
     for seed in map(int, values.seeds):
         setting = config_of_estimate(seed, values.steps, data_dir=values.data_dir)
-        errors = Errors(burn_in_epochs=10)
+        errors = Errors(values.steps // 4)
         training.train(setting, [errors], lambda text: None, validate=False)
         keras.backend.clear_session()
         for name, error in zip(list(SETTINGS)[1:], errors.root_mean_square(), strict=True):

@@ -424,7 +424,7 @@ class CrossIterationBatchNormalization(Reference):
         del self.history[group][: -(self.window - 1)]
 
     def _derivative_of_samples(self, h, z, valid, mean, square, dmean):
-        """2·σ²·Σ ẑ_s·(patch_s − P)/Σ ẑ_s² + 2·μ·P over S positions, with ẑ = z − μ.
+        """2·Σ ẑ_s·(patch_s − P)·σ²/E + 2·μ·P over S positions, ẑ = z − μ, E = (Σ ẑ_s² + S·σ²)/2.
 
         Of all positions that is ∂ν/∂θ. The valid positions are in S parts of about one size; of
         each part one is taken, at a share of it that is a fraction of 2^16.
@@ -436,8 +436,9 @@ class CrossIterationBatchNormalization(Reference):
             fraction = (40_503 * self.steps + 27_145 * part) % 2**16
             taken[numbers[first + (end - first) * fraction // 2**16]] += 1
         centred = (z - mean) * taken.reshape(z.shape[:-1])[..., None]
-        energy = np.sum(centred * (z - mean), tuple(range(z.ndim - 1)))
-        share = 2 * (square - mean**2) / energy
+        variance = square - mean**2
+        sampled = np.sum(centred * (z - mean), tuple(range(z.ndim - 1)))
+        share = 2 * variance / ((sampled + samples * variance) / 2)
         of_patches = self.convolution.kernel_gradient(h, centred, dmean.shape)
         of_mean = np.sum(centred, tuple(range(z.ndim - 1))) * dmean
         return share * (of_patches - of_mean) + 2 * mean * dmean

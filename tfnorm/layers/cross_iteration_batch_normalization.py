@@ -100,9 +100,10 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             input patches and outputs are kept, in place of ∂ν/∂θ; ours, 8 being enough. They are
             spread over all positions, and what the kernel's change adds to the variance is
             estimated from them: with p_s and ẑ_s a patch and its output less their means,
-            σ²_τ(θ) ≈ σ²_τ·(1 + 2·b) − (μ_τ(θ) − μ_τ)², b = Σ ẑ_s·(⟨p_s, θ⟩ − ẑ_s) / Σ ẑ_s².
-            Moments of past steps and their means under θ are exact as ever. Of all positions b
-            is what equation 8 gives. None, the paper's, takes all of them by ∂ν/∂θ.
+            σ²_τ(θ) ≈ σ²_τ·(1 + 2·b) − (μ_τ(θ) − μ_τ)²,
+            b = Σ ẑ_s·(⟨p_s, θ⟩ − ẑ_s) / ((Σ ẑ_s² + S·σ²_τ)/2).
+            Moments of past steps and their means under θ are exact as ever, and of all positions
+            this is equation 8. None, the paper's, takes all of them by ∂ν/∂θ.
         **kwargs: those of `ChannelNormalization` and of `keras.layers.Layer`. A mask belongs to
             the layer's output: its shape without the channel axis. One that the inputs carry is
             taken for it where the layer keeps positions, else left out with a warning.
