@@ -87,9 +87,9 @@ def compensate_by_samples(
     Returns:
         The compensated moments, C = g·c; the variance may be negative (see equation 10).
     """
-    # Together, for the kernel is read once then. By σ² alone b would have no bias, by mean(ẑ²) alone
-    # no error where θ is a multiple of θ_τ, but any where no sample stands for a channel. By the
-    # mean of the two the error of eight samples is 0.9 of that by either.
+    # Together, for the kernel is read once then. By σ² alone b would have no bias; by mean(ẑ²)
+    # alone no error where θ is a multiple of θ_τ, but any where no sample has much of a channel. By
+    # their mean the error of eight samples is 0.9 of that by either.
     found = _outputs(tf.concat([tf.expand_dims(mean_patch, 2), patches], 2), kernel)
     mean, today = found[:, :, 0], found[:, :, 1:]
     grown = tf.reduce_sum(outputs * (today - outputs), 2)
