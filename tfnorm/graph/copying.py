@@ -3,13 +3,14 @@
 import copy
 import inspect
 import tempfile
+from typing import Any
 
 import keras
 
 from tfnorm.errors import UserError
 
 
-def copy_operation(operation: keras.Operation, name: str, **changes) -> keras.Operation:
+def copy_operation(operation: keras.Operation, name: str, **changes: Any) -> keras.Operation:
     """Returns an unbuilt copy of a layer, or a copy of an operation.
 
     Args:

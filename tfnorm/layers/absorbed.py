@@ -1,5 +1,7 @@
 """What stands where a layer stood that a conversion in place has joined or taken apart."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -12,7 +14,7 @@ class Absorbed(keras.layers.Layer):
     it, and this where it stood, because the model's code goes on to call both.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
 

@@ -49,7 +49,7 @@ class MomentumSGD(_OneCollective, keras.optimizers.SGD):
         learning_rate: Rate,
         momentum: float,
         l2: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, momentum, **kwargs)
         self.l2 = l2
@@ -87,7 +87,7 @@ class RMSprop(_OneCollective, keras.optimizers.RMSprop):
         **kwargs: As Keras has them.
     """
 
-    def __init__(self, learning_rate: Rate, l2: float = 0.0, **kwargs) -> None:
+    def __init__(self, learning_rate: Rate, l2: float = 0.0, **kwargs: Any) -> None:
         super().__init__(learning_rate, **kwargs)
         self.l2 = l2
 
