@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -184,26 +185,36 @@ def patches(layer: Map, inputs: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """
     if layer.data_format == "channels_first":
         inputs = tf.transpose(inputs, [0, *range(2, inputs.shape.rank), 1])
-    _, *space, channels = dimensions(inputs)
+    rows, *space, channels = dimensions(inputs)
     elements, groups, _ = factors(layer)
-    along = [_along(layer, dimension, size) for dimension, size in enumerate(space)]
-    # Where each element of each patch is, [n, k...], dimension by dimension from the last.
-    ones = [1] * (1 + len(space))
-    places, is_inside, step = tf.zeros(ones, tf.int32), tf.ones(ones, tf.bool), 1
-    for dimension in reversed(range(len(space))):
-        own, size = along[dimension], space[dimension]
-        shape = [*ones[: 1 + dimension], own.kernel_size, *ones[2 + dimension :]]
-        element = np.arange(own.kernel_size, dtype=np.int32).reshape(shape) * own.dilation
-        output = tf.reshape(positions % own.outputs, [-1, *ones[1:]])
-        place = output * own.stride + element - own.before
-        is_inside &= (place >= 0) & (place < size)
-        places += step * place
-        positions, step = positions // own.outputs, step * size
-    places += step * tf.reshape(positions, [-1, *ones[1:]])
-    found = tf.gather(tf.reshape(inputs, [-1, channels]), tf.where(is_inside, places, 0))
-    found = tf.where(is_inside[..., None], found, tf.zeros([], found.dtype))
-    found = tf.reshape(found, [-1, elements * groups // channels, groups, channels // groups])
+    # The batch is a dimension of which each output sees its own place alone.
+    along = [_Along(1, 1, 1, rows, 0), *(_along(layer, i, size) for i, size in enumerate(space))]
+    within = np.indices([own.kernel_size for own in along]).reshape(len(along), -1).T
+    steps = np.array([[own.stride, own.dilation] for own in along]).T
+    sizes, outputs = [rows, *space], [own.outputs for own in along]
+    output = tf.expand_dims(positions, 1) // _following(outputs) % _vector(outputs)
+    first = output * _vector(steps[0]) - _vector([own.before for own in along])
+    places = tf.expand_dims(first, 1) + _vector(within * steps[1])  # [n, kernel, dimensions]
+    is_inside = tf.reduce_all((places >= 0) & (places < _vector(sizes)), 2)
+    numbers = tf.where(is_inside, tf.reduce_sum(places * _following(sizes), 2), 0)
+    found = tf.gather(tf.reshape(inputs, [-1, channels]), numbers)
+    found = tf.where(tf.expand_dims(is_inside, 2), found, tf.zeros([], found.dtype))
+    found = tf.reshape(found, [-1, len(within), groups, channels // groups])
     return tf.reshape(tf.transpose(found, [0, 1, 3, 2]), [-1, elements, groups])
+
+
+def _vector(sizes: Sequence[int | tf.Tensor] | np.ndarray) -> tf.Tensor:
+    if any(map(tf.is_tensor, sizes)):
+        return tf.stack(sizes)
+    return tf.constant(np.asarray(sizes), tf.int32)
+
+
+def _following(sizes: Sequence[int | tf.Tensor]) -> tf.Tensor:
+    """For each dimension the places of an array that one of its own is apart from the next."""
+    products = [1]
+    for size in reversed(sizes[1:]):
+        products.append(products[-1] * size)
+    return _vector(products[::-1])
 
 
 def factors(layer: Map) -> tuple[int, int, int]:
