@@ -1,5 +1,7 @@
 """Values that change with a layer's own step counter."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -39,7 +41,11 @@ class LinearRamp:
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The value [] at `step`, float64: exact steps above 2²⁴, and for float64 layers."""
-        return _ramp(tf.convert_to_tensor(step), **self.get_config())
+        (value,) = _ramps(tf.convert_to_tensor(step), lines=(self._line(),))
+        return value
+
+    def _line(self) -> tuple[float, float, int, int]:
+        return self.start_value, self.end_value, self.start_step, self.end_step
 
     def get_config(self) -> dict:
         """The four arguments."""
@@ -56,10 +62,34 @@ class LinearRamp:
         return cls(**config)
 
 
+def values_at(
+    step: tf.Tensor | int, *schedules: float | Callable[[tf.Tensor], tf.Tensor]
+) -> list[tf.Tensor | float]:
+    """What each schedule is at `step`; a number is itself.
+
+    All of them that are a LinearRamp are one operation of a graph.
+    """
+    step = tf.convert_to_tensor(step)
+    lines = tuple(s._line() for s in schedules if type(s) is LinearRamp)
+    of_ramps = iter(_ramps(step, lines=lines) if lines else ())
+    return [
+        next(of_ramps)
+        if type(schedule) is LinearRamp
+        else schedule(step)
+        if callable(schedule)
+        else schedule
+        for schedule in schedules
+    ]
+
+
 @traced_once
+def _ramps(step: tf.Tensor, *, lines: tuple[tuple[float, float, int, int], ...]) -> list[tf.Tensor]:
+    return [_ramp(tf.cast(step, tf.float64), *line) for line in lines]
+
+
 def _ramp(
-    step: tf.Tensor, *, start_value: float, end_value: float, start_step: int, end_step: int
+    step: tf.Tensor, start_value: float, end_value: float, start_step: int, end_step: int
 ) -> tf.Tensor:
     slope = (end_value - start_value) / max(end_step - start_step, 1)
-    line = tf.cast(step, tf.float64) * slope + (start_value - slope * start_step)
+    line = step * slope + (start_value - slope * start_step)
     return tf.clip_by_value(line, *sorted((start_value, end_value)))

@@ -35,9 +35,9 @@ def _given(own: Moments) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
     return count_in_doubt(own.count), own.mean, own.variance
 
 
-def count_in_doubt(count: tf.Tensor) -> tf.Tensor | None:
+def count_in_doubt(count: tf.Tensor | None) -> tf.Tensor | None:
     """The count, or None where it is known to be above 0: what is traced once sees no constants."""
-    return None if is_statically_positive(count) else count
+    return None if count is None or is_statically_positive(count) else count
 
 
 @traced_for_any_size

@@ -291,6 +291,7 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         own: functional.Moments,
         old: tuple[tf.Tensor, tf.Tensor] | None = None,
         move: Callable = functional.move_moments,
+        **options: float,
     ) -> tf.Tensor:
         """Moving mean and variance by `move`, of the groups that have seen something of use.
 
@@ -301,8 +302,9 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         """
         variables = self.moving_mean, self.moving_variance
         old = tuple(map(state.read, variables)) if old is None else old
-        *moved, is_seen, is_finite = move(old, own, momentum=self.momentum)
-        notices.say_if_not_finite(self, is_finite)
+        own = functional.Moments(moving.count_in_doubt(own.count), own.mean, own.variance)
+        options["momentum"] = self.momentum
+        *moved, is_seen = notices.and_say(self, move, old, own, **options)
         state.Writer().assign_all(variables, moved, old)
         return is_seen
 

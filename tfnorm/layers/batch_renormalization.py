@@ -1,6 +1,5 @@
 """Batch renormalization."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from tfnorm import functional
 from tfnorm.layers import arguments, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
-from tfnorm.schedules import LinearRamp
+from tfnorm.schedules import LinearRamp, values_at
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -75,9 +74,7 @@ class BatchRenormalization(ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the corrected moments of each group."""
         step, mean, variance = map(state.read, (self.step, self.moving_mean, self.moving_variance))
-        r_max, d_max = (
-            bound(step) if callable(bound) else bound for bound in (self.r_max, self.d_max)
-        )
+        r_max, d_max = values_at(step, self.r_max, self.d_max)
         outputs, own = functional.batch_renormalization(
             inputs,
             self.gamma,
@@ -92,8 +89,8 @@ class BatchRenormalization(ChannelNormalization):
             groups=self.virtual_replicas,
         )
         # The paper averages σ.
-        move = functools.partial(functional.move_mean_and_deviation, epsilon=self.epsilon)
-        self.update_moments(own, (mean, variance), move)
+        move = functional.move_mean_and_deviation
+        self.update_moments(own, (mean, variance), move, epsilon=self.epsilon)
         self.count_step(self.step, step)
         return outputs
 

@@ -133,7 +133,9 @@ class MovingAverageBatchNormalization(ChannelNormalization):
 
         def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             nonlocal is_seen
-            smoothed = functional.smooth_square(
+            average, correction, moved, buffers, is_seen = notices.and_say(
+                self,
+                functional.smooth_square,
                 square,
                 count_in_doubt(count),
                 steps_before,
@@ -145,11 +147,9 @@ class MovingAverageBatchNormalization(ChannelNormalization):
                 momentum=self.momentum,
                 epsilon=self.epsilon,
             )
-            is_seen = smoothed.is_seen
-            notices.say_if_not_finite(self, smoothed.is_finite)
-            writer.assign_all(squares, smoothed.buffers, held_squares)
-            writer.assign(self.moving_variance, smoothed.moved, moving)
-            return smoothed.average, smoothed.correction
+            writer.assign_all(squares, buffers, held_squares)
+            writer.assign(self.moving_variance, moved, moving)
+            return average, correction
 
         def smooth_gradient(psi: tf.Tensor) -> tf.Tensor:
             average, buffers = functional.smooth_gradient(

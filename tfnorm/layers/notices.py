@@ -1,15 +1,18 @@
 """What a layer says once while it runs, also within a graph."""
 
+import functools
 import itertools
 import warnings
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfnorm.functional import xla
-from tfnorm.functional.traced_once import as_argument
+from tfnorm.functional.traced_once import traced_for_any_width
 
 _keys = itertools.count()
 _layers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -21,13 +24,40 @@ def say_if_not_finite(layer: keras.layers.Layer, is_finite: tf.Tensor) -> None:
 
     A graph for XLA cannot say it: it has no way to the host.
     """
-    if xla.is_compiling():
-        return
+    _say_unless(is_finite, _key(layer))
+
+
+def and_say(layer: keras.layers.Layer, function: Callable, *args: Any, **options: Any) -> list:
+    """All but the last of what `function` returns, which is given to `say_if_not_finite`.
+
+    Both are one operation of a layer's graph.
+
+    Args:
+        layer: that warns.
+        function: such as `traced_for_any_width` takes.
+        *args: of the function.
+        **options: of the function, constants.
+    """
+    return _with_notice(function)(_key(layer), *args, **options)
+
+
+@functools.cache
+def _with_notice(function: Callable) -> Callable:
+    @traced_for_any_width
+    def run(key: tf.Tensor, *args: Any, **options: Any) -> list:
+        *results, is_finite = function(*args, **options)
+        _say_unless(is_finite, key)
+        return results
+
+    return run
+
+
+def _key(layer: keras.layers.Layer) -> tf.Tensor:
+    """By which the host finds the layer again."""
     if layer not in _keys_of_layers:
         key = _keys_of_layers[layer] = next(_keys)
         _layers[key] = layer
-    # One function for all layers: in their graphs it is one operation.
-    _say_unless(is_finite, _keys_of_layers[layer])
+    return tf.constant(_keys_of_layers[layer], tf.int64)
 
 
 def _say(key: np.ndarray) -> np.ndarray:
@@ -42,21 +72,19 @@ def _say(key: np.ndarray) -> np.ndarray:
     return key
 
 
-def _say_unless(is_finite: tf.Tensor, key: int) -> None:
+def _say_unless(is_finite: tf.Tensor, key: tf.Tensor) -> None:
+    if xla.is_compiling():
+        return
     if tf.executing_eagerly():
         if not is_finite.numpy().all():
-            _say(np.int64(key))
+            _say(key.numpy())
         return
-    _say_unless_in_graph(is_finite, as_argument(tf.constant(key, tf.int64)))
+    _say_unless_in_graph(is_finite, key)
 
 
-@tf.function(
-    input_signature=[tf.TensorSpec([None, 1], tf.bool), tf.TensorSpec([], tf.int64)],
-    autograph=False,
-    experimental_attributes={"_noinline": True},
-)
-def _say_unless_in_graph(is_finite: tf.Tensor, key: tf.Tensor) -> None:
-    tf.cond(
+@traced_for_any_width
+def _say_unless_in_graph(is_finite: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    return tf.cond(
         tf.reduce_all(is_finite),
         lambda: key,
         lambda: tf.ensure_shape(tf.numpy_function(_say, [key], tf.int64), []),
