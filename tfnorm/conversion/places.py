@@ -111,7 +111,8 @@ def expand_wrappers(graph: Graph, found: list[Found]) -> dict[Found, Place]:
     for one in reversed(found):  # those who use a state before the one who makes it
         if not _is_state_used(graph, one.part):
             places[one] = _place(graph, one, held)
-            prune(graph)
+            if norms.get(one.source.norm).place == "chain":
+                prune(graph)
     _bake_kernels(graph, list(places.values()))
     return {one: places[one] for one in found if one in places}
 

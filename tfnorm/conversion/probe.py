@@ -108,10 +108,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _state_that_may_change(model: keras.Layer) -> list[keras.Variable]:
-    """Not what our normalizers keep, which inference leaves alone: CBN's histories are large."""
-    normalizers = [v for v in model._flatten_layers() if isinstance(v, ChannelNormalization)]
-    fixed = {id(v) for normalizer in normalizers for v in normalizer._non_trainable_variables}
+    """Not what normalizers keep, which inference leaves alone: CBN's histories are large."""
+    layers = [layer for layer in model._flatten_layers() if _is_left_alone(layer)]
+    fixed = {id(v) for layer in layers for v in layer._non_trainable_variables}
     return [v for v in model.non_trainable_variables if id(v) not in fixed]
+
+
+def _is_left_alone(layer: keras.Layer) -> bool:
+    is_kerass = type(layer) is keras.layers.BatchNormalization
+    return is_kerass or isinstance(layer, ChannelNormalization)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

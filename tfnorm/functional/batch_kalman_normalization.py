@@ -1,12 +1,13 @@
 """Batch Kalman normalization (Wang et al. 2018)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
-from tfnorm.functional.traced_once import traced_for_any_size
-from tfnorm.functional.view import View
+from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.traced_once import traced_for_any_size, traced_once
+from tfnorm.functional.view import Layout, View
 
 
 class Estimate(NamedTuple):
@@ -157,7 +158,7 @@ def _differentiate(
         estimated: of the forward pass.
         transition: of the forward pass.
         parameters: γ and β.
-        count: of positions, at least 1.
+        count: of positions.
         epsilon: of the forward pass.
     """
     (dmean, dcovariance), (dy_x_sum, dy_sum), (gamma, beta) = destimate, sums, parameters
@@ -172,6 +173,7 @@ def _differentiate(
     if transition is not None:
         down, through = _kalman_gradient(*down, observed, estimated.predicted, transition)
     down_variance = tf.zeros_like(down.mean) if is_full else down.covariance
+    count = channelwise.at_least_one(count)
     to_x = 2 * down_variance / count, down.mean / count
     dgamma = channelwise.gradient_of(gamma, dy_x_sum)
     return down, to_x, (dgamma, channelwise.gradient_of(beta, dy_sum)), through
@@ -214,39 +216,98 @@ def batch_kalman_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = View(x, axis, groups)
-    valid = view.flatten_mask(mask)
+    layout = Layout(axis, groups)
+    options = {"layout": layout, "epsilon": epsilon}
+    count: Any = None
 
     @tf.custom_gradient
     def normalize(  # noqa: ANN202
         x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *parameters: tf.Tensor
     ):
-        own = fused.moments(x, epsilon, valid)
-        spread = channelwise.covariance(x, own, valid) if full_covariance else own.variance
-        observed = Estimate(own.mean, spread)
+        nonlocal count
+        own, observed = _observe(x, mask, is_full=full_covariance, **options)
+        count = own.count
         given = tf.nest.pack_sequence_as(transition, parameters) if parameters else None
         estimated = _estimate(observed, given, gamma, beta, epsilon=epsilon)
         for value, known in zip(estimated[:3], (*observed, own.mean)):
             value.set_shape(known.shape)
-        variance = estimated.variance
-        y = fused.normalize(x, own.mean, variance, gamma, estimated.offset, epsilon)
+        statistics = own.mean, estimated.variance
+        y = _normalize(x, statistics, gamma, estimated.offset, **options)
 
         def gradient(dy: tf.Tensor, *destimate: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = fused.normalize_gradient(
-                dy, x, own.mean, variance, gamma, epsilon, valid
-            )
-            count = channelwise.at_least_one(own.count)
+            direct, *sums = _normalize_gradient(dy, x, statistics, gamma, mask, **options)
             down, to_x, dparameters, through = _differentiate(
                 destimate, sums, observed, estimated, given, (gamma, beta), count, epsilon=epsilon
             )
-            if full_covariance:
-                direct += channelwise.covariance_gradient(down.covariance, x, own, valid)
-            dx = fused.add_affine(direct, x, own.mean, *to_x, valid)
+            dcovariance = down.covariance if full_covariance else None
+            dx = _add(direct, x, own, dcovariance, to_x, mask, layout=layout)
             return dx, *dparameters, *(tf.nest.flatten(through) if parameters else ())
 
         return (y, estimated.mean, estimated.covariance), gradient
 
-    x = view.flatten(x)
     parameters = [] if transition is None else tf.nest.flatten(transition)
     y, mean, covariance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta), *parameters)
-    return view.restore(y), Estimate(mean, covariance), channelwise.positions(x, valid)
+    return y, Estimate(mean, covariance), count
+
+
+@traced_once
+def _observe(
+    x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, is_full: bool, epsilon: float
+) -> tuple[Moments, Estimate]:
+    """The batch's moments, and what they say of its mean and covariance."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    own = fused.moments(x, epsilon, mask)._replace(saved=())
+    return own, Estimate(
+        own.mean, channelwise.covariance(x, own, mask) if is_full else own.variance
+    )
+
+
+@traced_once
+def _normalize(
+    x: tf.Tensor,
+    statistics: tuple[tf.Tensor, tf.Tensor],
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tf.Tensor:
+    view = View(x, *layout)
+    return view.restore(fused.normalize(view.flatten(x), *statistics, scale, offset, epsilon))
+
+
+@traced_once
+def _normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    statistics: tuple[tf.Tensor, tf.Tensor],
+    scale: tf.Tensor,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """What reaches x directly, Σ dy·(x − x̄)/σ̂ and Σ dy."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    return fused.normalize_gradient(dy, x, *statistics, scale, epsilon, mask)
+
+
+@traced_once
+def _add(
+    direct: tf.Tensor,
+    x: tf.Tensor,
+    own: Moments,
+    dcovariance: tf.Tensor | None,
+    through: tuple[tf.Tensor, tf.Tensor],
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+) -> tf.Tensor:
+    """∂L/∂x: what reaches x through its moments is added to what reaches it directly."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    if dcovariance is not None:
+        direct += channelwise.covariance_gradient(dcovariance, x, own, mask)
+    return view.restore(fused.add_affine(direct, x, own.mean, *through, mask))

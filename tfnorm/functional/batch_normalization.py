@@ -1,10 +1,13 @@
 """Batch normalization (Ioffe & Szegedy 2015)."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.view import View
+from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.view import Layout, View
 
 
 def batch_normalization(
@@ -40,21 +43,50 @@ def batch_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = View(x, axis, groups)
-    valid = view.flatten_mask(mask)
+    options = {"layout": Layout(axis, groups), "epsilon": epsilon}
+    own: Any = None
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        y, own = fused.batch_normalize(x, gamma, beta, epsilon, valid)
+    def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        nonlocal own
+        y, own, kept = _normalize(x, *parameters, mask, **options)
+        return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
 
-        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dgamma, dbeta = fused.batch_normalize_gradient(dy, x, own, gamma, epsilon, valid)
-            if own.saved:  # The kernel waits for that of the forward pass.
-                return dx, channelwise.over_groups(dgamma), channelwise.over_groups(dbeta)
-            return dx, *map(channelwise.gradient_of, (gamma, beta), (dgamma, dbeta))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return y, own
 
-        return (y, own.mean, own.variance), gradient
 
-    x = view.flatten(x)
-    y, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), Moments(channelwise.positions(x, valid), mean, variance)
+@traced_once
+def _normalize(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, Moments, Moments]:
+    """y, and the moments of each group, for others and for the backward pass."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    y, own = fused.batch_normalize(x, gamma, beta, epsilon, mask)
+    return view.restore(y), channelwise.detached(own), own
+
+
+@traced_once
+def _differentiate(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    own: Moments,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    own = own._replace(count=channelwise.positions(x, mask))
+    dx, *sums = fused.batch_normalize_gradient(dy, x, own, parameters[0], epsilon, mask)
+    return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)

@@ -1,11 +1,13 @@
 """Batch renormalization (Ioffe 2017)."""
 
+from typing import Any, NamedTuple
+
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_for_any_size
-from tfnorm.functional.view import View
+from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.view import Layout, View
 
 
 def batch_renormalization(
@@ -49,64 +51,73 @@ def batch_renormalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = View(x, axis, groups)
-    valid = view.flatten_mask(mask)
-
-    bounds = tuple(_in_dtype(bound, channelwise.statistics_dtype(x)) for bound in (r_max, d_max))
+    options = {"layout": Layout(axis, groups), "epsilon": epsilon}
+    moving = moving_mean, moving_variance
+    # In float64: of a Python number TensorFlow would make float32.
+    bounds = tuple(tf.convert_to_tensor(x, dtype_hint=tf.float64) for x in (r_max, d_max))
+    own: Any = None
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        own = fused.moments(x, epsilon, valid)
-        r, d, scale, offset = _correct(
-            (own.mean, own.variance), (moving_mean, moving_variance), bounds, gamma, beta,
-            epsilon=epsilon,
-        )  # fmt: skip
-        y = fused.normalize(x, own.mean, own.variance, scale, offset, epsilon)
+    def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        nonlocal own
+        y, own, kept = _normalize(x, parameters, moving, bounds, mask, **options)
+        return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
 
-        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, *sums = fused.batch_normalize_gradient(dy, x, own, scale, epsilon, valid)
-            return dx, *_differentiate((gamma, beta), (r, d), *sums)
-
-        return (y, own.mean, own.variance), gradient
-
-    x = view.flatten(x)
-    y, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), Moments(channelwise.positions(x, valid), mean, variance)
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return y, own
 
 
-def _in_dtype(bound: tf.Tensor | float, dtype: tf.DType) -> tf.Tensor:
-    # tf.cast alone would see a Python number as float32.
-    return tf.cast(tf.convert_to_tensor(bound, dtype_hint=dtype), dtype)
+class _Kept(NamedTuple):
+    """What the backward pass needs of the forward pass: statistics, r, d and γ·r."""
+
+    own: Moments
+    r: tf.Tensor
+    d: tf.Tensor
+    scale: tf.Tensor
 
 
-@traced_for_any_size
-def _correct(
-    own: tuple[tf.Tensor, tf.Tensor],
+@traced_once
+def _normalize(
+    x: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
     moving: tuple[tf.Tensor, tf.Tensor],
     bounds: tuple[tf.Tensor, tf.Tensor],
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
+    mask: tf.Tensor | None,
     *,
+    layout: Layout,
     epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(r, d, γ·r, γ·d + β), of means and variances."""
-    r_max, d_max = bounds
+) -> tuple[tf.Tensor, Moments, _Kept]:
+    """y, the batch's moments for others, and what the backward pass needs."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    gamma, beta = parameters
+    r_max, d_max = (tf.cast(bound, gamma.dtype) for bound in bounds)
+    own = fused.moments(x, epsilon, mask)
     sigma = tf.sqrt(moving[1] + epsilon)
-    r = tf.clip_by_value(tf.sqrt(own[1] + epsilon) / sigma, 1 / r_max, r_max)
-    d = tf.clip_by_value((own[0] - moving[0]) / sigma, -d_max, d_max)
+    r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
+    d = tf.clip_by_value((own.mean - moving[0]) / sigma, -d_max, d_max)
     # As the paper says of the backward pass, whose own gradient they are constants of as well.
     r, d = tf.stop_gradient(r), tf.stop_gradient(d)
-    return r, d, gamma * r, gamma * d + beta
+    scale, offset = gamma * r, gamma * d + beta
+    y = fused.normalize(x, own.mean, own.variance, scale, offset, epsilon)
+    return view.restore(y), channelwise.detached(own), _Kept(own, r, d, scale)
 
 
-@traced_for_any_size
+@traced_once
 def _differentiate(
+    dy: tf.Tensor,
+    x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
-    correction: tuple[tf.Tensor, tf.Tensor],
-    dy_x_sum: tf.Tensor,
-    dy_sum: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(∂L/∂γ, ∂L/∂β)."""
-    (gamma, beta), (r, d) = parameters, correction
-    dgamma = channelwise.gradient_of(gamma, r * dy_x_sum + d * dy_sum)
-    return dgamma, channelwise.gradient_of(beta, dy_sum)
+    kept: _Kept,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    own = kept.own._replace(count=channelwise.positions(x, mask))
+    dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, kept.scale, epsilon, mask)
+    shares = kept.r * dy_x_sum + kept.d * dy_sum, dy_sum
+    return view.restore(dx), *map(channelwise.gradient_of, parameters, shares)

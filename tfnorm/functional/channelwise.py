@@ -27,6 +27,11 @@ class Moments(NamedTuple):
     saved: tuple[tf.Tensor, ...] = ()
 
 
+def detached(own: Moments) -> Moments:
+    """Moments for others than the gradient: none flows through them."""
+    return Moments(own.count, tf.stop_gradient(own.mean), tf.stop_gradient(own.variance))
+
+
 def statistics_dtype(x: tf.Tensor) -> tf.DType:
     """The dtype in which the statistics of x are computed and kept."""
     return tf.float64 if x.dtype == tf.float64 else tf.float32
@@ -250,11 +255,10 @@ def add_scaled(
     return tf.cast(tf.cast(direct, factor.dtype) + through, x.dtype)
 
 
-def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Count [G, 1] and mean of x² [G, C] over the valid positions."""
-    count = positions(x, mask)
+def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The mean of x² [G, C] over the valid positions."""
     squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
-    return count, squares / at_least_one(count)
+    return squares / at_least_one(positions(x, mask))
 
 
 def mean_cotangent(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:

@@ -1,13 +1,13 @@
 """Cross-iteration batch normalization (Yao et al. 2021)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, sampling
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_for_any_size
-from tfnorm.functional.view import View
+from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.view import Layout, View
 
 GRADIENTS = ("current", "window")
 """What `cross_iteration_batch_normalization` takes as `gradient`."""
@@ -235,38 +235,55 @@ def cross_iteration_batch_normalization(
     Raises:
         ValueError: the number of groups does not divide the batch.
     """
-    view = View(x, axis, past.weight.shape[1])
-    valid = view.flatten_mask(mask)
+    options = {"layout": Layout(axis, past.weight.shape[1]), "epsilon": epsilon}
+    own: Any = None
+    window: Any = None
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        own = fused.moments(x, epsilon, valid)
-        mean, variance, steps = _over_window((own.mean, own.variance), past)
-        mean.set_shape(own.mean.shape)
-        variance.set_shape(own.mean.shape)
-        y = fused.normalize(x, mean, variance, gamma, beta, epsilon)
+    def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        nonlocal own, window
+        y, own, window, kept = _normalize(x, parameters, past, mask, **options)
 
-        def differentiate(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = fused.normalize_gradient(dy, x, mean, variance, gamma, epsilon, valid)
-            positions = channelwise.at_least_one(own.count)
-            through, dparameters = _differentiate(
-                sums, (gamma, beta), variance, steps if gradient == "current" else None, positions,
-                epsilon=epsilon,
-            )  # fmt: skip
-            return fused.add_affine(direct, x, mean, *through, valid), *dparameters
+        def differentiate(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            direct, through, dparameters = _differentiate(
+                dy, x, parameters, kept, mask, gradient=gradient, **options
+            )
+            return _add(direct, x, kept.mean, through, mask, layout=options["layout"]), *dparameters
 
-        return (y, own.mean, own.variance, mean, variance), differentiate
+        return y, differentiate
 
-    x = view.flatten(x)
-    y, own_mean, own_variance, mean, variance = normalize(
-        x, *channelwise.scale_and_offset(x, gamma, beta)
-    )
-    count = channelwise.positions(x, valid)
-    own, window = Moments(count, own_mean, own_variance), Moments(count, mean, variance)
-    return view.restore(y), own, window
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return y, own, window
 
 
-@traced_for_any_size
+class _Kept(NamedTuple):
+    """μ̄, σ̄² and k_t of the window, for the backward pass."""
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+    steps: tf.Tensor
+
+
+@traced_once
+def _normalize(
+    x: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    past: PastMoments,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, Moments, Moments, _Kept]:
+    """y, for others the moments of this step and of the window, and those for the backward pass."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    own = fused.moments(x, epsilon, mask)
+    mean, variance, steps = _over_window((own.mean, own.variance), past)
+    y = fused.normalize(x, mean, variance, *parameters, epsilon)
+    moments = map(channelwise.detached, (own, Moments(own.count, mean, variance)))
+    return view.restore(y), *moments, _Kept(mean, variance, steps)
+
+
 def _over_window(
     own: tuple[tf.Tensor, tf.Tensor], past: PastMoments
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -279,21 +296,43 @@ def _over_window(
     return mean, (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps, steps
 
 
-@traced_for_any_size
+@traced_once
 def _differentiate(
-    sums: tuple[tf.Tensor, tf.Tensor],
+    dy: tf.Tensor,
+    x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
-    variance: tf.Tensor,
-    steps: tf.Tensor | None,
-    positions: tf.Tensor,
+    window: _Kept,
+    mask: tf.Tensor | None,
     *,
+    layout: Layout,
+    gradient: str,
     epsilon: float,
-) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """What reaches x through the moments (factor and offset), and (∂L/∂γ, ∂L/∂β).
-
-    `steps` is k_t, of which the present step has a share of one; None is a whole share.
-    """
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """What reaches x directly and through the moments (factor and offset), and (∂L/∂γ, ∂L/∂β)."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
     gamma, _ = parameters
-    count = positions if steps is None else steps * positions
-    through = channelwise.through_moments(sums, gamma, variance, count, epsilon)
-    return through, tuple(map(channelwise.gradient_of, parameters, sums))
+    direct, *sums = fused.normalize_gradient(
+        dy, x, window.mean, window.variance, gamma, epsilon, mask
+    )
+    count = channelwise.at_least_one(channelwise.positions(x, mask))
+    if gradient == "current":  # of k_t steps the present one has a share of one
+        count = window.steps * count
+    through = channelwise.through_moments(sums, gamma, window.variance, count, epsilon)
+    return direct, through, tuple(map(channelwise.gradient_of, parameters, sums))
+
+
+@traced_once
+def _add(
+    direct: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    through: tuple[tf.Tensor, tf.Tensor],
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+) -> tf.Tensor:
+    """∂L/∂x: what reaches x through the moments is added to what reaches it directly."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    return view.restore(fused.add_affine(direct, x, mean, *through, mask))

@@ -8,6 +8,7 @@ itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,29 +28,31 @@ def moments(x: tf.Tensor, epsilon: float, mask: tf.Tensor | None = None) -> Mome
     """`channelwise.moments`; ε is what the kernel wants for the backward pass."""
     if not _applies(x, mask):
         return channelwise.moments(x, mask)
-    count = channelwise.positions(x)
+    mean, variance, *saved = _moments(x, epsilon=epsilon)
+    return Moments(channelwise.positions(x), mean, variance, (*saved,))
 
-    saved = ()
+
+@traced_once
+def _moments(x: tf.Tensor, *, epsilon: float) -> tuple[tf.Tensor, ...]:
+    """(Mean, variance, what the kernel wants to see in the backward pass)."""
+    own: Any = None
 
     @tf.custom_gradient
     def compute(x: tf.Tensor):  # noqa: ANN202
         # The unused output costs less than a second, separate reduction (0.85 of its time).
-        nonlocal saved
-        channels = x.shape[-1:]
-        _, own = _batch_normalize(x, tf.ones(channels), tf.zeros(channels), epsilon)
-        saved = own.saved
+        nonlocal own
+        _, own = _batch_normalize(x, None, None, epsilon)
 
         # TensorFlow's own takes the moments for constants. No first derivative needs this one; a
         # gradient of a gradient does.
         def gradient(dmean: tf.Tensor, dvariance: tf.Tensor) -> tf.Tensor:
-            dx = at_positions(dmean / channelwise.at_least_one(count))
+            dx = at_positions(dmean / channelwise.at_least_one(own.count))
             through_variance = channelwise.variance_cotangent(x, own)
             return tf.cast(dx + at_positions(dvariance) * through_variance, x.dtype)
 
         return (own.mean, own.variance), gradient
 
-    mean, variance = compute(x)
-    return Moments(count, mean, variance, saved)
+    return *compute(x), *own.saved
 
 
 def normalize(
@@ -238,7 +241,7 @@ def _pooled_sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def _batch_normalize(
-    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
+    x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
     y, mean, variance, *saved = _by_kernel(x, scale, offset, epsilon=epsilon)
     return y, Moments(channelwise.positions(x), mean, variance, (*saved,))
@@ -246,12 +249,13 @@ def _batch_normalize(
 
 @traced_once
 def _by_kernel(
-    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *, epsilon: float
+    x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, *, epsilon: float
 ) -> tuple[tf.Tensor, ...]:
     """(y, mean [1, C], biased variance [1, C], what the kernel wants to see in the backward pass).
 
     One operation in the graphs of all layers, with the other way of doubtful means in it.
     """
+    scale, offset = channelwise.scale_and_offset(x, scale, offset)
     kernel = functools.partial(_training_kernel, scale=scale, offset=offset, epsilon=epsilon)
     own = kernel(x)
     is_doubtful = rounding.may_be_rounded(own[1], own[2])

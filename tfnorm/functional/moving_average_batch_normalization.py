@@ -6,8 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, moving, ring
-from tfnorm.functional.traced_once import traced_for_any_size, traced_for_any_width
-from tfnorm.functional.view import View
+from tfnorm.functional.traced_once import traced_for_any_width, traced_once
+from tfnorm.functional.view import Layout, View
 
 Smooth = Callable[[tf.Tensor], tf.Tensor]
 SmoothAndCorrect = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -50,27 +50,24 @@ def moving_average_batch_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    view = View(x, axis, groups)
-    valid = view.flatten_mask(mask)
+    layout = Layout(axis, groups)
+    options = {"layout": layout, "epsilon": epsilon}
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        count, batch_square = channelwise.mean_square(x, valid)
-        square, r = smooth_square(batch_square, count)
-        scale, zero = gamma * r, tf.zeros(gamma.shape, gamma.dtype)
-        y = fused.normalize(x, zero, square, scale, beta, epsilon)
+    def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        square, r = smooth_square(*_mean_square(x, mask, layout=layout))
+        y = _normalize(x, square, r, *parameters, **options)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = fused.normalize_gradient(dy, x, zero, square, scale, epsilon, valid)
-            parameters = gamma, beta, r
-            psi, *dparameters = _differentiate(parameters, *sums, channelwise.at_least_one(count))
-            factor = _factor(smooth_gradient(psi), square, epsilon=epsilon)
-            return channelwise.add_scaled(direct, x, factor, valid), *dparameters
+            direct, psi, *dparameters = _differentiate(
+                dy, x, square, r, parameters, mask, **options
+            )
+            smooth_psi = smooth_gradient(psi)
+            return _add(direct, x, smooth_psi, square, mask, **options), *dparameters
 
         return y, gradient
 
-    x = view.flatten(x)
-    return view.restore(normalize(x, *channelwise.scale_and_offset(x, gamma, beta)))
+    return normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
 
 
 class Smoothed(NamedTuple):
@@ -152,17 +149,69 @@ def smooth_gradient(
     return tf.where(step <= last_step_of_warmup, psi, average), buffers
 
 
-@traced_for_any_size
+@traced_once
+def _mean_square(
+    x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """χ²_B and the number of valid positions."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    return channelwise.mean_square(x, mask), channelwise.positions(x, mask)
+
+
+@traced_once
+def _normalize(
+    x: tf.Tensor,
+    square: tf.Tensor,
+    r: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tf.Tensor:
+    """γ·r·x/sqrt(χ̄² + ε) + β."""
+    view = View(x, *layout)
+    zero = tf.zeros_like(gamma)
+    return view.restore(fused.normalize(view.flatten(x), zero, square, gamma * r, beta, epsilon))
+
+
+@traced_once
 def _differentiate(
-    parameters: tuple[tf.Tensor, ...], dy_y_sum: tf.Tensor, dy_sum: tf.Tensor, count: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(Ψ_B, ∂L/∂γ, ∂L/∂β), of γ, β, r and the number of positions."""
-    gamma, beta, r = parameters
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    square: tf.Tensor,
+    r: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """(G/sqrt(χ̄² + ε), Ψ_B, ∂L/∂γ, ∂L/∂β)."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    gamma, beta = parameters
+    direct, dy_y_sum, dy_sum = fused.normalize_gradient(
+        dy, x, tf.zeros_like(gamma), square, gamma * r, epsilon, mask
+    )
+    psi = gamma * r * dy_y_sum / channelwise.at_least_one(channelwise.positions(x, mask))
     dgamma = channelwise.gradient_of(gamma, r * dy_y_sum)
-    return gamma * r * dy_y_sum / count, dgamma, channelwise.gradient_of(beta, dy_sum)
+    return direct, psi, dgamma, channelwise.gradient_of(beta, dy_sum)
 
 
-@traced_for_any_size
-def _factor(psi: tf.Tensor, square: tf.Tensor, *, epsilon: float) -> tf.Tensor:
-    """What x is multiplied with in ∂L/∂x: -Ψ̄/(χ̄² + ε)."""
-    return -psi / (square + epsilon)
+@traced_once
+def _add(
+    direct: tf.Tensor,
+    x: tf.Tensor,
+    psi: tf.Tensor,
+    square: tf.Tensor,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tf.Tensor:
+    """∂L/∂x: to what is direct −Ψ̄/(χ̄² + ε)·x is added."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    return view.restore(channelwise.add_scaled(direct, x, -psi / (square + epsilon), mask))

@@ -108,7 +108,7 @@ def online_normalization(
             return values, tf.zeros_like(means), *follow(mean_square(values))
 
         def mean_square(values: tf.Tensor) -> tf.Tensor:
-            return grouped(channelwise.mean_square(values, valid)[1])
+            return grouped(channelwise.mean_square(values, valid))
 
         if rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
             found = centred()

@@ -1,13 +1,14 @@
 """Batch normalization over all replicas, by one collective forward and one backward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import View
+from tfnorm.functional.view import Layout, View
 
 
 def synchronized_batch_normalization(
@@ -42,66 +43,97 @@ def synchronized_batch_normalization(
         y, of the shape and dtype of x, and the `Moments` of all replicas. The gradients of γ
         and β are this replica's share; the optimizer sums them as it does for every weight.
     """
-    view = View(x, axis)
-    valid = view.flatten_mask(mask)
+    options = {"layout": Layout(axis), "epsilon": epsilon}
+    own: Any = None
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        merged = _merge(gather(_pack(fused.moments(x, epsilon, valid))))
-        y = fused.normalize(x, merged.mean, merged.variance, gamma, beta, epsilon)
+    def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        nonlocal own
+        packed = gather(_pack(x, mask, **options))
+        y, own, merged = _normalize(x, packed, parameters, **options)
 
-        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = fused.normalize_gradient(
-                dy, x, merged.mean, merged.variance, gamma, epsilon, valid
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            direct, packed, *dparameters = _differentiate(
+                dy, x, merged, parameters, mask, **options
             )
-            packed, *dparameters = _pack_sums(*sums, gamma, beta)
-            through = _through_moments(reduce_sum(packed), merged[:3], gamma, epsilon=epsilon)
-            return fused.add_affine(direct, x, merged.mean, *through, valid), *dparameters
+            sums = reduce_sum(packed)
+            return _add(direct, x, sums, merged, parameters, mask, **options), *dparameters
 
-        return (y, merged.count, merged.mean, merged.variance), gradient
+        return y, gradient
 
-    x = view.flatten(x)
-    y, count, mean, variance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), Moments(count, mean, variance)
-
-
-def _pack(own: Moments) -> tf.Tensor:
-    return _pack_moments(*own[:3], is_positive=channelwise.is_statically_positive(own.count))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return y, own
 
 
 @traced_once
-def _pack_moments(
-    count: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, *, is_positive: bool
-) -> tf.Tensor:
+def _pack(x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, epsilon: float) -> tf.Tensor:
+    """(Count, mean, variance) of this replica in one vector, [1 + 2C]."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    count, mean, variance, _ = fused.moments(x, epsilon, mask)
     packed = tf.concat([count[0], mean[0], variance[0]], 0)
-    if is_positive:
+    if channelwise.is_statically_positive(count):
         return packed
     # An empty replica's moments may be anything, also NaN: it says 0.
     return tf.where(count[0] == 0, tf.zeros_like(packed), packed)
 
 
 @traced_once
-def _merge(packed: tf.Tensor) -> Moments:
-    """The moments of all replicas, of [R, 1 + 2C]."""
-    channels = (packed.shape[-1] - 1) // 2
-    return channelwise.merged(*tf.split(packed[None], [1, channels, channels], axis=2))
+def _normalize(
+    x: tf.Tensor,
+    packed: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, Moments, Moments]:
+    """y, and the moments of all replicas, for others and for the backward pass; of [R, 1 + 2C]."""
+    view = View(x, *layout)
+    x = view.flatten(x)
+    channels = x.shape[-1]
+    merged = channelwise.merged(*tf.split(packed[None], [1, channels, channels], axis=2))
+    y = fused.normalize(x, merged.mean, merged.variance, *parameters, epsilon)
+    return view.restore(y), channelwise.detached(merged), merged
 
 
 @traced_once
-def _pack_sums(
-    dy_x_sum: tf.Tensor, dy_sum: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(Both sums in one vector, this replica's shares of ∂L/∂γ and ∂L/∂β)."""
-    packed = tf.concat([channelwise.over_groups(dy_x_sum), channelwise.over_groups(dy_sum)], 0)
-    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
-    return packed, dgamma, channelwise.gradient_of(beta, dy_sum)
+def _differentiate(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    merged: Moments,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """(What reaches x directly, both sums in one vector, this replica's ∂L/∂γ and ∂L/∂β)."""
+    view = View(x, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    direct, *sums = fused.normalize_gradient(
+        dy, x, merged.mean, merged.variance, parameters[0], epsilon, mask
+    )
+    packed = tf.concat([channelwise.over_groups(values) for values in sums], 0)
+    return direct, packed, *map(channelwise.gradient_of, parameters, sums)
 
 
 @traced_once
-def _through_moments(
-    sums: tf.Tensor, merged: tuple[tf.Tensor, ...], gamma: tf.Tensor, *, epsilon: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """What reaches x through the moments, as factor and offset of `add_affine`, [1, C]."""
-    count, _, variance = merged
-    count = channelwise.at_least_one(count)
-    return channelwise.through_moments(tf.split(sums, 2), gamma, variance, count, epsilon)
+def _add(
+    direct: tf.Tensor,
+    x: tf.Tensor,
+    sums: tf.Tensor,
+    merged: Moments,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    epsilon: float,
+) -> tf.Tensor:
+    """∂L/∂x: what reaches x through the moments is added to what reaches it directly."""
+    view = View(x, *layout)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    count = channelwise.at_least_one(merged.count)
+    through = channelwise.through_moments(
+        tf.split(sums, 2), parameters[0], merged.variance, count, epsilon
+    )
+    return view.restore(fused.add_affine(direct, x, merged.mean, *through, mask))

@@ -6,6 +6,7 @@ optimizing operations: about a millisecond for each of them.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,8 +22,8 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
     """Has TensorFlow trace a function once for arguments of the same shapes, whoever calls it.
 
     In a graph a call of it is one operation, which runs a function that is not inlined; a
-    tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA
-    and under forward-mode differentiation it is the function itself.
+    tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA,
+    under forward-mode differentiation and within another such function it is the function itself.
 
     Args:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
@@ -103,8 +104,19 @@ def as_argument(x: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
 
 
+class _Trace(threading.local):
+    """Whether one is being made. Each replica is traced in a thread of its own."""
+
+    is_made = False
+
+
+_trace_here = _Trace()
+
+
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
+        return False
+    if _trace_here.is_made:  # whose one operation this is a part of
         return False
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
@@ -115,7 +127,11 @@ def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options:
     def of_tensors(*parts: tf.Tensor) -> Any:
         rest = iter(parts)
         filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
-        return function(*tf.nest.pack_sequence_as(structure, filled), **options)
+        _trace_here.is_made = True
+        try:
+            return function(*tf.nest.pack_sequence_as(structure, filled), **options)
+        finally:
+            _trace_here.is_made = False
 
     traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
     # Outside of all graphs, devices and replicas: it is everybody's.

@@ -110,13 +110,14 @@ class BatchNormalization(ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the moments of the batch, of each group or of all replicas."""
         options = {"epsilon": self.epsilon, "axis": self.axis, "mask": mask}
-        if self.synchronized:
+        if self.synchronized and replicas.are_several():
             outputs, own = functional.synchronized_batch_normalization(
                 inputs, self.gamma, self.beta, replicas.gather, replicas.reduce_sum, **options
             )
         else:
+            groups = 1 if self.synchronized else self.virtual_replicas
             outputs, own = functional.batch_normalization(
-                inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
+                inputs, self.gamma, self.beta, groups=groups, **options
             )
         self.update_moments(own)
         return outputs

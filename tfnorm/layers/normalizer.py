@@ -1,5 +1,6 @@
 """A kind of normalizer: what all other parts of the package want to know of it."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -138,7 +139,8 @@ class Normalizer:
         return norm(y, previous=state) if self.place == "chain" else (norm(y), None)
 
 
-def accepted_options(layer_class: type | None) -> list[str]:
+@functools.cache  # every normalizer of a model that is converted asks it
+def accepted_options(layer_class: type | None) -> tuple[str, ...]:
     """Arguments that a user may give for a normalizer's layer, in order."""
     names = []
     for cls in inspect.getmro(layer_class) if layer_class else ():
@@ -147,4 +149,4 @@ def accepted_options(layer_class: type | None) -> list[str]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = inspect.signature(cls.__init__).parameters.values()
         names += [p.name for p in parameters if p.kind in kinds and p.name not in names]
-    return sorted(set(names) - {"self", "layer", "axis"})
+    return tuple(sorted(set(names) - {"self", "layer", "axis"}))

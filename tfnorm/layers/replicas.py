@@ -127,6 +127,11 @@ def recorded() -> Iterator[list[int]]:
         _recordings.active.remove(payloads)
 
 
+def are_several() -> bool:
+    """Whether there are replicas beside the one that calls."""
+    return _replica_context() is not None
+
+
 def replica_id() -> int:
     """Which replica calls, among those of all workers; 0 without any, or from outside of them."""
     context = _replica_context()
