@@ -180,6 +180,15 @@ def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
     return f"{_ratio(both, norm)} ({(converting + traced) / whole:.2f})"
 
 
+def _replicas(parts: Parts) -> str:
+    """The whole of each norm on several replicas; a part that is run where it is asked for."""
+    part = parts.get("startup_of_replicas")
+    if part is None:
+        return "not measured yet"
+    (whole,) = (record for record in part["records"] if record["column"] == "the whole")
+    return ", ".join(f"{norm} {_ratio(whole, norm)}" for norm in whole["figures"] if norm != "bn")
+
+
 def _inference_ranges(parts: Parts) -> list[str]:
     """Of networks folded by tfnorm, exported by Keras, with GroupNormalization."""
     title = "inference of a SavedModel, relative to no normalizer"
@@ -235,6 +244,7 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "cbn under XLA": functools.partial(_cbn, compiled=" under XLA"),
     "synchronized": _synchronized,
     "networks": _networks,
+    "start-up on replicas": _replicas,
     "inference": _inference,
     "dense networks": _dense,
 }

@@ -63,6 +63,14 @@ def test_what_stands_between_marks_is_put_there():
     assert "-->0.40<!-- end -->" in quotes.quoted(text, parts)
 
 
+def test_start_up_of_replicas_is_quoted_once_it_is_measured():
+    text = "It takes <!-- measured: start-up on replicas -->not measured yet<!-- end -->."
+    assert quotes.quoted(text, {}) == text
+    records = [layer(column, bn=1.0, brn=1.1, cbn=1.44) for column in ("tracing", "the whole")]
+    measured = quotes.quoted(text, {"startup_of_replicas": {"records": records}})
+    assert "-->brn 1.10, cbn 1.44<!-- end -->" in measured
+
+
 def test_what_is_not_known_or_not_measured_is_told():
     with pytest.raises(UserError, match="no figures are called 'nothing'; known are summary, "):
         quotes.quoted("<!-- measured: nothing --><!-- end -->", PARTS)

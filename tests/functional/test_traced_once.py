@@ -112,6 +112,36 @@ def test_calls_with_constants_of_their_own_share_a_function(rng):
     np.testing.assert_allclose(result, a * 5 * 7 * 9)
 
 
+def test_one_within_another_is_a_part_of_its_operation(rng):
+    scale, calls = counted()
+
+    @traced_once
+    def around(a, b):
+        return tf.add_n(scale((a, b), None, factor=2.0))
+
+    a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))
+    network = tf.function(lambda a, b: around(a, b) + scale((b, a), None, factor=3.0)[0])
+    graph = network.get_concrete_function(a, b).graph.as_graph_def()
+    operations = [[node.op for node in f.node_def] for f in graph.library.function]
+    assert len(operations) == 2 and not any("PartitionedCall" in names for names in operations)
+    np.testing.assert_allclose(network(a, b), 2 * a * b + a + 3 * a * b)
+    assert calls == [2.0, 3.0]
+
+
+def test_functions_run_without_the_optimizer_and_what_calls_them_with_it(rng):
+    scale, _ = counted()
+    a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))
+    plain = tf.function(lambda x: 2 * x)
+    graph = tf.function(
+        lambda a, b: plain(scale((a, b), None, factor=2.0)[0])
+    ).get_concrete_function(a, b)
+    calls = [node for node in graph.graph.as_graph_def().node if node.op == "PartitionedCall"]
+    configs = [tf.compat.v1.ConfigProto.FromString(node.attr["config_proto"].s) for node in calls]
+    disabled = [x.graph_options.rewrite_options.disable_meta_optimizer for x in configs]
+    assert disabled == [True, False]
+    assert all(config.allow_soft_placement for config in configs)
+
+
 def test_widths_share_a_trace(rng):
     traces = []
 

@@ -131,3 +131,19 @@ def test_fits_like_kerass_layer(rng):
         histories.append(history.history["loss"])
     np.testing.assert_allclose(*histories, 1e-4)
     assert histories[0][-1] < histories[0][0]
+
+
+def test_alone_the_synchronized_layer_is_the_plain_one(rng):
+    """Its graph as well: there is nobody to ask, and the virtual replicas are one batch."""
+    x, dy = (tf.constant(rng.normal(1, 2, (4, 6, 5)), "float32") for _ in range(2))
+    results, sizes = [], []
+    for options in ({}, {"synchronized": True, "virtual_replicas": 2}):
+        layer = BatchNormalization(**options)
+        layer.build(x.shape)
+        running.randomize(layer, np.random.default_rng(3))
+        results.append([*step(layer, x, dy), *layer.non_trainable_variables])
+        graph = tf.function(lambda x, of=layer: of(x, training=True)).get_concrete_function(x).graph
+        sizes.append(len(graph.get_operations()))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert sizes[0] == sizes[1]

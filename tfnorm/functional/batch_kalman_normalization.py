@@ -246,7 +246,9 @@ def batch_kalman_normalization(
         return (y, estimated.mean, estimated.covariance), gradient
 
     parameters = [] if transition is None else tf.nest.flatten(transition)
-    y, mean, covariance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta), *parameters)
+    y, mean, covariance = normalize(
+        x, *channelwise.scale_and_offset(x, gamma, beta, axis), *parameters
+    )
     return y, Estimate(mean, covariance), count
 
 

@@ -52,7 +52,7 @@ def batch_normalization(
         y, own, kept = _normalize(x, *parameters, mask, **options)
         return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
     return y, own
 
 

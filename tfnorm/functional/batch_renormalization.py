@@ -63,7 +63,7 @@ def batch_renormalization(
         y, own, kept = _normalize(x, parameters, moving, bounds, mask, **options)
         return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
     return y, own
 
 

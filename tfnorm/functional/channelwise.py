@@ -38,10 +38,13 @@ def statistics_dtype(x: tf.Tensor) -> tf.DType:
 
 
 def scale_and_offset(
-    x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None
+    x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None, axis: int = -1
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """γ and β [C] in the dtype of the statistics, 1 and 0 where there is none."""
-    dtype, shape = statistics_dtype(x), [x.shape[-1]]
+    """γ and β [C] in the dtype of the statistics, 1 and 0 where there is none.
+
+    `axis` is that of the channels of x.
+    """
+    dtype, shape = statistics_dtype(x), [x.shape[axis]]
     scale = tf.ones(shape, dtype) if gamma is None else tf.cast(gamma, dtype)
     offset = tf.zeros(shape, dtype) if beta is None else tf.cast(beta, dtype)
     return scale, offset

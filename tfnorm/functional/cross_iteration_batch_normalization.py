@@ -252,7 +252,7 @@ def cross_iteration_batch_normalization(
 
         return y, differentiate
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
     return y, own, window
 
 

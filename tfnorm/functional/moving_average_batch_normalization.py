@@ -67,7 +67,7 @@ def moving_average_batch_normalization(
 
         return y, gradient
 
-    return normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
 
 
 class Smoothed(NamedTuple):

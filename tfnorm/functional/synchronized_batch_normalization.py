@@ -61,7 +61,7 @@ def synchronized_batch_normalization(
 
         return y, gradient
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
     return y, own
 
 

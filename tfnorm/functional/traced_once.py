@@ -5,12 +5,16 @@ would trace the same dozens of operations on arrays of C numbers anew. Start-up 
 optimizing operations: about a millisecond for each of them.
 """
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import tensorflow as tf
+from tensorflow.python.eager import (
+    context,
+)  # what calls of functions are run with has no public name
 
 from tfnorm.functional import forward_mode, xla
 
@@ -70,11 +74,36 @@ def _traced_once(
         if key not in traced:
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
             traced[key] = _trace(function, args, specs, options)
-        result = traced[key](*map(as_argument, tensors))
+        with _unoptimized():
+            result = traced[key](*map(as_argument, tensors))
         _set_size(result, tensors, shapes)
         return result
 
     return call
+
+
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """Calls in it are of functions that TensorFlow runs as they are.
+
+    Its optimizer finds next to nothing in what is small, and takes half of the time until such a
+    function has run for the first time, on each device.
+    """
+    here = context.context()
+    options = here.function_call_options
+    config = _without_optimizer(options.config_proto_serialized)
+    here.function_call_options = context.FunctionCallOptions(options.executor_type, config)
+    try:
+        yield
+    finally:
+        here.function_call_options = options
+
+
+@functools.cache
+def _without_optimizer(serialized: bytes | None) -> Any:
+    config = tf.compat.v1.ConfigProto.FromString(serialized or b"")
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return config
 
 
 def _set_size(result: Any, tensors: list[tf.Tensor], shapes: list) -> None:
