@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from tfnorm.files import write_text
+from tfnorm.files import finite, write_text
 from tfnorm.study.timing import interleaved_times
 
 
@@ -145,9 +145,9 @@ def show(title: str, figures: Mapping[str, Figure], limit: float | None = None) 
 
 
 def write_lines(path: str | os.PathLike[str] | None, records: Sequence[Mapping]) -> None:
-    """Writes a line of JSON a record. None is nowhere."""
+    """Writes a line of JSON a record, with null for what is not finite. None is nowhere."""
     if path is not None:
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(path, "".join(json.dumps(finite(record)) + "\n" for record in records))
 
 
 def write(path: str | os.PathLike[str] | None, records: Sequence[Mapping] | Mapping) -> None:
