@@ -14,6 +14,23 @@ Parts:
   the training loss of the last epoch and the mean IoU on the test images.
 
 All settings have the same seeds, so the same weights and examples.
+
+results/sampled_positions.jsonl has the lines of three commands, with --data_dir and
+
+    --parts=estimate --steps=400 --seeds=0,1
+    --parts=classification --steps=600 --settings="all positions,8 positions"
+    --parts=segmentation --steps=180 --settings="all positions,8 positions"
+
+The errors of the estimate are
+
+| 32 positions | 16 | 8 | 4 | 2 | 1 | naive |
+|--:|--:|--:|--:|--:|--:|--:|
+| 0.12 % | 0.16 % | 0.28 % | 0.38 % | 0.48 % | 0.56 % | 0.76 % |
+
+With eight positions and with all of them the mean accuracy is 57.9 (45.7 to 68.3) and 46.8 % (37.1
+to 64.7), the loss of segmentation 1.627 (1.582 to 1.699) and 1.620 (1.559 to 1.703), its mean IoU
+10.7 (9.0 to 11.9) and 12.2 % (10.5 to 15.1). Runs so short differ by far more from seed to seed:
+they would show a large loss, and there is none; a small one they cannot tell.
 """
 
 import dataclasses

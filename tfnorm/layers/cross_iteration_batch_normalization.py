@@ -68,7 +68,17 @@ class CrossIterationBatchNormalization(ChannelNormalization):
 
     Cost: after the burn-in, one more kernel gradient a step, and a pass over the state. With
     `sampled_positions` S in place of both, the products of (window − 1)·(S + 1) patches and the
-    kernel, as many as the convolution itself makes for so many of its outputs.
+    kernel, as many as the convolution itself makes for so many of its outputs: in ResNet-50 at
+    64×64, 8 images, S = 8, a step takes 1.2 times the processor's time under Keras' BN, without the
+    option 1.8 times; state 21 MB for 660, memory of a run 1.2 times Keras' for 2.3. In ResNet-20,
+    where kernels are small, it saves some time and no memory.
+
+    What 8 sampled positions lose (`python -m benchmarks.sampled_positions`): of a step, the error
+    of the standard deviation is 0.28 %, where that without any compensation is 0.76 %. In
+    short runs on single images, three seeds each, no loss was seen, but seeds differ by more than a
+    small one: accuracy of fashion_mnist after 600 steps 58 % (46 to 68), of all positions 47 % (37
+    to 65); training loss of camvid after 180 steps 1.63 (1.58 to 1.70), of all 1.62 (1.56 to 1.70),
+    mean IoU 10.7 % (9.0 to 11.9), of all 12.2 % (10.5 to 15.1).
 
     Source: Yao et al., "Cross-Iteration Batch Normalization", 2021, equations 5 to 12, Algorithm
     1, Appendix B. Two departures: no past kernel is needed, because z is linear in θ (half of the
@@ -97,7 +107,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             "window", ours: the backward pass takes 1 in place of 1/k, as if every step of the
             window passed gradient.
         sampled_positions: S, of how many output positions of a step (in each virtual replica) the
-            input patches and outputs are kept, in place of ∂ν/∂θ; ours, 8 being enough. They are
+            input patches and outputs are kept, in place of ∂ν/∂θ; ours, 8 for a start. They are
             spread over all positions, and what the kernel's change adds to the variance is
             estimated from them: with p_s and ẑ_s a patch and its output less their means,
             σ²_τ(θ) ≈ σ²_τ·(1 + 2·b) − (μ_τ(θ) − μ_τ)²,
