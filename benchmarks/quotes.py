@@ -32,7 +32,7 @@ _MARKED = re.compile(r"(<!-- measured: ([\w -]+) -->)(\s*).*?(<!-- end -->)", re
 _LAYERS = ("bn", "brn", "mabn", "bkn")
 _OF_EXAMPLES = ("on", "evalnorm", "sn", "bin")
 _DENSE = "4096×256 float32"  # as behind a dense layer: examples have one position
-_NETWORKS = ("bn", "brn", "mabn", "bkn", "cbn", "gn")
+_NETWORKS = ("bn", "brn", "mabn", "bkn", "cbn", "sampled cbn", "gn")
 
 Parts = Mapping[str, Any]
 
@@ -172,6 +172,8 @@ def _networks(parts: Parts) -> str:
 def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
     """Tracing and the first step; in brackets with converting, which Keras' network needs not."""
     both = columns["tracing and first step"]
+    if norm not in both["figures"]:
+        return "-"
     whole = both["figures"]["Keras BN"]["milliseconds"]
     converting, traced = (
         columns[column]["figures"][norm]["milliseconds"]

@@ -69,6 +69,7 @@ before it and costs nothing (on leaves a clip); `python -m benchmarks.inference`
 | brn | 2 C | on C numbers only | none |
 | mabn | (2 + 2 · window · G) C | on C numbers; centralizing the kernel | none |
 | cbn | 2 C + (window − 1) · G · (kernel · (1 + g / C) + 2 C) | a kernel gradient more | none |
+| cbn, S samples | 2 C + (window − 1) · G · ((S + 1) · kernel · g / C + (S + 2) C) | little | none |
 | bkn | 2 C, and a transition of at most C × C' | small matrices between layers | none |
 | on | (2 + 4 · G) C | on C numbers for each image; a clip, at inference too | none |
 | evalnorm | 2 C + 2 · G | as gn at inference, moments of each image in training | none |
@@ -76,9 +77,9 @@ before it and costs nothing (on leaves a clip); `python -m benchmarks.inference`
 | gn, ln, in | none | more passes over the activations, at inference too | none |
 | gn_ws | none | the same, and standardizing the kernel in training | none |
 
-G is the number of virtual replicas, 1 outside of studies; g a kernel's groups, 1 but for grouped
-and depthwise convolutions. `make bench` measures times and memory of layers and of whole networks:
-[Benchmarks](benchmarks.md).
+G is the number of virtual replicas, 1 outside of studies; S are the `sampled_positions` of cbn; g a
+kernel's groups, 1 but for grouped and depthwise convolutions. `make bench` measures times and memory
+of layers and of whole networks: [Benchmarks](benchmarks.md).
 
 **If unsure**, watch: `tfnorm.training.StatisticsMonitor` measures while training how noisy the
 batch statistics are, forward and backward, and says what to try.
