@@ -78,7 +78,7 @@ before it and costs nothing (on leaves a clip); `python -m benchmarks.inference`
 | gn_ws | none | the same, and standardizing the kernel in training | none |
 
 G is the number of virtual replicas, 1 outside of studies; S are the `sampled_positions` of cbn; g a
-kernel's groups, 1 but for grouped and depthwise convolutions. `make bench` measures times and memory
+kernel's groups, 1 but for grouped and depthwise convolutions. `make bench` measures time and memory
 of layers and of whole networks: [Benchmarks](benchmarks.md).
 
 **If unsure**, watch: `tfnorm.training.StatisticsMonitor` measures while training how noisy the
