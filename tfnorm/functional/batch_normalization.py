@@ -49,11 +49,14 @@ def batch_normalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own
-        y, own, kept = _normalize(x, *parameters, mask, **options)
-        return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
+        y, own = _normalize(x, *parameters, mask, **options)
+        values = None if own.saved else x  # of which the kernel has saved its own view
+        return y, lambda dy: _differentiate(
+            channelwise.shaped(dy, x), values, parameters, own, mask, **options
+        )
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, own
+    return y, channelwise.detached(own)
 
 
 @traced_once
@@ -65,18 +68,18 @@ def _normalize(
     *,
     layout: Layout,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, Moments]:
-    """y, and the moments of each group, for others and for the backward pass."""
+) -> tuple[tf.Tensor, Moments]:
+    """y, and the moments of each group."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
     y, own = fused.batch_normalize(x, gamma, beta, epsilon, mask)
-    return view.restore(y), channelwise.detached(own), own
+    return view.restore(y), own
 
 
 @traced_once
 def _differentiate(
     dy: tf.Tensor,
-    x: tf.Tensor,
+    x: tf.Tensor | None,
     parameters: tuple[tf.Tensor, tf.Tensor],
     own: Moments,
     mask: tf.Tensor | None,
@@ -85,8 +88,9 @@ def _differentiate(
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
-    view = View(x, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
-    own = own._replace(count=channelwise.positions(x, mask))
+    view = View(dy, *layout)
+    dy, mask = view.flatten(dy), view.flatten_mask(mask)
+    x = None if x is None else view.flatten(x)
+    own = own._replace(count=channelwise.positions(dy, mask))
     dx, *sums = fused.batch_normalize_gradient(dy, x, own, parameters[0], epsilon, mask)
     return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)

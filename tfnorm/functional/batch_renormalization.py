@@ -60,11 +60,15 @@ def batch_renormalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own
-        y, own, kept = _normalize(x, parameters, moving, bounds, mask, **options)
-        return y, lambda dy: _differentiate(dy, x, parameters, kept, mask, **options)
+        y, kept = _normalize(x, parameters, moving, bounds, mask, **options)
+        own = kept.own
+        values = None if own.saved else x  # of which the kernel has saved its own view
+        return y, lambda dy: _differentiate(
+            channelwise.shaped(dy, x), values, parameters, kept, mask, **options
+        )
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, own
+    return y, channelwise.detached(own)
 
 
 class _Kept(NamedTuple):
@@ -86,8 +90,8 @@ def _normalize(
     *,
     layout: Layout,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, _Kept]:
-    """y, the batch's moments for others, and what the backward pass needs."""
+) -> tuple[tf.Tensor, _Kept]:
+    """y, and what the backward pass needs."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
     gamma, beta = parameters
@@ -100,13 +104,13 @@ def _normalize(
     r, d = tf.stop_gradient(r), tf.stop_gradient(d)
     scale, offset = gamma * r, gamma * d + beta
     y = fused.normalize(x, own.mean, own.variance, scale, offset, epsilon)
-    return view.restore(y), channelwise.detached(own), _Kept(own, r, d, scale)
+    return view.restore(y), _Kept(own, r, d, scale)
 
 
 @traced_once
 def _differentiate(
     dy: tf.Tensor,
-    x: tf.Tensor,
+    x: tf.Tensor | None,
     parameters: tuple[tf.Tensor, tf.Tensor],
     kept: _Kept,
     mask: tf.Tensor | None,
@@ -115,9 +119,10 @@ def _differentiate(
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
-    view = View(x, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
-    own = kept.own._replace(count=channelwise.positions(x, mask))
+    view = View(dy, *layout)
+    dy, mask = view.flatten(dy), view.flatten_mask(mask)
+    x = None if x is None else view.flatten(x)
+    own = kept.own._replace(count=channelwise.positions(dy, mask))
     dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, kept.scale, epsilon, mask)
     shares = kept.r * dy_x_sum + kept.d * dy_sum, dy_sum
     return view.restore(dx), *map(channelwise.gradient_of, parameters, shares)

@@ -28,8 +28,17 @@ class Moments(NamedTuple):
 
 
 def detached(own: Moments) -> Moments:
-    """Moments for others than the gradient: none flows through them."""
+    """Moments for others than the gradient: none flows through them.
+
+    Outside of what is traced once, whose own gradient tf.cond would look for.
+    """
     return Moments(own.count, tf.stop_gradient(own.mean), tf.stop_gradient(own.variance))
+
+
+def shaped(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The cotangent of what has the shape of x, which it may not know."""
+    dy.set_shape(x.shape)
+    return dy
 
 
 def statistics_dtype(x: tf.Tensor) -> tf.DType:

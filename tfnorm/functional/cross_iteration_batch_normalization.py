@@ -242,7 +242,8 @@ def cross_iteration_batch_normalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own, window
-        y, own, window, kept = _normalize(x, parameters, past, mask, **options)
+        y, own, kept = _normalize(x, parameters, past, mask, **options)
+        window = Moments(own.count, kept.mean, kept.variance)
 
         def differentiate(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, through, dparameters = _differentiate(
@@ -253,7 +254,7 @@ def cross_iteration_batch_normalization(
         return y, differentiate
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, own, window
+    return y, channelwise.detached(own), channelwise.detached(window)
 
 
 class _Kept(NamedTuple):
@@ -273,15 +274,14 @@ def _normalize(
     *,
     layout: Layout,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, Moments, _Kept]:
-    """y, for others the moments of this step and of the window, and those for the backward pass."""
+) -> tuple[tf.Tensor, Moments, _Kept]:
+    """y, the moments of this step, and those of the window."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
     own = fused.moments(x, epsilon, mask)
     mean, variance, steps = _over_window((own.mean, own.variance), past)
     y = fused.normalize(x, mean, variance, *parameters, epsilon)
-    moments = map(channelwise.detached, (own, Moments(own.count, mean, variance)))
-    return view.restore(y), *moments, _Kept(mean, variance, steps)
+    return view.restore(y), Moments(*own[:3]), _Kept(mean, variance, steps)
 
 
 def _over_window(

@@ -44,13 +44,13 @@ def synchronized_batch_normalization(
         and β are this replica's share; the optimizer sums them as it does for every weight.
     """
     options = {"layout": Layout(axis), "epsilon": epsilon}
-    own: Any = None
+    merged: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
-        nonlocal own
+        nonlocal merged
         packed = gather(_pack(x, mask, **options))
-        y, own, merged = _normalize(x, packed, parameters, **options)
+        y, merged = _normalize(x, packed, parameters, **options)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             direct, packed, *dparameters = _differentiate(
@@ -62,7 +62,7 @@ def synchronized_batch_normalization(
         return y, gradient
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, own
+    return y, channelwise.detached(merged)
 
 
 @traced_once
@@ -86,14 +86,14 @@ def _normalize(
     *,
     layout: Layout,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, Moments]:
-    """y, and the moments of all replicas, for others and for the backward pass; of [R, 1 + 2C]."""
+) -> tuple[tf.Tensor, Moments]:
+    """y, and the moments of all replicas, of [R, 1 + 2C]."""
     view = View(x, *layout)
     x = view.flatten(x)
     channels = x.shape[-1]
     merged = channelwise.merged(*tf.split(packed[None], [1, channels, channels], axis=2))
     y = fused.normalize(x, merged.mean, merged.variance, *parameters, epsilon)
-    return view.restore(y), channelwise.detached(merged), merged
+    return view.restore(y), merged
 
 
 @traced_once
