@@ -71,6 +71,33 @@ def test_other_errors_are_not_hidden_and_leave_the_old_file_too(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
+def test_folders_made_for_a_write_that_fails_go_again_and_others_stay(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in ("there", "new", "new/below", "there/new"):
+        with pytest.raises(UnicodeEncodeError):
+            write_text(tmp_path / place / "file", "after\udcff")
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_folders_that_another_writer_removes_are_made_again(tmp_path, monkeypatch):
+    """One that failed takes those away that it made, and cannot know who is about to use them."""
+    acquire, folder = files.locks.acquire, tmp_path / "new"
+
+    def slow(path, wait=False):
+        if path == folder and removed:
+            removed.pop().rmdir()
+        return acquire(path, wait)
+
+    removed = [folder]
+    monkeypatch.setattr(files.locks, "acquire", slow)
+    write_text(folder / "file", "text")
+    assert not removed and names(folder) == ["file"]
+    removed = [folder] * 9
+    (folder / "file").unlink()
+    with pytest.raises(RunError, match="No such file or directory"):
+        write_text(folder / "file", "text")
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError) as error:

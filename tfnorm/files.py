@@ -23,7 +23,8 @@ def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iter
     same directory removes this one. Many may make theirs at a time: threads, processes, containers.
 
     Args:
-        directory: It exists.
+        directory: It is made, with those above it, if it does not exist; those that were made are
+            removed again where nothing was put into them.
         name: What the draft's name ends with.
         folder: Whether to make a folder.
 
@@ -31,15 +32,35 @@ def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iter
         OSError: It cannot be made.
     """
     path = directory / f"{DRAFT}{uuid.uuid4().hex[:8]}{name and f'-{name}'}"
-    with _nobody_looks_at(directory):  # Until the draft has its lock.
-        _remove_drafts(directory)
-        path.mkdir() if folder else path.touch()
-        lock = locks.acquire(path)
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
     try:
-        yield path
+        lock = _begin(path, folder)
+        try:
+            yield path
+        finally:
+            _remove(path)
+            locks.release(lock)
     finally:
-        _remove(path)
-        locks.release(lock)
+        for place in missing:
+            with contextlib.suppress(OSError):  # It is not empty, or could not be made.
+                place.rmdir()
+
+
+_ATTEMPTS = 5
+
+
+def _begin(path: pathlib.Path, folder: bool) -> int | None:
+    """Makes a draft, and the directory for it; returns its lock."""
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _nobody_looks_at(path.parent):  # Until the draft has its lock.
+                _remove_drafts(path.parent)
+                path.mkdir() if folder else path.touch()
+                return locks.acquire(path)
+        except FileNotFoundError:  # A writer that failed has just removed the directory it made.
+            if not attempts_left:
+                raise
 
 
 def remove_drafts(directory: pathlib.Path) -> None:
@@ -74,7 +95,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], ob
     """Lets `write` fill a draft beside `path`, then renames it.
 
     Args:
-        path: The file to make or to replace; its folder is made if there is none.
+        path: The file to make or to replace; its folder is made if there is none, as by `draft`.
         write: Called with the draft's path, which ends as `path` does; it is an empty file.
 
     Raises:
@@ -82,7 +103,6 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[pathlib.Path], ob
     """
     path = pathlib.Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with draft(path.parent, path.name) as aside:
             write(aside)
             flush(aside)

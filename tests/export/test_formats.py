@@ -107,7 +107,7 @@ def test_an_operation_that_the_format_has_not(name, file, tmp_path, capfd):
     x = keras.Input((4,), name="x")
     model = keras.Model(x, keras.ops.erfinv(keras.ops.tanh(x)))
     with pytest.raises(RunError) as error:
-        export_saved_model(model, tmp_path, formats=[name], verify=False)
+        export_saved_model(model, tmp_path / "out", formats=[name], verify=False)
     assert str(error.value) == {
         "litert": "The model cannot be converted to litert: "
         "'tf.Erfinv' op is neither a custom op nor a flex op",
@@ -131,7 +131,7 @@ def test_a_wrong_conversion_is_found(name, file, randomized, tmp_path, monkeypat
     monkeypatch.setitem(formats.FORMATS, name, swapped)
     with pytest.raises(RunError, match="differs from the model: output 'logits'"):
         export_saved_model(model, tmp_path / "export", formats=[name])
-    assert list((tmp_path / "export").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,14 @@ def test_converter_that_refuses(tmp_path, monkeypatch, capsys):
     assert str(error.value) == "The model cannot be converted to litert: no such operation"
     assert capsys.readouterr() == ("", "")
     assert logging.getLogger("tf2onnx").level == logging.NOTSET
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_refusal(tmp_path, monkeypatch):
+    def full(path, answering):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(formats.FORMATS, "litert", formats.Format(("litert",), (), full))
+    with pytest.raises(RunError, match=r"Cannot write the export to .*No space left on device"):
+        export_saved_model(classifier(), tmp_path / "out", formats=["litert"], verify=False)
     assert list(tmp_path.iterdir()) == []

@@ -216,15 +216,30 @@ def test_directory_that_cannot_be_made(tmp_path):
         )
 
 
-def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch):
-    def half_written(folded, signature, path, dtype):
-        (path / "saved_model.pb").write_text("half")
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("directory", ["", "made/for/it"])
+def test_nothing_is_left_of_a_failure(directory, tmp_path, monkeypatch):
+    """Neither a draft nor a directory, whatever ends an export; what was there stays."""
+    (tmp_path / "1").mkdir()
+    full = tf.errors.ResourceExhaustedError(
+        None, None, "{{function_node f}} /x/part-0; No space left on device [Op:SaveV2]"
+    )
+    text = f"Cannot write the export to {str(tmp_path / directory)!r}: {{}}. What was there"
+    failures = {
+        KeyboardInterrupt("^C"): (KeyboardInterrupt, "^C"),
+        ValueError("of ours"): (ValueError, "of ours"),
+        full: (RunError, text.format("/x/part-0; No space left on device")),
+        OSError(28, "No space left"): (RunError, text.format(r"[Errno 28] No space left")),
+    }
+    for failure, (kind, message) in failures.items():
 
-    monkeypatch.setattr(saved_model, "write_saved_model", half_written)
-    with pytest.raises(KeyboardInterrupt):
-        export_saved_model(small(), tmp_path, verify=False)
-    assert names(tmp_path) == []
+        def half_written(folded, signature, path, dtype, failure=failure):
+            (path / "saved_model.pb").write_text("half")
+            raise failure
+
+        monkeypatch.setattr(saved_model, "write_saved_model", half_written)
+        with pytest.raises(kind, match=re.escape(message)):
+            export_saved_model(small(), tmp_path / directory, verify=False)
+        assert names(tmp_path) == ["1"]
 
 
 def test_a_rename_that_fails_is_not_repeated_for_ever(tmp_path, monkeypatch):
@@ -232,6 +247,6 @@ def test_a_rename_that_fails_is_not_repeated_for_ever(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pathlib.Path, "rename", refused)
-    with pytest.raises(PermissionError):
+    with pytest.raises(RunError, match="Permission denied"):
         export_saved_model(small(), tmp_path, verify=False)
     assert names(tmp_path) == []

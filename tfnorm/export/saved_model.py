@@ -123,8 +123,10 @@ def export_saved_model(
         UserError: if the model has no graph, the directory cannot be written, the model cannot
             be run on the examples, or something asked for does not suit the model or is not
             installed.
-        RunError: if the export differs from the model, or a format does not take it. Nothing is
-            left of it then.
+        RunError: if the export differs from the model, a format does not take it, or it cannot be
+            written, as on a full disk.
+
+    However it fails, nothing is left of it: no draft, and no directory that was made for it.
     """
     check_formats(formats)
     check_weights_dtype(weights_dtype)

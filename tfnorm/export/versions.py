@@ -1,33 +1,51 @@
 """Numbered directories, as TensorFlow Serving watches them: whole versions only."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tensorflow as tf
+
 from tfnorm import files
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
+
+NOT_WRITTEN = OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError
+"""What Python and TensorFlow raise where a disk is full or refuses."""
 
 
 @contextlib.contextmanager
 def new_version(directory: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
     """Gives a path to write to and a function that makes it the next version.
 
-    What is not made a version is removed, by the next export where this one is killed. Many may
-    export into one directory at a time: threads, processes, containers that share it.
+    What is not made a version is removed, by the next export where this one is killed, and with it
+    the directories that were made for it. Many may export into one directory at a time: threads,
+    processes, containers that share it.
 
     Raises:
         UserError: if the directory cannot be written.
+        RunError: if what is to lie in it cannot, as on a full disk.
     """
     with contextlib.ExitStack() as stack:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
             draft = stack.enter_context(files.draft(directory, folder=True))
         except OSError as error:
             raise UserError(
                 f"Cannot write to the directory {str(directory)!r}: {error.strerror}. "
                 "Choose a directory that exists, or can be made, and that you may write to."
             ) from error
-        yield draft, lambda: _rename_to_next(draft, directory)
+        try:
+            yield draft, lambda: _rename_to_next(draft, directory)
+        except NOT_WRITTEN as error:
+            raise RunError(
+                f"Cannot write the export to {str(directory)!r}: {_reason(error)}. What was there "
+                "before is untouched."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Its message without the operation of TensorFlow's that raised it."""
+    return re.sub(r"\{\{[^}]*\}\} | \[Op:\w+\]", "", str(error)).strip()
 
 
 def _rename_to_next(draft: Path, directory: Path) -> Path:

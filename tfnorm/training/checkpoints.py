@@ -131,7 +131,6 @@ class Checkpoints:
         tf.io.gfile.rmtree(os.path.dirname(prefix))
 
     def _write(self, step: int) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
         with files.draft(self._directory, folder=True) as draft:
             with _without_pattern(draft) as path:
                 self._checkpoint.write(f"{path}/ckpt")
