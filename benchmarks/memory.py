@@ -22,7 +22,7 @@ from absl import flags
 from benchmarks import measuring
 from benchmarks.networks import BASELINE, SAMPLED, TRAINED, named, training_step, under
 from tfnorm import commands, layers
-from tfnorm.layers import ChannelNormalization, norms
+from tfnorm.layers import norms
 from tfnorm.study.summary import text_table
 
 # Of an input whose size no kernel shares.
@@ -40,8 +40,7 @@ _VIEWS = (
 
 def state_bytes(model: keras.Model) -> int:
     """Bytes of the non-trainable variables of all normalizers."""
-    kinds = (keras.layers.BatchNormalization, ChannelNormalization)
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    found = [layer for layer in model._flatten_layers() if norms.keeps_statistics(layer)]
     return sum(
         math.prod(v.shape) * tf.as_dtype(v.dtype).size
         for layer in found

@@ -336,6 +336,23 @@ def test_state_of_recurrent_layers_stays(rng):
     np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
 
 
+def test_state_of_a_normalizer_that_counts_its_calls_stays():
+    class Counting(tfnorm.layers.BatchNormalization):
+        def build_state(self):
+            self.calls = self.add_weight(name="calls", initializer="zeros", trainable=False)
+
+        def call(self, inputs, training=None, mask=None):
+            self.calls.assign_add(1.0)
+            return super().call(inputs, training, mask)
+
+    x = keras.Input((3,))
+    counting = Counting()
+    model = keras.Model(x, counting(L.BatchNormalization()(x)))
+    before = float(counting.calls)
+    tfnorm.convert(model, "brn", dry_run=True)
+    assert float(counting.calls) == before
+
+
 def test_a_model_without_normalizers():
     x = keras.Input((4,))
     model = keras.Model(x, L.Dense(2)(x), name="net")

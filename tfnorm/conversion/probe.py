@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfnorm.graph import graph_of
-from tfnorm.layers import ChannelNormalization
+from tfnorm.layers import norms
 
 _FREE_SIZE = 32  # of a dimension that the model leaves open
 
@@ -109,14 +109,9 @@ def _first_line(error: Exception) -> str:
 
 def _state_that_may_change(model: keras.Layer) -> list[keras.Variable]:
     """Not what normalizers keep, which inference leaves alone: CBN's histories are large."""
-    layers = [layer for layer in model._flatten_layers() if _is_left_alone(layer)]
+    layers = [layer for layer in model._flatten_layers() if norms.is_plain(layer)]
     fixed = {id(v) for layer in layers for v in layer._non_trainable_variables}
     return [v for v in model.non_trainable_variables if id(v) not in fixed]
-
-
-def _is_left_alone(layer: keras.Layer) -> bool:
-    is_kerass = type(layer) is keras.layers.BatchNormalization
-    return is_kerass or isinstance(layer, ChannelNormalization)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import keras
 
 from tfnorm.errors import UserError
 from tfnorm.layers import advised_options, batch_kalman_normalization
+from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_instance_normalization import BatchInstanceNormalization
 from tfnorm.layers.batch_kalman_normalization import BatchKalmanNormalization
 from tfnorm.layers.batch_normalization import BatchNormalization
@@ -30,6 +31,7 @@ __all__ = [
     "entry_of",
     "get",
     "is_plain",
+    "keeps_statistics",
     "name_of",
     "register",
 ]
@@ -158,6 +160,13 @@ def name_of(layer: Any) -> str | None:
     """The name of its `entry_of`."""
     entry = entry_of(layer)
     return None if entry is None else entry.name
+
+
+def keeps_statistics(layer: Any) -> bool:
+    """Whether a layer keeps moving statistics of batches: one of tfnorm's, registered or not, or
+    Keras' batch normalization.
+    """
+    return isinstance(layer, (ChannelNormalization, keras.layers.BatchNormalization))
 
 
 _INFERENCE = {"__call__", "call", "infer", "normalize_for_inference"}

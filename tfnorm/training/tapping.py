@@ -8,17 +8,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnorm.layers import ChannelNormalization
+from tfnorm.layers import norms
 from tfnorm.layers.batch_method import method_of
-
-KINDS = (ChannelNormalization, keras.layers.BatchNormalization)
 
 Tap = Callable[[keras.layers.Layer, Mapping[str, Any], Any], Any]
 
 
 def normalizers(model: keras.Model) -> list[keras.layers.Layer]:
     """The layers that keep moving statistics, tfnorm's and Keras', in the order of the model."""
-    return [x for x in model._flatten_layers(recursive=True) if isinstance(x, KINDS)]
+    return [x for x in model._flatten_layers(recursive=True) if norms.keeps_statistics(x)]
 
 
 @contextlib.contextmanager
