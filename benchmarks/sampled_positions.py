@@ -84,17 +84,12 @@ class ComparedCrossIteration(CrossIterationBatchNormalization):
         for other in self.others:
             other.build(input_shape)
 
-    def call(
-        self,
-        inputs: tf.Tensor,
-        training: bool | None = None,
-        mask: tf.Tensor | None = None,
-    ) -> tf.Tensor:
-        """Of its own alone; the others see it."""
-        if training:
-            for other in self.others:
-                other(tf.stop_gradient(inputs), training=True, mask=mask)
-        return super().call(inputs, training=training, mask=mask)
+    def record_step(self, *step: Any) -> None:
+        """Shows the others what it has seen; none has a part in its outputs."""
+        super().record_step(*step)
+        *_, inputs, _, mask = step
+        for other in self.others:
+            other(tf.stop_gradient(inputs), training=True, mask=mask)
 
     def errors(self) -> np.ndarray:
         """The relative error of sqrt(σ̄² + ε) of each of the others in the last step, [n, C]."""
