@@ -163,8 +163,9 @@ def name_of(layer: Any) -> str | None:
 
 
 def keeps_statistics(layer: Any) -> bool:
-    """Whether a layer keeps moving statistics of batches: one of tfnorm's, registered or not, or
-    Keras' batch normalization.
+    """Whether a layer keeps moving statistics of batches: Keras' own, or one of tfnorm's.
+
+    It need not be registered.
     """
     return isinstance(layer, (ChannelNormalization, keras.layers.BatchNormalization))
 
