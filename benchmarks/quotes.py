@@ -23,12 +23,12 @@ from tfnorm import commands
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
 
-PAGES = ("README.md", "docs/benchmarks.md", "docs/normalizers/*.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/reliability.md", "docs/normalizers/*.md")
 """Where figures are quoted."""
 
 _BENCH = "results/benchmarks/bench.json"
 _ROOT = pathlib.Path(__file__).parent.parent
-_MARKED = re.compile(r"(<!-- measured: ([\w -]+) -->)(\s*).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- measured: ([\w .-]+) -->)(\s*).*?(<!-- end -->)", re.DOTALL)
 _LAYERS = ("bn", "brn", "mabn", "bkn")
 _OF_EXAMPLES = ("on", "evalnorm", "sn", "bin")
 _DENSE = "4096×256 float32"  # as behind a dense layer: examples have one position
@@ -261,6 +261,9 @@ _OF_FILES: dict[str, Callable[..., str]] = {
     "exporters": quotes_of_files.exporters,
     "exported patterns": quotes_of_files.exported,
     "synchronization": quotes_of_files.synchronization,
+    "runs": quotes_of_files.runs,
+    "soak": quotes_of_files.soak,
+    "soak minutes": quotes_of_files.minutes_of_soak,
 }
 
 

@@ -10,14 +10,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import benchmarks.soak
 from benchmarks.quoting import sentences, span, table
 from tfnorm.errors import UserError
+from tfnorm.study.figures import Figures
 
 _RESULTS = pathlib.Path(__file__).parent.parent / "results"
 # What writes them; those of accelerators are written elsewhere, see docs/benchmarks.md.
 _COMMANDS = {
     "benchmarks/folding": "python -m benchmarks.folding --output=results/benchmarks/folding.json",
     "benchmarks/input": "python -m benchmarks.input --output=results/benchmarks/input.json",
+    "soak": "python -m benchmarks.soak --minutes=60 --output=results/soak.json",
     "scaling": "python -m benchmarks.scaling --output=results/scaling.json",
 }
 _BASELINE = "Keras BN"
@@ -163,3 +166,20 @@ def synchronization() -> str:
         {ring["64"]} of a step under `syncbn` on 64 accelerators, {ring["512"]} on 512 and
         {ring["1024"]} on 1,024, where a tree adds {tree["1024"]}.
     """)
+
+
+def runs(name: str) -> str:
+    """What recorded runs of a study came to, by the name that `Figures` gives them."""
+    return Figures.read(_RESULTS).text(name)
+
+
+def minutes_of_soak() -> str:
+    """How long it took."""
+    return f"{_read('soak')['minutes']:.0f}"
+
+
+def soak() -> str:
+    """What was tried, struck and lost."""
+    kinds = _read("soak")["kinds"]
+    counts = {kind: benchmarks.soak.Count(**found) for kind, found in kinds.items()}
+    return f"```text\n{benchmarks.soak.table(counts)}\n```"

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import quotes, quotes_of_files
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
+from tfnorm.study import guide
+from tfnorm.study.figures import Figures
 
 PARTS = json.loads((quotes._ROOT / quotes._BENCH).read_text(encoding="utf-8"))["parts"]
 PAGES = {path.name: path for path in quotes.pages()}
@@ -40,6 +42,21 @@ def test_the_cost_in_a_docstring_has_no_figure(name):
     """The page of the normalizer has it, from bench.json."""
     text = inspect.getdoc(norms.get(name).layer_class) or ""
     assert not re.findall(r"Cost:[^.]*\d\.\d[^.]*", text)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_figure_within_a_sentence_begins_no_line(name):
+    """Markdown would take a line that begins with a comment for a block of HTML."""
+    text = PAGES[name].read_text(encoding="utf-8")
+    assert not re.findall(r"^<!-- [^>]*-->.*\S", text, re.MULTILINE)
+
+
+def test_the_guide_quotes_what_runs_came_to():
+    page = (quotes._ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    figures = Figures.read(quotes._ROOT / "results")
+    assert page.endswith(guide.text(figures)), "python -m tfnorm.study.page --data_dir=..."
+    names = re.findall(r"\{([^}]+)\}", guide._TEXT)
+    assert len(names) > 20 and all(figures.text(name) for name in names)
 
 
 def layer(column, **ratios):
@@ -102,3 +119,32 @@ def test_figures_of_a_benchmark_with_a_file_of_its_own(tmp_path, monkeypatch):
     path.write_text('[{"pattern": "", "tfnorm": 0}]')
     with pytest.raises(UserError, match="its file lacks 'group', which 'exporters' needs"):
         quotes.quoted("<!-- measured: exporters --><!-- end -->", {})
+
+
+def test_figures_of_runs_and_of_a_soak(tmp_path, monkeypatch):
+    """The last record of a run counts, and a run that failed as 0."""
+    monkeypatch.setattr(quotes_of_files, "_RESULTS", tmp_path)
+    labels = {"norm": "brn", "statistics_batch": 2, "where": "all, from scratch", "variant": ""}
+    values = {"a": [0.9, 0.5], "b": [0.25], "c": [None]}
+    records = [
+        {"hash": identity, "grid": "some-study", "labels": labels,
+         "error": "nan" if value is None else None, "result": {"test_accuracy": value}}
+        for identity, own in values.items()
+        for value in own
+    ]  # fmt: skip
+    records.append(
+        {**records[0], "hash": "d", "labels": {"norm": "bn", "statistics_batch": 2, "images": 1}}
+    )
+    (tmp_path / "study").mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "study" / "results.jsonl").write_text(lines)
+    count = {"tried": 2, "struck": 3, "lost": ["try 7"]}
+    (tmp_path / "soak.json").write_text(json.dumps({"minutes": 60.9, "kinds": {"kill": count}}))
+    name = "some-study brn 2 all from scratch"
+    marks = [f"runs of {name}", f"runs of some-study bn 1 less {name}", "soak minutes", "soak"]
+    text = quotes.quoted("".join(f"<!-- measured: {x} --><!-- end -->|" for x in marks), {})
+    found = [re.sub(r"<!-- .*? -->", "", part) for part in text.split("|")]
+    assert found[:3] == ["25.0", "65.0", "61"]
+    assert found[3].splitlines()[-2:] == ["all       2       3     1", "```"]
+    with pytest.raises(UserError, match="its file lacks 'some-study bn 3', which"):
+        quotes.quoted("<!-- measured: runs of some-study bn 3 --><!-- end -->", {})

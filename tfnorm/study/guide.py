@@ -1,6 +1,10 @@
 """The end of the page of results: which norm for which task, in words."""
 
-TEXT = """## Which norm should I use?
+import re
+
+from tfnorm.study.figures import Figures
+
+_TEXT = """## Which norm should I use?
 
 Count the images that share statistics: those of one device, or of one virtual replica. Then:
 
@@ -21,37 +25,46 @@ two images and more. A network that is trained already, with bn on two to eight 
 `tfnorm.convert(model, "evalnorm")`, which changes inference alone and costs there; its paper
 reports 6.18 points for two. bin is for images whose style says nothing, and claims nothing of small
 batches. With the statistics of one image ([the chapter on batch
-sizes](#how-few-images-can-share-statistics)) gn_ws has 88.3, evalnorm and mabn 87.5, sn and brn
-86.9 %, where bn on the whole batch has 88.0; bin (66.0) is below bn (69.4).
+sizes](#how-few-images-can-share-statistics)) gn_ws has {batch-size gn_ws 1}, evalnorm
+{batch-size evalnorm 1}, mabn {batch-size mabn 1}, sn {batch-size sn 1} and brn {batch-size brn 1}
+%, where bn on the whole batch has {learning-rate bn 32 0.1}; bin ({batch-size bin 1}) is below bn
+({batch-size bn 1}).
 
 **By task.** *Classification from scratch:* the table above. *Segmentation* with one to eight crops
 a device: mabn. With the statistics of one crop it keeps what bn reaches with those of eight (mIoU
-19.9 and 19.7 %, where bn of one crop has 14.0: [And in segmentation?](#and-in-segmentation)), and
-so it does with two. brn is as good from two crops on, and not with one (11.3). A network that bn
-has trained on single crops already: evalnorm wins 4.4 points back without training, at a price when
-it serves. cbn wants gradient="window" on two crops and more: with it cbn has 21.5 % on eight crops
-in place of 16.9, 17.4 on two in place of 10.2. With one crop neither will do: the training loss
-rises after the burn-in, the more the longer the window and the higher the learning rate, because
-the layers before change within a window (`python -m benchmarks.window_variance`). on needs
-thousands of steps: its averages of 0.999 are not there in hundreds, and its runs diverged; with
-momentum=0.9 it has 14.9 % on one crop (one seed).
-gn_ws is above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
+{segmentation mabn 1} and {segmentation bn 8} %, where bn of one crop has {segmentation bn 1}: [And
+in segmentation?](#and-in-segmentation)), and so it does with two. brn is as good from two crops on,
+and not with one ({segmentation brn 1}). A network that bn has trained on single crops already:
+evalnorm wins {segmentation evalnorm 1 less segmentation bn 1} points back without training, at a
+price when it serves. cbn wants gradient="window" on two crops and more: with it cbn has
+{segmentation cbn 8 whole gradient} % on eight crops in place of {segmentation cbn 8},
+{segmentation cbn 2 whole gradient} on two in place of {segmentation cbn 2}. With one crop neither
+will do: the training loss rises after the burn-in, the more the longer the window and the higher
+the learning rate, because the layers before change within a window (`python -m
+benchmarks.window_variance`). on needs thousands of steps: its averages of 0.999 are not there in
+hundreds, and its runs diverged; with momentum=0.9 it has 14.9 % on one crop (one seed). gn_ws is
+above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
 detection?](#and-in-detection); seeds differ by several points): from scratch brn, with an AP of
-23.1 % on the statistics of one image and 24.1 on those of two, or mabn (18.7 and 20.8), not bn
-(10.1 and 13.1). In all layers of a pretrained network no norm that folds is safely above bn (mabn
-20.4 and 22.6, bn 18.8 and 22.7); gn is, where serving may cost (27.2), and in the head on a frozen
-backbone too (27.6). cbn was above bn nowhere. Let mabn's averages begin past the peak of the
-learning rate (`warmup_steps`), or those of the gradient diverge. *Instance segmentation* ([of
-nuclei](#and-in-instance-segmentation)): mabn is above bn, with a mask AP of 5.3 in place of 1.8 %
-on one image and 7.3 in place of 6.5 on two; gn is best (9.6 and 10.9). Where a network is
-pretrained with bn and converted, brn and cbn begin with its answers (`tfnorm.convert` leaves them
-what they are); mabn centralizes kernels and has to be trained first. *Medical volumes, video*, one
-volume a device: mabn or brn; cbn keeps window − 1 kernels' worth of state, much for 3-D kernels.
-*Metric learning, and whatever else samples by class:* mabn or brn, with statistics of as many
-images as fit, and not bn, cbn or bkn, which learn to read the batch; look at the chapter on batches
-that are not independent. *Very short runs* (hundreds of steps): mabn or syncbn; cbn's burn-in and
-brn's ramps take a good part of them.
-*Deep chains of convolutions on 4 to 16 images:* bkn is worth a trial, at the price of its matrices.
+{detection brn 1 all layers from scratch} % on the statistics of one image and
+{detection brn 2 all layers from scratch} on those of two, or mabn
+({detection mabn 1 all layers from scratch} and {detection mabn 2 all layers from scratch}), not bn
+({detection bn 1 all layers from scratch} and {detection bn 2 all layers from scratch}). In all
+layers of a pretrained network no norm that folds is safely above bn (mabn
+{detection mabn 1 all layers} and {detection mabn 2 all layers}, bn {detection bn 1 all layers} and
+{detection bn 2 all layers}); gn is, where serving may cost ({detection gn 1 all layers}), and in
+the head on a frozen backbone too ({detection gn 1 head backbone frozen}). cbn was above bn nowhere.
+Let mabn's averages begin past the peak of the learning rate (`warmup_steps`), or those of the
+gradient diverge. *Instance segmentation* ([of nuclei](#and-in-instance-segmentation)): mabn is
+above bn, with a mask AP of {instances mabn 1} in place of {instances bn 1} % on one image and
+{instances mabn 2} in place of {instances bn 2} on two; gn is best ({instances gn 1} and
+{instances gn 2}). Where a network is pretrained with bn and converted, brn and cbn begin with its
+answers (`tfnorm.convert` leaves them what they are); mabn centralizes kernels and has to be trained
+first. *Medical volumes, video*, one volume a device: mabn or brn; cbn keeps window − 1 kernels'
+worth of state, much for 3-D kernels. *Metric learning, and whatever else samples by class:* mabn or
+brn, with statistics of as many images as fit, and not bn, cbn or bkn, which learn to read the
+batch; look at the chapter on batches that are not independent. *Very short runs* (hundreds of
+steps): mabn or syncbn; cbn's burn-in and brn's ramps take a good part of them. *Deep chains of
+convolutions on 4 to 16 images:* bkn is worth a trial, at the price of its matrices.
 
 **By hardware.** One accelerator: the table above. Several with a fast interconnect and a network
 that waits little: syncbn is the simplest that is right, two collectives a layer and step;
@@ -84,3 +97,15 @@ of layers and of whole networks: [Benchmarks](benchmarks.md).
 **If unsure**, watch: `tfnorm.training.StatisticsMonitor` measures while training how noisy the
 batch statistics are, forward and backward, and says what to try.
 """
+
+
+def text(figures: Figures) -> str:
+    """The guide, with what the runs came to; "-" where they are not made."""
+
+    def figure(match: re.Match) -> str:
+        try:
+            return figures.text(" ".join(match[1].split()))
+        except KeyError:
+            return "-"
+
+    return re.sub(r"\{([^}]+)\}", figure, _TEXT)

@@ -17,6 +17,7 @@ from tfnorm import commands, training
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
 from tfnorm.study import claims, extras, guide
+from tfnorm.study.figures import Figures
 from tfnorm.study.grid import Grid, in_words
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
@@ -99,7 +100,8 @@ def _write(values: flags.FlagValues) -> None:
             text, seen = _chapter(name, study, grid, found, docs, values.data_dir)
             chapters.append(text)
             claimed[study.chapter.question] = seen
-    text = "\n".join([head, _summary(claimed), *chapters, guide.TEXT])
+    figures = Figures.read(pathlib.Path(values.results_dir))
+    text = "\n".join([head, _summary(claimed), *chapters, guide.text(figures)])
     write_text(docs / "results.md", text)
     print(f"wrote {docs / 'results.md'}")
 

@@ -56,6 +56,10 @@ class Results:
         """The last record of the run with this hash, or None."""
         return self._records.get(identity)
 
+    def all(self) -> list[dict]:
+        """The last record of each run."""
+        return list(self._records.values())
+
     def select(self, identities: Sequence[str]) -> list[dict]:
         """The records of these runs that are there, in the order asked for."""
         return [self._records[i] for i in identities if i in self._records]
