@@ -23,8 +23,6 @@ NORMS = {
     "cbn": {"window": 3},
     "bkn": {"momentum": 0.9},
 }
-# Of two replicas each as well: one that communicates in a step, one whose state is a replica's own.
-IN_BOTH = ("syncbn", "mabn")
 FAULTY = {"norm": "brn", "norm_options": NORMS["brn"], "epochs": 4, "checkpoint_every": 4}
 
 
@@ -50,7 +48,10 @@ def fields(data_dir):
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts two workers; returns the launcher's exit code and what each of them noted."""
+    """Starts two workers; returns the launcher's exit code and what each of them noted.
+
+    A fault, such as (1, "SIGKILL", 7), is of the last of the runs.
+    """
 
     def run(output, runs, fault=None):
         output.mkdir()
@@ -68,35 +69,28 @@ def clustered(run):
 
 
 @pytest.fixture(scope="module")
-def two(start, fields, tmp_path_factory):
-    """Two workers of one replica: a run for each norm, and a run of FAULTY with no fault."""
-    output = tmp_path_factory.mktemp("two") / "output"
-    runs = {n: clustered(fields(2, norm=n, norm_options=o)) for n, o in NORMS.items()}
-    model_dir = f"{output}/{{index}}"
-    runs["faulty"] = clustered(fields(2, model_dir=model_dir, **FAULTY))
-    return output, *start(output, runs)
+def faulty(fields, tmp_path_factory):
+    """A run that ends by a fault, and goes on whenever it is started again."""
+    return clustered(fields(2, model_dir=str(tmp_path_factory.mktemp("faulty") / "run"), **FAULTY))
 
 
 @pytest.fixture(scope="module")
-def four(start, fields, tmp_path_factory):
-    """Two workers of two replicas."""
-    output = tmp_path_factory.mktemp("four") / "output"
-    runs = {n: clustered(fields(4, norm=n, norm_options=NORMS[n], num_replicas=2)) for n in IN_BOTH}
-    return output, *start(output, runs)
+def two(start, fields, faulty, tmp_path_factory):
+    """Two workers of one replica: a run for each norm, one of FAULTY with no fault, one with."""
+    output = tmp_path_factory.mktemp("two") / "output"
+    runs = {n: clustered(fields(2, norm=n, norm_options=o)) for n, o in NORMS.items()}
+    model_dir = f"{output}/{{index}}"
+    runs["whole"] = clustered(fields(2, model_dir=model_dir, **FAULTY))
+    return output, *start(output, {**runs, "faulty": faulty}, (1, "SIGKILL", 7))
 
 
-@pytest.mark.parametrize(
-    ("replicas", "cluster", "norm"),
-    [*((2, "two", norm) for norm in NORMS), *((4, "four", norm) for norm in IN_BOTH)],
-)
-def test_workers_are_one_process(request, fields, monkeypatch, replicas, cluster, norm):
-    output, code, _ = request.getfixturevalue(cluster)
-    assert code == 0
+@pytest.mark.parametrize("norm", NORMS)
+def test_workers_are_one_process(two, fields, monkeypatch, norm):
+    output, _, _ = two
     monkeypatch.setattr(models, "build", two_layers)
     run = fields(
-        replicas, norm=norm, norm_options=NORMS[norm],
-        distribution_strategy="mirrored", num_replicas=replicas,
-    )  # fmt: skip
+        2, norm=norm, norm_options=NORMS[norm], distribution_strategy="mirrored", num_replicas=2
+    )
     losses = StepLosses()
     result = training.train(training.Config(**run), [losses], lambda text: None, validate=False)
     assert len(losses.values) == 12
@@ -108,27 +102,27 @@ def test_workers_are_one_process(request, fields, monkeypatch, replicas, cluster
             np.testing.assert_allclose(actual, variable.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_chief_leaves_files(two):
-    output, _, noted = two
+def test_only_the_chief_leaves_files(two, faults):
+    output, _, _ = two
     assert {path.name for path in (output / "0").iterdir()} == {
         "checkpoints", "config.json", "history.csv", "result.json", "train", "validation",
     }  # fmt: skip
     assert not (output / "1").exists()
-    assert not pathlib.Path(noted[1]["temporary"]).exists()
+    _, (_, other) = faults[1]["finished"]
+    assert not pathlib.Path(other["temporary"]).exists()
 
 
 @pytest.fixture(scope="module")
-def faults(start, fields, tmp_path_factory):
+def faults(start, two, faulty, tmp_path_factory):
     """One run, started four times; the first three parts end by a fault."""
     root = tmp_path_factory.mktemp("faults")
-    run = clustered(fields(2, model_dir=str(root / "run"), **FAULTY))
     each = {
-        "worker killed": (1, "SIGKILL", 7),
         "chief killed": (0, "SIGKILL", 10),
         "worker preempted": (1, "SIGTERM", 15),
         "finished": None,
     }
-    return root, {name: start(root / name, {"faulty": run}, fault) for name, fault in each.items()}
+    later = {name: start(root / name, {"faulty": faulty}, fault) for name, fault in each.items()}
+    return root, {"worker killed": two[1:], **later}
 
 
 @pytest.mark.parametrize(("name", "victim"), [("worker killed", 1), ("chief killed", 0)])
@@ -143,11 +137,11 @@ def test_who_loses_another_says_so_and_ends(faults, name, victim):
     assert survivor["ended"] - noted[victim]["fault"] < 90
 
 
-def test_each_part_goes_on_from_the_last_checkpoint(faults):
-    root, parts = faults
+def test_each_part_goes_on_from_the_last_checkpoint(faults, faulty):
     for name, step in (("chief killed", 4), ("worker preempted", 8), ("finished", 15)):
-        for worker in parts[name][1]:
-            assert worker["notices"][0] == f"going on from {root}/run/checkpoints/ckpt-{step}"
+        for worker in faults[1][name][1]:
+            checkpoint = f"{faulty['model_dir']}/checkpoints/ckpt-{step}"
+            assert worker["notices"][0] == f"going on from {checkpoint}"
 
 
 def test_all_stop_in_order_when_one_is_preempted(faults):
@@ -165,9 +159,9 @@ def test_a_run_with_faults_is_one_without(two, faults):
     code, resumed = parts["finished"]
     assert code == 0
     for index in range(2):
-        assert resumed[index]["faulty"] == whole[index]["faulty"]
+        assert resumed[index]["faulty"] == whole[index]["whole"]
         one, other = np.load(output / f"{index}.npz"), np.load(root / "finished" / f"{index}.npz")
         names = [name for name in other if name != "faulty/losses"]
         assert len(names) == 14
         for name in names:
-            np.testing.assert_array_equal(other[name], one[name])
+            np.testing.assert_array_equal(other[name], one[name.replace("faulty", "whole")])

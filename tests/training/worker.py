@@ -1,7 +1,7 @@
 """A worker of test_multi_worker.py: makes one run after another and notes what they came to.
 
 python worker.py '{"runs": {name: fields of Config}, "output": directory, "fault": ...}', where a
-fault is (worker, signal, step): this worker sends itself this signal after this step.
+fault is (worker, signal, step): this worker sends itself this signal after this step of the last.
 """
 
 import dataclasses
@@ -48,9 +48,10 @@ def main():
         (output / f"{index}.json").write_text(json.dumps(noted))
 
     models.build = two_layers
-    callbacks = []
+    faults = {}
     if task["fault"] and task["fault"][0] == index:
-        callbacks = [Fault(getattr(signal, task["fault"][1]), task["fault"][2], note)]
+        *_, last = task["runs"]
+        faults[last] = Fault(getattr(signal, task["fault"][1]), task["fault"][2], note)
     arrays = {}
     try:
         for name, fields in task["runs"].items():
@@ -59,13 +60,14 @@ def main():
                 model_dir = config.model_dir.format(index=index)
                 config = dataclasses.replace(config, model_dir=model_dir)
             losses = StepLosses()
+            callbacks = [losses, faults[name]] if name in faults else [losses]
             validate = config.model_dir is not None
-            result = training.train(config, [losses, *callbacks], noted["notices"].append, validate)
+            result = training.train(config, callbacks, noted["notices"].append, validate)
             arrays[f"{name}/losses"] = losses.values
             for number, variable in enumerate(result.model.variables):
                 arrays[f"{name}/{number:02d} {variable.name}"] = variable.numpy()
             note(**{name: without_times(result.history)})
-        np.savez(output / f"{index}.npz", **arrays)
+            np.savez(output / f"{index}.npz", **arrays)
         note(temporary=tempfile.gettempdir())
     except RunError as error:
         note(error=str(error))
