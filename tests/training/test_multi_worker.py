@@ -23,6 +23,8 @@ NORMS = {
     "cbn": {"window": 3},
     "bkn": {"momentum": 0.9},
 }
+# Of two replicas each as well: one that communicates in a step, one whose state is a replica's own.
+IN_BOTH = ("syncbn", "mabn")
 FAULTY = {"norm": "brn", "norm_options": NORMS["brn"], "epochs": 4, "checkpoint_every": 4}
 
 
@@ -84,13 +86,26 @@ def two(start, fields, faulty, tmp_path_factory):
     return output, *start(output, {**runs, "faulty": faulty}, (1, "SIGKILL", 7))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_workers_are_one_process(two, fields, monkeypatch, norm):
-    output, _, _ = two
+@pytest.fixture(scope="module")
+def four(start, fields, tmp_path_factory):
+    """Two workers of two replicas."""
+    output = tmp_path_factory.mktemp("four") / "output"
+    runs = {n: clustered(fields(4, norm=n, norm_options=NORMS[n], num_replicas=2)) for n in IN_BOTH}
+    return output, *start(output, runs)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "cluster", "norm"),
+    [*((2, "two", norm) for norm in NORMS), *((4, "four", norm) for norm in IN_BOTH)],
+)
+def test_workers_are_one_process(request, fields, monkeypatch, replicas, cluster, norm):
+    output, code, _ = request.getfixturevalue(cluster)
+    assert code == {"two": 137, "four": 0}[cluster]  # One of the two is killed at the end.
     monkeypatch.setattr(models, "build", two_layers)
     run = fields(
-        2, norm=norm, norm_options=NORMS[norm], distribution_strategy="mirrored", num_replicas=2
-    )
+        replicas, norm=norm, norm_options=NORMS[norm],
+        distribution_strategy="mirrored", num_replicas=replicas,
+    )  # fmt: skip
     losses = StepLosses()
     result = training.train(training.Config(**run), [losses], lambda text: None, validate=False)
     assert len(losses.values) == 12
