@@ -45,8 +45,9 @@ def convert(
     Normalizers are Keras' BatchNormalization and GroupNormalization and all of tfnorm's. γ, β, the
     moving statistics and all other weights are carried over, and so are axis, momentum, epsilon,
     initializers, regularizers, constraints, dtype policy, `trainable`, masks and names. From bn
-    to brn, cbn, bkn, bin or evalnorm and back the outputs at inference stay what they are; `on`
-    clips them, and `sn` mixes in what else an example tells. Otherwise:
+    to brn, cbn, bkn, bin or evalnorm and back the outputs at inference stay what they are (of the
+    last, until it has been trained, and without `training_batch_size`); `on` clips them, and `sn`
+    mixes in what else an example tells. Otherwise:
 
     - `cbn` takes the convolution before it into itself; a bias becomes part of moving_mean, which
       is exact. The layer has the normalizer's name; in place it stands where the convolution
