@@ -336,6 +336,23 @@ def test_state_of_recurrent_layers_stays(rng):
     np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
 
 
+def test_groups_behind_a_kernel_take_no_mask(rng):
+    """Keras' layers of groups know none: the mask of a batch normalization before stays behind."""
+
+    def masked():
+        x = keras.Input((6, 4))
+        y = L.BatchNormalization()(L.Dense(5, use_bias=False)(L.Masking()(x)), training=True)
+        return keras.Model(x, L.GlobalAveragePooling1D()(y))
+
+    x = rng.normal(size=(3, 6, 4)).astype("float32")
+    x[:, 4:] = 0
+    for norm, options in (("gn_ws", {}), ("gn", {}), ("ln", {"kernel": "centralized"})):
+        model = masked()
+        converted = tfnorm.convert(model, norm, **options)
+        tfnorm.convert(model, norm, in_place=True, **options)
+        np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 def test_state_of_a_normalizer_that_counts_its_calls_stays():
     class Counting(tfnorm.layers.BatchNormalization):
         def build_state(self):

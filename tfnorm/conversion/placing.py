@@ -26,9 +26,14 @@ def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
     """Swaps the layer and nothing else; returns what there is to say about it."""
     part = norm_part(place.part, place.source, norm, place.channels)
     for call in place.calls:
-        accepted = call.kwargs if norm.takes_batch_statistics else {}
-        graph.replace(call, Call(part, call.args, accepted, call.outputs))
+        graph.replace(call, _called_alike(call, part, norm))
     return what_is_lost(place.source, norm)
+
+
+def _called_alike(call: Call, part: NormPart, norm: Normalizer) -> Call:
+    """The call with another normalizer; Keras' layers of groups take no mask and no `training`."""
+    accepted = call.kwargs if norm.takes_batch_statistics else {}
+    return Call(part, call.args, accepted, call.outputs)
 
 
 def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
@@ -64,7 +69,7 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
     given = arguments(place.source, norm, place.channels)
     part = NormPart(place.part, norm.layer_class, given, values)
-    graph.replace(call, Call(part, call.args, call.kwargs, call.outputs))
+    graph.replace(call, _called_alike(call, part, norm))
     return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
 
 
