@@ -68,12 +68,12 @@ def test_recomputed_moments_are_those_of_the_past_inputs_under_the_present_kerne
 
 
 def test_a_run_is_measured(monkeypatch, capsys, tmp_path):
-    small = {"dataset": "sklearn_digits", "model": "resnet8", "width": 4, "train_examples": 320}
+    small = {"dataset": "sklearn_digits", "model": "resnet8", "width": 4, "train_examples": 128}
     monkeypatch.setitem(window_variance._TASKS, "classification", small)
-    monkeypatch.setattr(window_variance, "_EPOCH", 10)
+    monkeypatch.setattr(window_variance, "_EPOCH", 4)
     monkeypatch.setattr(models, "build", two_layers)
     path = tmp_path / "found.jsonl"
-    flags = ["--task=classification", "--steps=40", "--learning_rates=0.05", "--windows=2"]
+    flags = ["--task=classification", "--steps=16", "--learning_rates=0.05", "--windows=2"]
     assert window_variance.main(["window_variance", *flags, f"--output={path}"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 9 and "window 2, naive" in said[2]

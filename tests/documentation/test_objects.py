@@ -15,9 +15,9 @@ from tfnorm.export.__main__ import main as export
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "objects.md"
-# For a test: two steps, of a network that is narrower than the page's.
+# For a test: two steps, of a network that is narrower and less deep than the page's.
 SMALLER = (
-    "--image_size=48,48", "--steps=2", "--warmup_epochs=0", "--width=16",
+    "--image_size=48,48", "--steps=2", "--warmup_epochs=0", "--width=16", "--backbone=resnet8",
     "--model_options=min_level=2,max_level=3,head_width=16,head_convolutions=1,fc_width=16,"
     "regions=8,proposals=20",
 )  # fmt: skip
