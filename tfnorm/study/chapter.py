@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tfnorm.study.claims import Claim
 from tfnorm.study.plots import Line
-from tfnorm.study.summary import Row
+from tfnorm.study.summary import Row, percent
 
 Table = tuple[list[str], list[list[str]]]  # titles, and lines of cells
 
@@ -88,11 +88,6 @@ class Chapter:
     curves: Callable[[Found], list[tuple[str, Row]]] | None = None
     extra: Callable[[Found, str, str], None] | None = None
     pictures: tuple[str, ...] = ()
-
-
-def percent(fraction: float) -> str:
-    """0.912 as "91.2", NaN as "-"."""
-    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def number(value: float, digits: int = 2) -> str:

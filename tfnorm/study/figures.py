@@ -10,9 +10,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from tfnorm.study.chapter import percent
 from tfnorm.study.results import Results
-from tfnorm.study.summary import Row
+from tfnorm.study.summary import Row, percent
 
 _DETAILS = ("variant", "where", "learning_rate")
 

@@ -139,3 +139,8 @@ def csv_table(titles: Sequence[str], cells: Sequence[Sequence[object]]) -> str:
     writer.writerow(titles)
     writer.writerows(cells)
     return text.getvalue()
+
+
+def percent(fraction: float) -> str:
+    """0.912 as "91.2", NaN as "-"."""
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
