@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_for_any_size, traced_once
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import Layout, View
 
 
@@ -118,17 +118,15 @@ class _Estimated(NamedTuple):
     offset: tf.Tensor
 
 
-@traced_for_any_size
 def _estimate(
     observed: Estimate,
     transition: Transition | None,
     gamma: tf.Tensor,
     beta: tf.Tensor,
-    *,
     epsilon: float,
 ) -> _Estimated:
     predicted = None
-    mean, covariance = map(tf.identity, observed)
+    mean, covariance = observed
     if transition is not None:
         predicted = _predict(transition)
         mean, covariance = _fuse(observed, predicted, transition.gain)
@@ -137,19 +135,16 @@ def _estimate(
     return _Estimated(mean, covariance, variance, predicted, offset)
 
 
-@traced_for_any_size
-def _differentiate(
+def _estimate_gradient(
     destimate: tuple[tf.Tensor, tf.Tensor],
     sums: tuple[tf.Tensor, tf.Tensor],
     observed: Estimate,
     estimated: _Estimated,
     transition: Transition | None,
-    parameters: tuple[tf.Tensor, tf.Tensor],
-    count: tf.Tensor,
-    *,
+    gamma: tf.Tensor,
     epsilon: float,
-) -> tuple[Estimate, tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor], Transition | None]:
-    """The gradient by the batch's moments, by x (factor and offset), by γ and β, by the transition.
+) -> tuple[Estimate, tf.Tensor, Transition | None]:
+    """The gradient by the batch's moments, by γ, and by the transition.
 
     Args:
         destimate: the gradient by the estimate that was handed on.
@@ -157,26 +152,20 @@ def _differentiate(
         observed: the batch's moments.
         estimated: of the forward pass.
         transition: of the forward pass.
-        parameters: γ and β.
-        count: of positions.
+        gamma: γ.
         epsilon: of the forward pass.
     """
-    (dmean, dcovariance), (dy_x_sum, dy_sum), (gamma, beta) = destimate, sums, parameters
-    is_full = dcovariance.shape.rank == 3
+    (dmean, dcovariance), (dy_x_sum, dy_sum) = destimate, sums
     rstd = tf.math.rsqrt(estimated.variance + epsilon)
     factor = gamma * rstd
     dy_x_sum += rstd * (observed.mean - estimated.mean) * dy_sum
     dvariance = -0.5 * factor * rstd * dy_x_sum
     dmean -= factor * dy_sum
-    dcovariance += tf.linalg.diag(dvariance) if is_full else dvariance
+    dcovariance += tf.linalg.diag(dvariance) if dcovariance.shape.rank == 3 else dvariance
     down, through = Estimate(dmean, dcovariance), None
     if transition is not None:
         down, through = _kalman_gradient(*down, observed, estimated.predicted, transition)
-    down_variance = tf.zeros_like(down.mean) if is_full else down.covariance
-    count = channelwise.at_least_one(count)
-    to_x = 2 * down_variance / count, down.mean / count
-    dgamma = channelwise.gradient_of(gamma, dy_x_sum)
-    return down, to_x, (dgamma, channelwise.gradient_of(beta, dy_sum)), through
+    return down, dy_x_sum, through
 
 
 def batch_kalman_normalization(
@@ -216,34 +205,28 @@ def batch_kalman_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    layout = Layout(axis, groups)
-    options = {"layout": layout, "epsilon": epsilon}
+    options = {
+        "layout": Layout(axis, groups),
+        "is_full": full_covariance,
+        "epsilon": epsilon,
+    }
     count: Any = None
 
     @tf.custom_gradient
-    def normalize(  # noqa: ANN202
-        x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *parameters: tf.Tensor
-    ):
+    def normalize(x: tf.Tensor, *parameters: Any):  # noqa: ANN202
         nonlocal count
-        own, observed = _observe(x, mask, is_full=full_covariance, **options)
-        count = own.count
-        given = tf.nest.pack_sequence_as(transition, parameters) if parameters else None
-        estimated = _estimate(observed, given, gamma, beta, epsilon=epsilon)
-        for value, known in zip(estimated[:3], (*observed, own.mean)):
-            value.set_shape(known.shape)
-        statistics = own.mean, estimated.variance
-        y = _normalize(x, statistics, gamma, estimated.offset, **options)
+        parameters, given = parameters[:2], parameters[2:]
+        given = tf.nest.pack_sequence_as(transition, given) if given else None
+        y, kept = _normalize(x, parameters, given, mask, **options)
+        count = kept.own.count
 
-        def gradient(dy: tf.Tensor, *destimate: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, *sums = _normalize_gradient(dy, x, statistics, gamma, mask, **options)
-            down, to_x, dparameters, through = _differentiate(
-                destimate, sums, observed, estimated, given, (gamma, beta), count, epsilon=epsilon
+        def gradient(dy: tf.Tensor, *destimate: tf.Tensor) -> list[tf.Tensor]:
+            shares = _differentiate(
+                channelwise.shaped(dy, x), destimate, x, kept, parameters, given, mask, **options
             )
-            dcovariance = down.covariance if full_covariance else None
-            dx = _add(direct, x, own, dcovariance, to_x, mask, layout=layout)
-            return dx, *dparameters, *(tf.nest.flatten(through) if parameters else ())
+            return [share for share in tf.nest.flatten(shares) if share is not None]
 
-        return (y, estimated.mean, estimated.covariance), gradient
+        return (y, kept.estimated.mean, kept.estimated.covariance), gradient
 
     parameters = [] if transition is None else tf.nest.flatten(transition)
     y, mean, covariance = normalize(
@@ -252,64 +235,67 @@ def batch_kalman_normalization(
     return y, Estimate(mean, covariance), count
 
 
-@traced_once
-def _observe(
-    x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, is_full: bool, epsilon: float
-) -> tuple[Moments, Estimate]:
-    """The batch's moments, and what they say of its mean and covariance."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    own = fused.moments(x, epsilon, mask)._replace(saved=())
-    return own, Estimate(
-        own.mean, channelwise.covariance(x, own, mask) if is_full else own.variance
-    )
+class _Kept(NamedTuple):
+    """What the backward pass needs of the forward pass: the batch's moments, and the estimate."""
+
+    own: Moments
+    observed: Estimate
+    estimated: _Estimated
 
 
 @traced_once
 def _normalize(
     x: tf.Tensor,
-    statistics: tuple[tf.Tensor, tf.Tensor],
-    scale: tf.Tensor,
-    offset: tf.Tensor,
-    *,
-    layout: Layout,
-    epsilon: float,
-) -> tf.Tensor:
-    view = View(x, *layout)
-    return view.restore(fused.normalize(view.flatten(x), *statistics, scale, offset, epsilon))
-
-
-@traced_once
-def _normalize_gradient(
-    dy: tf.Tensor,
-    x: tf.Tensor,
-    statistics: tuple[tf.Tensor, tf.Tensor],
-    scale: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    transition: Transition | None,
     mask: tf.Tensor | None,
     *,
     layout: Layout,
+    is_full: bool,
     epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """What reaches x directly, Σ dy·(x − x̄)/σ̂ and Σ dy."""
-    view = View(x, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
-    return fused.normalize_gradient(dy, x, *statistics, scale, epsilon, mask)
-
-
-@traced_once
-def _add(
-    direct: tf.Tensor,
-    x: tf.Tensor,
-    own: Moments,
-    dcovariance: tf.Tensor | None,
-    through: tuple[tf.Tensor, tf.Tensor],
-    mask: tf.Tensor | None,
-    *,
-    layout: Layout,
-) -> tf.Tensor:
-    """∂L/∂x: what reaches x through its moments is added to what reaches it directly."""
+) -> tuple[tf.Tensor, _Kept]:
+    """y, and what the backward pass needs."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
-    if dcovariance is not None:
-        direct += channelwise.covariance_gradient(dcovariance, x, own, mask)
-    return view.restore(fused.add_affine(direct, x, own.mean, *through, mask))
+    own = fused.moments(x, epsilon, mask)._replace(saved=())
+    covariance = channelwise.covariance(x, own, mask) if is_full else own.variance
+    observed = Estimate(own.mean, covariance)
+    estimated = _estimate(observed, transition, *parameters, epsilon)
+    y = fused.normalize(x, own.mean, estimated.variance, parameters[0], estimated.offset, epsilon)
+    return view.restore(y), _Kept(own, observed, estimated)
+
+
+@traced_once
+def _differentiate(
+    dy: tf.Tensor,
+    destimate: tuple[tf.Tensor, tf.Tensor],
+    x: tf.Tensor,
+    kept: _Kept,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    transition: Transition | None,
+    mask: tf.Tensor | None,
+    *,
+    layout: Layout,
+    is_full: bool,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Transition | None]:
+    """(∂L/∂x, ∂L/∂γ, ∂L/∂β, the gradient by the transition)."""
+    view = View(dy, *layout)
+    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
+    own, observed, estimated = kept
+    gamma, beta = parameters
+    direct, *sums = fused.normalize_gradient(
+        dy, x, own.mean, estimated.variance, gamma, epsilon, mask
+    )
+    down, dgamma, through = _estimate_gradient(
+        destimate, sums, observed, estimated, transition, gamma, epsilon
+    )
+    count = channelwise.at_least_one(channelwise.positions(x, mask))
+    if is_full:
+        direct += channelwise.covariance_gradient(down.covariance, x, own, mask)
+        factor = tf.zeros_like(down.mean)
+    else:
+        factor = 2 * down.covariance / count
+    dx = fused.add_affine(direct, x, own.mean, factor, down.mean / count, mask)
+    dgamma, dbeta = map(channelwise.gradient_of, (gamma, beta), (dgamma, sums[1]))
+    return view.restore(dx), dgamma, dbeta, through

@@ -245,13 +245,9 @@ def cross_iteration_batch_normalization(
         y, own, kept = _normalize(x, parameters, past, mask, **options)
         window = Moments(own.count, kept.mean, kept.variance)
 
-        def differentiate(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, through, dparameters = _differentiate(
-                dy, x, parameters, kept, mask, gradient=gradient, **options
-            )
-            return _add(direct, x, kept.mean, through, mask, layout=options["layout"]), *dparameters
-
-        return y, differentiate
+        return y, lambda dy: _differentiate(
+            channelwise.shaped(dy, x), x, parameters, kept, mask, gradient=gradient, **options
+        )
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
     return y, channelwise.detached(own), channelwise.detached(window)
@@ -307,9 +303,9 @@ def _differentiate(
     layout: Layout,
     gradient: str,
     epsilon: float,
-) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """What reaches x directly and through the moments (factor and offset), and (∂L/∂γ, ∂L/∂β)."""
-    view = View(x, *layout)
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
+    view = View(dy, *layout)
     dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
     gamma, _ = parameters
     direct, *sums = fused.normalize_gradient(
@@ -319,20 +315,5 @@ def _differentiate(
     if gradient == "current":  # of k_t steps the present one has a share of one
         count = window.steps * count
     through = channelwise.through_moments(sums, gamma, window.variance, count, epsilon)
-    return direct, through, tuple(map(channelwise.gradient_of, parameters, sums))
-
-
-@traced_once
-def _add(
-    direct: tf.Tensor,
-    x: tf.Tensor,
-    mean: tf.Tensor,
-    through: tuple[tf.Tensor, tf.Tensor],
-    mask: tf.Tensor | None,
-    *,
-    layout: Layout,
-) -> tf.Tensor:
-    """∂L/∂x: what reaches x through the moments is added to what reaches it directly."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    return view.restore(fused.add_affine(direct, x, mean, *through, mask))
+    dx = fused.add_affine(direct, x, window.mean, *through, mask)
+    return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)
