@@ -25,8 +25,6 @@ from tfnorm.functional.inference import normalize_by_moving_statistics
 from tfnorm.functional.moving import move_mean_and_deviation, move_moments
 from tfnorm.functional.moving_average_batch_normalization import (
     moving_average_batch_normalization,
-    smooth_gradient,
-    smooth_square,
 )
 from tfnorm.functional.online_normalization import online_normalization, scale_layers
 from tfnorm.functional.switchable_normalization import switchable_normalization
@@ -61,8 +59,6 @@ __all__ = [
     "online_normalization",
     "patch_cotangent",
     "scale_layers",
-    "smooth_gradient",
-    "smooth_square",
     "standardize",
     "switchable_normalization",
     "synchronized_batch_normalization",

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.functional.moving import count_in_doubt
+from tfnorm.functional.moving_average_batch_normalization import Past
 from tfnorm.layers import arguments, loss_scaling, notices, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
@@ -122,60 +122,30 @@ class MovingAverageBatchNormalization(ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the averages of each group."""
         writer, backward_writer = state.Writer(), state.BackwardWriter()
-        loss_scale = loss_scaling.scale(writer.optimizer, self.statistics_dtype)
-        steps_before, moving = map(state.read, (self.step, self.moving_variance))
         squares = self.square_history, self.square_weight
         gradients = self.gradient_history, self.gradient_weight
-        held_squares, held_gradients = (tuple(map(state.read, v)) for v in (squares, gradients))
-        window = max(self.window, self.gradient_window)
-        last_step_of_warmup = max(window, self.warmup_steps - 1)
-        is_seen = None
-
-        def smooth_square(square: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            nonlocal is_seen
-            average, correction, moved, buffers, is_seen = notices.and_say(
-                self,
-                functional.smooth_square,
-                square,
-                count_in_doubt(count),
-                steps_before,
-                moving,
-                held_squares,
-                last_step_of_warmup=last_step_of_warmup,
-                correction_start_step=self.correction_start_step,
-                correction_limit=self.correction_limit,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-            )
-            writer.assign_all(squares, buffers, held_squares)
-            writer.assign(self.moving_variance, moved, moving)
-            return average, correction
-
-        def smooth_gradient(psi: tf.Tensor) -> tf.Tensor:
-            average, buffers = functional.smooth_gradient(
-                psi,
-                steps_before,
-                held_gradients,
-                is_seen,
-                loss_scale,
-                last_step_of_warmup=last_step_of_warmup,
-            )
-            backward_writer.assign_all(gradients, buffers, held_gradients)
-            return average
-
-        outputs = functional.moving_average_batch_normalization(
+        kept = self.step, self.moving_variance, squares, gradients
+        past = Past(*tf.nest.map_structure(state.read, kept))
+        outputs, moved = functional.moving_average_batch_normalization(
             inputs,
             self.gamma,
             self.beta,
-            smooth_square,
-            smooth_gradient,
+            past,
+            lambda buffers: backward_writer.assign_all(gradients, buffers, past.gradients),
+            last_step_of_warmup=max(self.window, self.gradient_window, self.warmup_steps - 1),
+            correction_start_step=self.correction_start_step,
+            correction_limit=self.correction_limit,
+            momentum=self.momentum,
+            loss_scale=loss_scaling.scale(writer.optimizer, self.statistics_dtype),
             epsilon=self.epsilon,
             axis=self.axis,
             mask=mask,
-            groups=self.virtual_replicas,
         )
         backward_writer.open()
-        self.count_step(self.step, steps_before)
+        notices.say_if_not_finite(self, moved.is_finite)
+        writer.assign_all(squares, moved.squares, past.squares)
+        writer.assign(self.moving_variance, moved.mean_square, past.mean_square)
+        self.count_step(self.step, past.step)
         return outputs
 
     def averaged_steps(self) -> AveragedSteps:
