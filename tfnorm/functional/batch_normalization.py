@@ -76,7 +76,6 @@ def _normalize(
     return view.restore(y), own
 
 
-@traced_once
 def _differentiate(
     dy: tf.Tensor,
     x: tf.Tensor | None,

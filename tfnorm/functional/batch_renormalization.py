@@ -107,7 +107,6 @@ def _normalize(
     return view.restore(y), _Kept(own, r, d, scale)
 
 
-@traced_once
 def _differentiate(
     dy: tf.Tensor,
     x: tf.Tensor | None,

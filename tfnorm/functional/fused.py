@@ -175,6 +175,19 @@ def batch_normalize_gradient(
     if own.saved:
         values, *reserved = own.saved
         return _gradient(dy, values, scale, reserved, epsilon, is_training=True)
+    return _batch_normalize_gradient(dy, x, own, scale, mask, epsilon=epsilon)
+
+
+@traced_once
+def _batch_normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    own: Moments,
+    scale: tf.Tensor,
+    mask: tf.Tensor | None,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     direct, *sums = channelwise.normalize_gradient(
         dy, x, own.mean, own.variance, scale, epsilon, mask
     )
