@@ -31,6 +31,7 @@ from benchmarks import measuring
 from benchmarks.networks import BASELINE, NETWORKS, TRAINED, training_step
 from tfnorm import commands, conversion, models
 from tfnorm.errors import UserError
+from tfnorm.functional import traced_once
 from tfnorm.layers import norms
 from tfnorm.training.strategies import prepare_cpu_devices
 
@@ -72,6 +73,8 @@ def phases_of_replicas(
 
 
 def _forget() -> None:
+    # What a layer traces once for a process, every process of a user's traces.
+    traced_once.forget()
     keras.backend.clear_session()
     gc.collect()
 

@@ -82,6 +82,7 @@ def values_at(
     ]
 
 
+@traced_once
 def _ramps(step: tf.Tensor, *, lines: tuple[tuple[float, float, int, int], ...]) -> list[tf.Tensor]:
     return [_ramp(tf.cast(step, tf.float64), *line) for line in lines]
 

@@ -4,7 +4,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as eager_context  # it has no public name
 
-from tfnorm.functional.traced_once import traced_for_any_size, traced_for_any_width, traced_once
+from tfnorm.functional.traced_once import (
+    forget,
+    traced_for_any_size,
+    traced_for_any_width,
+    traced_once,
+)
 
 
 def counted():
@@ -57,6 +62,17 @@ def test_constants_shapes_and_what_is_missing_have_traces_of_their_own(rng):
         np.testing.assert_allclose(product, a * b * factor)
         np.testing.assert_allclose(moved, a + c if has_offset else a)
     assert len(calls) == 4
+
+
+def test_what_is_forgotten_is_traced_again(rng):
+    scale, calls = counted()
+    a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))
+    for _ in range(2):
+        tf.function(lambda a, b: scale((a, b), None, factor=2.0))(a, b)
+    forget()
+    product, _ = tf.function(lambda a, b: scale((a, b), None, factor=2.0))(a, b)
+    np.testing.assert_allclose(product, a * b * 2)
+    assert calls == [2.0, 2.0]
 
 
 def test_eagerly_and_for_xla_it_is_the_function(rng):
@@ -126,6 +142,29 @@ def test_one_within_another_is_a_part_of_its_operation(rng):
     assert len(operations) == 2 and not any("PartitionedCall" in names for names in operations)
     np.testing.assert_allclose(network(a, b), 2 * a * b + a + 3 * a * b)
     assert calls == [2.0, 3.0]
+
+
+def test_what_all_sizes_share_is_traced_once_within_others_too(rng):
+    calls = []
+
+    @traced_for_any_size
+    def shared(a, b):
+        calls.append(a.shape)
+        return a * b + a
+
+    @traced_once
+    def around(a, b):
+        return tf.square(shared(a, b))
+
+    for size in (4, 5):
+        a, b = (tf.constant(rng.normal(size=size)) for _ in range(2))
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            value = tf.function(lambda a, b: around(a, b) + shared(b, a))(a, b)
+        np.testing.assert_allclose(value, (a * b + a) ** 2 + a * b + b)
+        np.testing.assert_allclose(tape.gradient(value, a), 2 * (a * b + a) * (b + 1) + b)
+    # Once as a part of others, which TensorFlow puts in there, and once as an operation.
+    assert [shape.as_list() for shape in calls] == [[None], [None]]
 
 
 def test_functions_run_without_the_optimizer_and_what_calls_them_with_it(rng):

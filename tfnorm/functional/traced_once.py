@@ -22,6 +22,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_all_traced: list[dict[Any, Callable]] = []
+
+
+def forget() -> None:
+    """Drops all traces: the next callers trace anew, as those of a new process do."""
+    for traced in _all_traced:
+        traced.clear()
+
+
 def traced_once(function: Callable[P, R]) -> Callable[P, R]:
     """Has TensorFlow trace a function once for arguments of the same shapes, whoever calls it.
 
@@ -33,12 +42,14 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
             variables. Keyword arguments are constants, part of what is traced.
     """
-    return _traced_once(function, lambda shape: list(shape))
+    return _traced_once(function, lambda shape: list(shape), is_shared=False)
 
 
 def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments of any number of channels, the last dimension of each."""
-    return _traced_once(function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])])
+    return _traced_once(
+        function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])], is_shared=True
+    )
 
 
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
@@ -47,7 +58,7 @@ def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     Layers of all widths share one trace. Where all sizes of a call but 1 are the same, what it
     returns has that size; else callers say what they know of it.
     """
-    return _traced_once(function, lambda shape: [*map(_open, shape)])
+    return _traced_once(function, lambda shape: [*map(_open, shape)], is_shared=True)
 
 
 def _open(size: int | None) -> int | None:
@@ -55,27 +66,38 @@ def _open(size: int | None) -> int | None:
 
 
 def _traced_once(
-    function: Callable[P, R], opened: Callable[[tf.TensorShape], list[int | None]]
+    function: Callable[P, R],
+    opened: Callable[[tf.TensorShape], list[int | None]],
+    *,
+    is_shared: bool,
 ) -> Callable[P, R]:
+    """By what `opened` leaves of shapes; `is_shared` says whether that unites some."""
     traced: dict[Any, Callable] = {}
+    _all_traced.append(traced)
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         given = tf.nest.flatten(args)
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
-        if not _is_for_a_graph(tensors):
+        # Within another it becomes a part of that: as it is, unless it has a trace already.
+        is_part = _trace_here.is_made
+        if not _is_for_a_graph(tensors) or (is_part and not is_shared):
             return function(*args, **options)
         shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
         key = (
+            is_part,
             tuple(x is None for x in given),
             tuple((x.dtype, None if s is None else (*s,)) for x, s in zip(tensors, shapes)),
             tuple(sorted(options.items())),
         )
         if key not in traced:
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
-            traced[key] = _trace(function, args, specs, options)
-        with _unoptimized():
-            result = traced[key](*map(as_argument, tensors))
+            traced[key] = _trace(function, args, specs, options, is_part=is_part)
+        if is_part:
+            result = traced[key](*tensors)
+        else:
+            with _unoptimized():
+                result = traced[key](*map(as_argument, tensors))
         _set_size(result, tensors, shapes)
         return result
 
@@ -145,24 +167,25 @@ _trace_here = _Trace()
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
-    if _trace_here.is_made:  # whose one operation this is a part of
-        return False
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
-def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict) -> Callable:
+def _trace(
+    function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict, *, is_part: bool
+) -> Callable:
     structure = tf.nest.map_structure(lambda x: x is not None, args)
 
     def of_tensors(*parts: tf.Tensor) -> Any:
         rest = iter(parts)
         filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
-        _trace_here.is_made = True
+        _trace_here.is_made, before = True, _trace_here.is_made
         try:
             return function(*tf.nest.pack_sequence_as(structure, filled), **options)
         finally:
-            _trace_here.is_made = False
+            _trace_here.is_made = before
 
-    traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
+    attributes = {} if is_part else {"_noinline": True}
+    traced = tf.function(of_tensors, autograph=False, experimental_attributes=attributes)
     # Outside of all graphs, devices and replicas: it is everybody's.
     with tf.init_scope(), tf.device(None):
         return traced.get_concrete_function(*specs)
