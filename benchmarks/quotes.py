@@ -253,8 +253,8 @@ _MAKERS: dict[str, Callable[..., str]] = {
 # From files beside bench.json.
 _OF_FILES: dict[str, Callable[..., str]] = {
     "accelerator": quotes_of_files.accelerator,
-    "cbn on an H100": quotes_of_files.cbn_on_an_accelerator,
-    "kernels on an H100": quotes_of_files.kernels_on_an_accelerator,
+    "cbn on an H200": quotes_of_files.cbn_on_an_accelerator,
+    "kernels on an H200": quotes_of_files.kernels_on_an_accelerator,
     "passes on a TPU": quotes_of_files.passes,
     "stream": quotes_of_files.stream,
     "waiting": quotes_of_files.waiting,

@@ -24,13 +24,14 @@ _COMMANDS = {
     "scaling": "python -m benchmarks.scaling --output=results/scaling.json",
 }
 _BASELINE = "Keras BN"
-_H200, _H100 = "benchmarks/accelerator_h200", "benchmarks/accelerator_h100_largest"
+_H200 = "benchmarks/accelerator_h200"
+_LARGEST = "benchmarks/accelerator_h200_largest"
 _V5E = "benchmarks/accelerator_v5e_compiled"
 # Of benchmarks.accelerator: a file, and its tables by a regular expression.
 _ACCELERATORS = {
     "networks on an H200": (_H200, r"training step of ResNet-50, (.*)"),
     "layers on an H200": (_H200, r"layer, forward and backward, (.* float32)"),
-    "layers on an H100": (_H100, r"layer, forward and backward, (.*)"),
+    "the largest layers on an H200": (_LARGEST, r"layer, forward and backward, (.*)"),
 }
 
 
@@ -70,13 +71,13 @@ def accelerator(name: str) -> str:
 def cbn_on_an_accelerator() -> str:
     """Of a convolution with cbn, in each precision."""
     pattern = r"3×3 convolution and layer, forward and backward, \S+ (\w+)"
-    ratios = {name: own["cbn"]["ratio"] for name, own in _tables(_H100, pattern).items()}
+    ratios = {name: own["cbn"]["ratio"] for name, own in _tables(_LARGEST, pattern).items()}
     return " and ".join(f"{ratio:.2f} in {name}" for name, ratio in ratios.items())
 
 
 def kernels_on_an_accelerator() -> str:
     """That read or write arrays of the size of x, of bn and of Keras' layer."""
-    (own,) = _tables(_H100, r"layer, forward and backward, (.* float32)").values()
+    (own,) = _tables(_LARGEST, r"layer, forward and backward, (.* float32)").values()
     bn, keras = (own[name]["passes"]["kernels"] for name in ("bn", _BASELINE))
     return f"{bn} kernels for Keras' {keras}"
 

@@ -36,7 +36,8 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
 
     In a graph a call of it is one operation, which runs a function that is not inlined; a
     tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA,
-    under forward-mode differentiation and within another such function it is the function itself.
+    under forward-mode differentiation and within another such function it is the function itself;
+    within another, what all sizes share is put in by TensorFlow from the trace that there is.
 
     Args:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
