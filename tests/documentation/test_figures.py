@@ -57,6 +57,8 @@ def test_the_guide_quotes_what_runs_came_to():
     assert page.endswith(guide.text(figures)), "python -m tfnorm.study.page --data_dir=..."
     names = re.findall(r"\{([^}]+)\}", guide._TEXT)
     assert len(names) > 20 and all(figures.text(name) for name in names)
+    with pytest.raises(ValueError, match="several settings are called 'non-iid bn 8'"):
+        figures.text("non-iid bn 8")
 
 
 def layer(column, **ratios):

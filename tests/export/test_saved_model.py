@@ -229,6 +229,12 @@ def test_nothing_is_left_of_a_failure(directory, tmp_path, monkeypatch):
         ValueError("of ours"): (ValueError, "of ours"),
         full: (RunError, text.format("/x/part-0; No space left on device")),
         OSError(28, "No space left"): (RunError, text.format(r"[Errno 28] No space left")),
+        # What has nothing to do with where the export goes is said as it is.
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"): (
+            tf.errors.ResourceExhaustedError,
+            "OOM when allocating",
+        ),
+        FileNotFoundError(2, "No such file", "flatc"): (FileNotFoundError, "flatc"),
     }
     for failure, (kind, message) in failures.items():
 

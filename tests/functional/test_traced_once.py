@@ -163,8 +163,23 @@ def test_what_all_sizes_share_is_traced_once_within_others_too(rng):
             value = tf.function(lambda a, b: around(a, b) + shared(b, a))(a, b)
         np.testing.assert_allclose(value, (a * b + a) ** 2 + a * b + b)
         np.testing.assert_allclose(tape.gradient(value, a), 2 * (a * b + a) * (b + 1) + b)
-    # Once as a part of others, which TensorFlow puts in there, and once as an operation.
-    assert [shape.as_list() for shape in calls] == [[None], [None]]
+    assert [shape.as_list() for shape in calls] == [[None]]
+
+
+def test_within_what_all_sizes_share_it_is_a_part(rng):
+    @traced_for_any_size
+    def inner(a, b):
+        return a * b
+
+    @traced_for_any_size
+    def around(a, b):
+        return inner(a, b) + b
+
+    a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))
+    network = tf.function(around)
+    np.testing.assert_allclose(network(a, b), a * b + b)
+    (body,) = network.get_concrete_function(a, b).graph.as_graph_def().library.function
+    assert not any("PartitionedCall" in node.op for node in body.node_def)
 
 
 def test_functions_run_without_the_optimizer_and_what_calls_them_with_it(rng):

@@ -19,7 +19,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tfnorm.errors import RunError, UserError
 from tfnorm.export.signature import NAME
-from tfnorm.export.versions import NOT_WRITTEN
+from tfnorm.export.versions import is_refused_by_disk
 from tfnorm.export.writing import Answering, write
 
 # Converters are silenced by what is the whole process's, so they take turns.
@@ -151,7 +151,7 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
 
     Raises:
         RunError: if a converter refuses the model.
-        OSError: or one of TensorFlow's `NOT_WRITTEN`: the directory cannot be written to.
+        OSError: or one of TensorFlow's, which `is_refused_by_disk`: it cannot be written.
     """
     for name in names:
         make = FORMATS[name].convert
@@ -160,9 +160,9 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
         try:
             with _CONVERTERS, _silent("tensorflow", "tf2onnx"):
                 make(path, answering)
-        except NOT_WRITTEN:
-            raise
         except Exception as error:
+            if is_refused_by_disk(error):
+                raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(f"The model cannot be converted to {name}: {reason}") from error
 

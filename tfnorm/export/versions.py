@@ -1,6 +1,8 @@
 """Numbered directories, as TensorFlow Serving watches them: whole versions only."""
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +12,21 @@ import tensorflow as tf
 from tfnorm import files
 from tfnorm.errors import RunError, UserError
 
-NOT_WRITTEN = OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError
-"""What Python and TensorFlow raise where a disk is full or refuses."""
+_REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO
+}  # fmt: skip
+
+
+def is_refused_by_disk(error: Exception) -> bool:
+    """Whether it says that a disk is full or refuses to be written.
+
+    Not that memory is exhausted, or a file not there: that is no matter of where an export goes.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _REFUSALS
+    kinds = tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError
+    reasons = map(os.strerror, _REFUSALS)
+    return isinstance(error, kinds) and any(reason in str(error) for reason in reasons)
 
 
 @contextlib.contextmanager
@@ -36,7 +51,9 @@ def new_version(directory: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
             ) from error
         try:
             yield draft, lambda: _rename_to_next(draft, directory)
-        except NOT_WRITTEN as error:
+        except (OSError, tf.errors.OpError) as error:
+            if not is_refused_by_disk(error):
+                raise
             raise RunError(
                 f"Cannot write the export to {str(directory)!r}: {_reason(error)}. What was there "
                 "before is untouched."

@@ -24,6 +24,8 @@ from tfnorm.functional.eval_normalization import estimate_shares, eval_normaliza
 from tfnorm.functional.inference import normalize_by_moving_statistics
 from tfnorm.functional.moving import move_mean_and_deviation, move_moments
 from tfnorm.functional.moving_average_batch_normalization import (
+    MovedAverages,
+    PastAverages,
     moving_average_batch_normalization,
 )
 from tfnorm.functional.online_normalization import online_normalization, scale_layers
@@ -36,6 +38,8 @@ __all__ = [
     "GRADIENTS",
     "Estimate",
     "Moments",
+    "MovedAverages",
+    "PastAverages",
     "PastMoments",
     "Transition",
     "batch_instance_normalization",

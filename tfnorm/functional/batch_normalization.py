@@ -90,6 +90,5 @@ def _differentiate(
     view = View(dy, *layout)
     dy, mask = view.flatten(dy), view.flatten_mask(mask)
     x = None if x is None else view.flatten(x)
-    own = own._replace(count=channelwise.positions(dy, mask))
     dx, *sums = fused.batch_normalize_gradient(dy, x, own, parameters[0], epsilon, mask)
     return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)

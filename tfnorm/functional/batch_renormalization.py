@@ -121,7 +121,8 @@ def _differentiate(
     view = View(dy, *layout)
     dy, mask = view.flatten(dy), view.flatten_mask(mask)
     x = None if x is None else view.flatten(x)
-    own = kept.own._replace(count=channelwise.positions(dy, mask))
-    dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(dy, x, own, kept.scale, epsilon, mask)
+    dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(
+        dy, x, kept.own, kept.scale, epsilon, mask
+    )
     shares = kept.r * dy_x_sum + kept.d * dy_sum, dy_sum
     return view.restore(dx), *map(channelwise.gradient_of, parameters, shares)

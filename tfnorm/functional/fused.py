@@ -175,25 +175,25 @@ def batch_normalize_gradient(
     if own.saved:
         values, *reserved = own.saved
         return _gradient(dy, values, scale, reserved, epsilon, is_training=True)
-    return _batch_normalize_gradient(dy, x, own, scale, mask, epsilon=epsilon)
+    of_x = own.mean, own.variance
+    return _batch_normalize_gradient(dy, x, of_x, scale, mask, epsilon=epsilon)
 
 
 @traced_once
 def _batch_normalize_gradient(
     dy: tf.Tensor,
     x: tf.Tensor,
-    own: Moments,
+    own: tuple[tf.Tensor, tf.Tensor],
     scale: tf.Tensor,
     mask: tf.Tensor | None,
     *,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    direct, *sums = channelwise.normalize_gradient(
-        dy, x, own.mean, own.variance, scale, epsilon, mask
-    )
-    count = channelwise.at_least_one(own.count)
-    through = channelwise.through_moments(sums, scale, own.variance, count, epsilon)
-    return channelwise.add_affine(direct, x, own.mean, *through, mask), *sums
+    mean, variance = own
+    direct, *sums = channelwise.normalize_gradient(dy, x, mean, variance, scale, epsilon, mask)
+    count = channelwise.at_least_one(channelwise.positions(dy, mask))
+    through = channelwise.through_moments(sums, scale, variance, count, epsilon)
+    return channelwise.add_affine(direct, x, mean, *through, mask), *sums
 
 
 def mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:

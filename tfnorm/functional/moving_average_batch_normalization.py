@@ -13,7 +13,7 @@ Buffers = tuple[tf.Tensor, tf.Tensor]
 """Values [window, G, C] of past steps and their weights [window, G, 1], 0 of what is not known."""
 
 
-class Past(NamedTuple):
+class PastAverages(NamedTuple):
     """The state from before a step.
 
     step: the number of training calls before it, []. mean_square: χ̂² [C]. squares: of χ²_B.
@@ -26,7 +26,7 @@ class Past(NamedTuple):
     gradients: Buffers
 
 
-class Moved(NamedTuple):
+class MovedAverages(NamedTuple):
     """The state after the forward pass of a step.
 
     mean_square: χ̂² [C]. squares: of χ²_B. is_finite: which groups had finite ones, [G, 1].
@@ -41,7 +41,7 @@ def moving_average_batch_normalization(
     x: tf.Tensor,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
-    past: Past,
+    past: PastAverages,
     keep_gradients: Callable[[Sequence[tf.Tensor]], None],
     *,
     last_step_of_warmup: int,
@@ -52,7 +52,7 @@ def moving_average_batch_normalization(
     epsilon: float = 1e-3,
     axis: int = -1,
     mask: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, Moved]:
+) -> tuple[tf.Tensor, MovedAverages]:
     """Normalizes by averages over past steps, forward and backward (equations 15 to 20).
 
     With χ²_B = mean(x²) of this step and its average χ̄²: Y = x/sqrt(χ̄² + ε),
@@ -134,7 +134,7 @@ def _normalize(
     correction_limit: float,
     momentum: float,
     epsilon: float,
-) -> tuple[tf.Tensor, _Kept, Moved]:
+) -> tuple[tf.Tensor, _Kept, MovedAverages]:
     """y, what the backward pass needs, and the state after the step (equations 15 to 17)."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
@@ -151,7 +151,7 @@ def _normalize(
     r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
     y = fused.normalize(x, tf.zeros_like(gamma), square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
-    return view.restore(y), _Kept(square, r, is_seen), Moved(moved, buffers, is_finite)
+    return view.restore(y), _Kept(square, r, is_seen), MovedAverages(moved, buffers, is_finite)
 
 
 @traced_once

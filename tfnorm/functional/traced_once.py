@@ -1,8 +1,8 @@
-"""Small calculations that are one operation in the graphs of all layers.
+"""Calculations that are one operation in the graphs of all layers.
 
 A network has a normalizer after every convolution, and a replica of it on every device, and each
-would trace the same dozens of operations on arrays of C numbers anew. Start-up is tracing and
-optimizing operations: about a millisecond for each of them.
+would trace the same dozens of operations, most of them on arrays of C numbers, anew. Start-up is
+tracing and optimizing operations: about a millisecond for each of them.
 """
 
 import contextlib
@@ -21,12 +21,14 @@ from tfnorm.functional import forward_mode, xla
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 _all_traced: list[dict[Any, Callable]] = []
 
 
 def forget() -> None:
-    """Drops all traces: the next callers trace anew, as those of a new process do."""
+    """Drops all traces: the next callers trace anew, as those of a new process do.
+
+    For measurements of what a new process takes (benchmarks/startup.py).
+    """
     for traced in _all_traced:
         traced.clear()
 
@@ -36,8 +38,8 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
 
     In a graph a call of it is one operation, which runs a function that is not inlined; a
     tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA,
-    under forward-mode differentiation and within another such function it is the function itself;
-    within another, what all sizes share is put in by TensorFlow from the trace that there is.
+    under forward-mode differentiation and within another such function it is the function itself.
+    But what all sizes share is a call within a function of one size, too.
 
     Args:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
@@ -80,25 +82,20 @@ def _traced_once(
     def call(*args: P.args, **options: P.kwargs) -> R:
         given = tf.nest.flatten(args)
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
-        # Within another it becomes a part of that: as it is, unless it has a trace already.
-        is_part = _trace_here.is_made
-        if not _is_for_a_graph(tensors) or (is_part and not is_shared):
+        if not _is_for_a_graph(tensors, is_shared=is_shared):
             return function(*args, **options)
         shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
         key = (
-            is_part,
             tuple(x is None for x in given),
             tuple((x.dtype, None if s is None else (*s,)) for x, s in zip(tensors, shapes)),
             tuple(sorted(options.items())),
         )
-        if key not in traced:
+        trace = traced.get(key)
+        if trace is None:
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
-            traced[key] = _trace(function, args, specs, options, is_part=is_part)
-        if is_part:
-            result = traced[key](*tensors)
-        else:
-            with _unoptimized():
-                result = traced[key](*map(as_argument, tensors))
+            trace = traced[key] = _trace(function, args, specs, options, is_shared=is_shared)
+        with _unoptimized():
+            result = trace(*map(as_argument, tensors))
         _set_size(result, tensors, shapes)
         return result
 
@@ -157,36 +154,39 @@ def as_argument(x: tf.Tensor) -> tf.Tensor:
 
 
 class _Trace(threading.local):
-    """Whether one is being made. Each replica is traced in a thread of its own."""
+    """Whether one is being made, and is for all sizes. Each replica is traced in its own thread."""
 
     is_made = False
+    is_shared = False
 
 
 _trace_here = _Trace()
 
 
-def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
+def _is_for_a_graph(tensors: list[tf.Tensor], *, is_shared: bool) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
+    if _trace_here.is_made and (_trace_here.is_shared or not is_shared):
+        return False  # it is a part of what is made
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
 def _trace(
-    function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict, *, is_part: bool
+    function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict, *, is_shared: bool
 ) -> Callable:
     structure = tf.nest.map_structure(lambda x: x is not None, args)
 
     def of_tensors(*parts: tf.Tensor) -> Any:
         rest = iter(parts)
         filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
-        _trace_here.is_made, before = True, _trace_here.is_made
+        before = _trace_here.is_made, _trace_here.is_shared
+        _trace_here.is_made, _trace_here.is_shared = True, is_shared
         try:
             return function(*tf.nest.pack_sequence_as(structure, filled), **options)
         finally:
-            _trace_here.is_made = before
+            _trace_here.is_made, _trace_here.is_shared = before
 
-    attributes = {} if is_part else {"_noinline": True}
-    traced = tf.function(of_tensors, autograph=False, experimental_attributes=attributes)
+    traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
     # Outside of all graphs, devices and replicas: it is everybody's.
     with tf.init_scope(), tf.device(None):
         return traced.get_concrete_function(*specs)

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm import functional
-from tfnorm.functional.moving_average_batch_normalization import Past
 from tfnorm.layers import arguments, loss_scaling, notices, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
@@ -125,7 +124,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         squares = self.square_history, self.square_weight
         gradients = self.gradient_history, self.gradient_weight
         kept = self.step, self.moving_variance, squares, gradients
-        past = Past(*tf.nest.map_structure(state.read, kept))
+        past = functional.PastAverages(*tf.nest.map_structure(state.read, kept))
         outputs, moved = functional.moving_average_batch_normalization(
             inputs,
             self.gamma,

@@ -39,14 +39,18 @@ class Figures:
 
         Raises:
             KeyError: There is no such run.
+            ValueError: Runs of several settings have this name.
         """
         first, *others = (self._mean(part) for part in name.split(" less "))
         return percent(first - sum(others))
 
     def _mean(self, name: str) -> float:
         """Over the seeds; a run that failed counts 0."""
-        row = Row.of({}, list(self._records[name].values()))
-        return math.fsum(row.values(row.metric)) / len(self._records[name])
+        records = list(self._records[name].values())
+        if any(record["labels"] != records[0]["labels"] for record in records):
+            raise ValueError(f"runs of several settings are called {name!r}: tell them apart.")
+        row = Row.of({}, records)
+        return math.fsum(row.values(row.metric)) / len(records)
 
 
 def _name(record: Mapping) -> str:
