@@ -79,6 +79,20 @@ def test_folders_made_for_a_write_that_fails_go_again_and_others_stay(tmp_path):
         assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
+def test_a_draft_that_cannot_be_locked_goes_again(tmp_path, monkeypatch):
+    acquire = files.locks.acquire
+
+    def out_of_files(path, wait=False):
+        if path.name.startswith(files.DRAFT):
+            raise OSError(24, "Too many open files")
+        return acquire(path, wait)
+
+    monkeypatch.setattr(files.locks, "acquire", out_of_files)
+    with pytest.raises(RunError, match="Too many open files"):
+        write_text(tmp_path / "new" / "file", "text")
+    assert names(tmp_path) == []
+
+
 def test_folders_that_another_writer_removes_are_made_again(tmp_path, monkeypatch):
     """One that failed takes those away that it made, and cannot know who is about to use them."""
     acquire, folder = files.locks.acquire, tmp_path / "new"

@@ -13,6 +13,7 @@ from tfnorm.errors import RunError
 
 DRAFT = ".draft-"
 """What the names of all files and folders begin with that are not in their place yet."""
+_ATTEMPTS = 5
 
 
 @contextlib.contextmanager
@@ -46,9 +47,6 @@ def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iter
                 place.rmdir()
 
 
-_ATTEMPTS = 5
-
-
 def _begin(path: pathlib.Path, folder: bool) -> int | None:
     """Makes a draft, and the directory for it; returns its lock."""
     for attempts_left in reversed(range(_ATTEMPTS)):
@@ -57,10 +55,18 @@ def _begin(path: pathlib.Path, folder: bool) -> int | None:
             with _nobody_looks_at(path.parent):  # Until the draft has its lock.
                 _remove_drafts(path.parent)
                 path.mkdir() if folder else path.touch()
-                return locks.acquire(path)
+                return _lock(path)
         except FileNotFoundError:  # A writer that failed has just removed the directory it made.
             if not attempts_left:
                 raise
+
+
+def _lock(path: pathlib.Path) -> int | None:
+    try:
+        return locks.acquire(path)
+    except OSError:  # Too many files are open.
+        _remove(path)
+        raise
 
 
 def remove_drafts(directory: pathlib.Path) -> None:
