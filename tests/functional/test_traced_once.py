@@ -144,44 +144,6 @@ def test_one_within_another_is_a_part_of_its_operation(rng):
     assert calls == [2.0, 3.0]
 
 
-def test_what_all_sizes_share_is_traced_once_within_others_too(rng):
-    calls = []
-
-    @traced_for_any_size
-    def shared(a, b):
-        calls.append(a.shape)
-        return a * b + a
-
-    @traced_once
-    def around(a, b):
-        return tf.square(shared(a, b))
-
-    for size in (4, 5):
-        a, b = (tf.constant(rng.normal(size=size)) for _ in range(2))
-        with tf.GradientTape() as tape:
-            tape.watch(a)
-            value = tf.function(lambda a, b: around(a, b) + shared(b, a))(a, b)
-        np.testing.assert_allclose(value, (a * b + a) ** 2 + a * b + b)
-        np.testing.assert_allclose(tape.gradient(value, a), 2 * (a * b + a) * (b + 1) + b)
-    assert [shape.as_list() for shape in calls] == [[None]]
-
-
-def test_within_what_all_sizes_share_it_is_a_part(rng):
-    @traced_for_any_size
-    def inner(a, b):
-        return a * b
-
-    @traced_for_any_size
-    def around(a, b):
-        return inner(a, b) + b
-
-    a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))
-    network = tf.function(around)
-    np.testing.assert_allclose(network(a, b), a * b + b)
-    (body,) = network.get_concrete_function(a, b).graph.as_graph_def().library.function
-    assert not any("PartitionedCall" in node.op for node in body.node_def)
-
-
 def test_functions_run_without_the_optimizer_and_what_calls_them_with_it(rng):
     scale, _ = counted()
     a, b = (tf.constant(rng.normal(size=5)) for _ in range(2))

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_for_any_size, traced_once
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import Layout, View
 
 
@@ -118,17 +118,15 @@ class _Estimated(NamedTuple):
     offset: tf.Tensor
 
 
-@traced_for_any_size
 def _estimate(
     observed: Estimate,
     transition: Transition | None,
     gamma: tf.Tensor,
     beta: tf.Tensor,
-    *,
     epsilon: float,
 ) -> _Estimated:
     predicted = None
-    mean, covariance = map(tf.identity, observed)
+    mean, covariance = observed
     if transition is not None:
         predicted = _predict(transition)
         mean, covariance = _fuse(observed, predicted, transition.gain)
@@ -137,7 +135,6 @@ def _estimate(
     return _Estimated(mean, covariance, variance, predicted, offset)
 
 
-@traced_for_any_size
 def _estimate_gradient(
     destimate: tuple[tf.Tensor, tf.Tensor],
     sums: tuple[tf.Tensor, tf.Tensor],
@@ -145,7 +142,6 @@ def _estimate_gradient(
     estimated: _Estimated,
     transition: Transition | None,
     gamma: tf.Tensor,
-    *,
     epsilon: float,
 ) -> tuple[Estimate, tf.Tensor, Transition | None]:
     """The gradient by the batch's moments, by γ, and by the transition.
@@ -264,9 +260,7 @@ def _normalize(
     own = fused.moments(x, epsilon, mask)._replace(saved=())
     covariance = channelwise.covariance(x, own, mask) if is_full else own.variance
     observed = Estimate(own.mean, covariance)
-    estimated = _estimate(observed, transition, *parameters, epsilon=epsilon)
-    for value, known in zip(estimated[:3], (*observed, own.mean)):
-        value.set_shape(known.shape)
+    estimated = _estimate(observed, transition, *parameters, epsilon)
     y = fused.normalize(x, own.mean, estimated.variance, parameters[0], estimated.offset, epsilon)
     return view.restore(y), _Kept(own, observed, estimated)
 
@@ -294,7 +288,7 @@ def _differentiate(
         dy, x, own.mean, estimated.variance, gamma, epsilon, mask
     )
     down, dgamma, through = _estimate_gradient(
-        destimate, sums, observed, estimated, transition, gamma, epsilon=epsilon
+        destimate, sums, observed, estimated, transition, gamma, epsilon
     )
     count = channelwise.at_least_one(channelwise.positions(x, mask))
     if is_full:

@@ -39,20 +39,17 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
     In a graph a call of it is one operation, which runs a function that is not inlined; a
     tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA,
     under forward-mode differentiation and within another such function it is the function itself.
-    But what all sizes share is a call within a function of one size, too.
 
     Args:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
             variables. Keyword arguments are constants, part of what is traced.
     """
-    return _traced_once(function, lambda shape: list(shape), is_shared=False)
+    return _traced_once(function, lambda shape: list(shape))
 
 
 def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments of any number of channels, the last dimension of each."""
-    return _traced_once(
-        function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])], is_shared=True
-    )
+    return _traced_once(function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])])
 
 
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
@@ -61,7 +58,7 @@ def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     Layers of all widths share one trace. Where all sizes of a call but 1 are the same, what it
     returns has that size; else callers say what they know of it.
     """
-    return _traced_once(function, lambda shape: [*map(_open, shape)], is_shared=True)
+    return _traced_once(function, lambda shape: [*map(_open, shape)])
 
 
 def _open(size: int | None) -> int | None:
@@ -69,12 +66,8 @@ def _open(size: int | None) -> int | None:
 
 
 def _traced_once(
-    function: Callable[P, R],
-    opened: Callable[[tf.TensorShape], list[int | None]],
-    *,
-    is_shared: bool,
+    function: Callable[P, R], opened: Callable[[tf.TensorShape], list[int | None]]
 ) -> Callable[P, R]:
-    """By what `opened` leaves of shapes; `is_shared` says whether that unites some."""
     traced: dict[Any, Callable] = {}
     _all_traced.append(traced)
 
@@ -82,7 +75,7 @@ def _traced_once(
     def call(*args: P.args, **options: P.kwargs) -> R:
         given = tf.nest.flatten(args)
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
-        if not _is_for_a_graph(tensors, is_shared=is_shared):
+        if not _is_for_a_graph(tensors):
             return function(*args, **options)
         shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
         key = (
@@ -93,7 +86,7 @@ def _traced_once(
         trace = traced.get(key)
         if trace is None:
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
-            trace = traced[key] = _trace(function, args, specs, options, is_shared=is_shared)
+            trace = traced[key] = _trace(function, args, specs, options)
         with _unoptimized():
             result = trace(*map(as_argument, tensors))
         _set_size(result, tensors, shapes)
@@ -154,37 +147,33 @@ def as_argument(x: tf.Tensor) -> tf.Tensor:
 
 
 class _Trace(threading.local):
-    """Whether one is being made, and is for all sizes. Each replica is traced in its own thread."""
+    """Whether one is being made. Each replica is traced in a thread of its own."""
 
     is_made = False
-    is_shared = False
 
 
 _trace_here = _Trace()
 
 
-def _is_for_a_graph(tensors: list[tf.Tensor], *, is_shared: bool) -> bool:
+def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
-    if _trace_here.is_made and (_trace_here.is_shared or not is_shared):
-        return False  # it is a part of what is made
+    if _trace_here.is_made:  # whose one operation this is a part of
+        return False
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
-def _trace(
-    function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict, *, is_shared: bool
-) -> Callable:
+def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict) -> Callable:
     structure = tf.nest.map_structure(lambda x: x is not None, args)
 
     def of_tensors(*parts: tf.Tensor) -> Any:
         rest = iter(parts)
         filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
-        before = _trace_here.is_made, _trace_here.is_shared
-        _trace_here.is_made, _trace_here.is_shared = True, is_shared
+        _trace_here.is_made = True
         try:
             return function(*tf.nest.pack_sequence_as(structure, filled), **options)
         finally:
-            _trace_here.is_made, _trace_here.is_shared = before
+            _trace_here.is_made = False
 
     traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
     # Outside of all graphs, devices and replicas: it is everybody's.
