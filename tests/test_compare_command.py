@@ -133,9 +133,11 @@ def test_a_second_call_runs_nothing_again(output, capsys, monkeypatch):
     """Nor verifies in new processes here what the first export's have said already."""
     monkeypatch.setattr(training, "train", None)
     held = verify.Verification(runtimes=(), batch_sizes=(), difference=0.0, tolerance=0.0)
-    monkeypatch.setattr(saved_model, "verify_export", lambda *args: held)
+    asked = []
+    monkeypatch.setattr(saved_model, "verify_export", lambda *args: asked.append(args) or held)
     before = (output / "results.jsonl").read_bytes()
     assert run("--norms=brn", "--steps=1", output=output) == 0
+    assert len(asked) == 1
     assert "2 runs, 2 of 2 are done already\n" in capsys.readouterr().out
     assert (output / "results.jsonl").read_bytes() == before
     assert (output / "exported" / "2").is_dir()
