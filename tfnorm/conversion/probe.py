@@ -109,7 +109,7 @@ def _first_line(error: Exception) -> str:
 
 def _state_that_may_change(model: keras.Layer) -> list[keras.Variable]:
     """Not what normalizers keep, which inference leaves alone: CBN's histories are large."""
-    layers = [layer for layer in model._flatten_layers() if norms.is_plain(layer)]
+    layers = [layer for layer in model._flatten_layers() if norms.leaves_state_alone(layer)]
     fixed = {id(v) for layer in layers for v in layer._non_trainable_variables}
     return [v for v in model.non_trainable_variables if id(v) not in fixed]
 

@@ -32,6 +32,7 @@ __all__ = [
     "get",
     "is_plain",
     "keeps_statistics",
+    "leaves_state_alone",
     "name_of",
     "register",
 ]
@@ -180,11 +181,24 @@ def is_plain(layer: Any) -> bool:
     A subclass may do anything in a method of its own; one that tells its map at inference itself
     (`inference_scale_and_offset`, `effective_kernel`) is taken at its word.
     """
+    return _infers_as_registered(layer, _ANSWERS)
+
+
+def leaves_state_alone(layer: Any) -> bool:
+    """Whether inference is that of a registered class or of Keras', which changes no state.
+
+    What a subclass tells of its map at inference says nothing of that.
+    """
+    return _infers_as_registered(layer, set())
+
+
+def _infers_as_registered(layer: Any, trusted: set[str]) -> bool:
+    """Whether no class before the registered one infers its own way; `trusted` methods say so."""
     registered = {*KERNELS.values(), *(norm.layer_class for norm in _REGISTRY.values())}
     for cls in type(layer).__mro__:
         if cls in registered or cls is keras.layers.BatchNormalization:
             return True
-        if not _ANSWERS.isdisjoint(vars(cls)):
+        if not trusted.isdisjoint(vars(cls)):
             return True
         if not _INFERENCE.isdisjoint(vars(cls)):
             return False
