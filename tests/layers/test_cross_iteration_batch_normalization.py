@@ -42,6 +42,7 @@ LAYERS = {
     "conv2d": (*conv(2, 4, (3, 2), padding="same"), (4, 4, 3, 2)),
     "conv2d_strided": (*conv(2, 3, (3, 3), strides=(2, 2), padding="same"), (4, 6, 5, 2)),
     "conv2d_pointwise": (*conv(2, 5, (1, 1), strides=(2, 2)), (4, 4, 4, 3)),
+    "conv2d_of_positions": (*conv(2, 5, (1, 1)), (3, 2, 4, 3)),
     "conv2d_dilated": (*conv(2, 3, (2, 2), padding="same", dilation_rate=(2, 2)), (4, 5, 4, 2)),
     "conv2d_grouped": (*conv(2, 6, (2, 2), groups=2), (4, 4, 4, 4)),
     "conv3d": (*conv(3, 3, (2, 2, 2), padding="same"), (4, 3, 2, 3, 2)),

@@ -13,6 +13,7 @@ from tfnorm.functional.channelwise import Moments, is_statically_positive
 from tfnorm.functional.cross_iteration_batch_normalization import (
     GRADIENTS,
     PastMoments,
+    are_few,
     centred_samples,
     compensate,
     compensate_by_samples,
@@ -42,6 +43,7 @@ __all__ = [
     "PastAverages",
     "PastMoments",
     "Transition",
+    "are_few",
     "batch_instance_normalization",
     "batch_kalman_normalization",
     "batch_normalization",

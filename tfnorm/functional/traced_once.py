@@ -47,6 +47,15 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
     return _traced_once(function, lambda shape: list(shape))
 
 
+def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
+    """`traced_once` for arguments of any sizes but that of the first dimension; 1 stays 1.
+
+    Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
+    of the sizes of what it returns.
+    """
+    return _traced_once(function, lambda shape: [*shape[:1], *map(_open, shape[1:])])
+
+
 def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments of any number of channels, the last dimension of each."""
     return _traced_once(function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])])

@@ -7,16 +7,32 @@ the positions. Equal ones are equal, so that layers share what is traced.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from tfnorm import functional
 from tfnorm.functional import Moments, PastMoments
+from tfnorm.functional.sizes import dimensions
 from tfnorm.layers import linear
 
-Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
-"""Inputs and outputs of the wrapped layer, and the mask of the outputs."""
+
+class Batch(NamedTuple):
+    """What the wrapped layer saw and made in a step.
+
+    Attributes:
+        inputs: its inputs.
+        outputs: its outputs.
+        mask: of the outputs.
+        kernel: its kernel.
+        shares: `linear.shares_of` the inputs, none beside a mask.
+    """
+
+    inputs: tf.Tensor
+    outputs: tf.Tensor
+    mask: tf.Tensor | None
+    kernel: tf.Tensor
+    shares: tuple[tf.Tensor, ...]
 
 
 class Compensation(Protocol):
@@ -31,9 +47,14 @@ class Compensation(Protocol):
         """P [G, Q, g], and what is kept, of the step of this number."""
 
     def compensate(
-        self, past: PastMoments, mean_patch: tf.Tensor, *kept: tf.Tensor, kernel: tf.Tensor
+        self,
+        past: PastMoments,
+        mean_patch: tf.Tensor,
+        *kept: tf.Tensor,
+        kernel: tf.Tensor,
+        few: bool,
     ) -> PastMoments:
-        """The past moments under the kernel of today."""
+        """The past moments under the kernel of today; `few` is of `functional.compensate`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +70,34 @@ class ByDerivative:
     ) -> tuple[tf.Tensor, ...]:
         """(P, D [G, Q, g, c]) of each group: products, or gradients by the kernel."""
         del step
-        inputs, outputs, mask = batch
         groups, dtype = own.count.shape[0], own.mean.dtype
-        of_variance = functional.covariance_cotangent(outputs, own, axis=axis, mask=mask)
+        of_variance = functional.covariance_cotangent(
+            batch.outputs, own, axis=axis, mask=batch.mask
+        )
         # The cotangent checks that groups divide the batch.
         with tf.control_dependencies([of_variance]):
-            inputs = _finite_where_masked(tf.cast(inputs, dtype), mask)
-        kernel = tf.zeros(layer.kernel_shape, dtype)
+            inputs = _finite_where_masked(tf.cast(batch.inputs, dtype), batch.mask)
+        # Its values do not count, but one of zeros would have to be made.
+        kernel = tf.cast(batch.kernel, dtype)
         covariances = [
             _kernel_gradient(layer, x, kernel, cotangent)
             for x, cotangent in zip(_parts(inputs, groups), _parts(of_variance, groups))
         ]
-        patches = _mean_patches(layer, inputs, outputs, mask, groups, axis)
-        return patches, tf.reshape(covariances, [groups, *linear.factors(layer)])
+        covariance = covariances[0] if groups == 1 else tf.stack(covariances)
+        factors = linear.factors(layer, dimensions(kernel))
+        patches = _mean_patches(layer, inputs, batch, groups, axis)
+        return patches, tf.reshape(covariance, [groups, *factors])
 
     def compensate(
-        self, past: PastMoments, mean_patch: tf.Tensor, *kept: tf.Tensor, kernel: tf.Tensor
+        self,
+        past: PastMoments,
+        mean_patch: tf.Tensor,
+        *kept: tf.Tensor,
+        kernel: tf.Tensor,
+        few: bool,
     ) -> PastMoments:
         """By D."""
-        return functional.compensate(past, mean_patch, *kept, kernel)
+        return functional.compensate(past, mean_patch, *kept, kernel, few=few)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +122,29 @@ class BySamples:
         self, step: tf.Tensor, batch: Batch, own: Moments, layer: linear.Map, axis: int
     ) -> tuple[tf.Tensor, ...]:
         """(P, patches less P [G, S, Q, g], outputs less their mean [G, S, C])."""
-        inputs, outputs, mask = batch
         groups, dtype = own.count.shape[0], own.mean.dtype
         positions, centred = functional.centred_samples(
-            outputs, own, step, self.samples, axis=axis, mask=mask
+            batch.outputs, own, step, self.samples, axis=axis, mask=batch.mask
         )
         # The samples check that groups divide the batch.
         with tf.control_dependencies([centred]):
-            found = tf.cast(linear.patches(layer, inputs, positions), dtype)
-            inputs = _finite_where_masked(tf.cast(inputs, dtype), mask)
-        mean = _mean_patches(layer, inputs, outputs, mask, groups, axis)
-        found = tf.reshape(found, [groups, self.samples, *mean.shape[1:]])
+            found = tf.cast(linear.patches(layer, batch.inputs, positions), dtype)
+            inputs = _finite_where_masked(tf.cast(batch.inputs, dtype), batch.mask)
+        mean = _mean_patches(layer, inputs, batch, groups, axis)
+        _, *patch = dimensions(mean)
+        found = tf.reshape(found, [groups, self.samples, *patch])
         return mean, found - tf.expand_dims(mean, 1), centred
 
     def compensate(
-        self, past: PastMoments, mean_patch: tf.Tensor, *kept: tf.Tensor, kernel: tf.Tensor
+        self,
+        past: PastMoments,
+        mean_patch: tf.Tensor,
+        *kept: tf.Tensor,
+        kernel: tf.Tensor,
+        few: bool,
     ) -> PastMoments:
         """By the samples."""
+        del few
         return functional.compensate_by_samples(past, mean_patch, *kept, kernel)
 
 
@@ -119,21 +155,19 @@ def _finite_where_masked(inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor
 
 
 def _mean_patches(
-    layer: linear.Map,
-    inputs: tf.Tensor,
-    outputs: tf.Tensor,
-    mask: tf.Tensor | None,
-    groups: int,
-    axis: int,
+    layer: linear.Map, inputs: tf.Tensor, batch: Batch, groups: int, axis: int
 ) -> tf.Tensor:
-    """P of each group."""
-    if mask is not None:
-        return _masked_mean_patches(layer, inputs, outputs, mask, groups, axis)
-    batch, *image = linear.dimensions(inputs)
-    means = tf.reduce_mean(tf.reshape(inputs, [groups, batch // groups, *image]), 1)
+    """P of each group, of `inputs` that are finite where a mask leaves them out."""
+    if batch.mask is not None:
+        return _masked_mean_patches(layer, inputs, batch.outputs, batch.mask, groups, axis)
+    size, *image = dimensions(inputs)
+    if not batch.shares:  # every position is a patch, of whatever image
+        return linear.mean_patches(layer, tf.reshape(inputs, [groups, -1, image[-1]]), ())
+    means = tf.reduce_mean(tf.reshape(inputs, [groups, size // groups, *image]), 1)
     # What no output sees meets a share of 0.
     means = tf.where(tf.math.is_finite(means), means, 0)
-    return linear.mean_patches(layer, means)
+    shares = tuple(tf.cast(share, means.dtype) for share in batch.shares)
+    return linear.mean_patches(layer, means, shares)
 
 
 def _masked_mean_patches(
@@ -153,8 +187,9 @@ def _masked_mean_patches(
 
 
 @functools.cache
-def _gradient_of_graph(layer: linear.Map) -> Callable[..., Any]:
-    # One for each map: of one for all TensorFlow would warn that it is traced too often.
+def _gradient_of_graph(layer: linear.Map, kernel_shape: tuple[int, ...]) -> Callable[..., Any]:
+    # One for each kernel: of one for all TensorFlow would warn that it is traced too often.
+    del kernel_shape
     return tf.function(functools.partial(linear.kernel_gradient, layer), autograph=False)
 
 
@@ -162,7 +197,7 @@ def _kernel_gradient(
     layer: linear.Map, inputs: tf.Tensor, kernel: tf.Tensor, cotangent: tf.Tensor
 ) -> tf.Tensor:
     if tf.executing_eagerly():
-        return _gradient_of_graph(layer)(inputs, kernel, cotangent)
+        return _gradient_of_graph(layer, (*kernel.shape,))(inputs, kernel, cotangent)
     return linear.kernel_gradient(layer, inputs, kernel, cotangent)
 
 

@@ -216,9 +216,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         step = state.read(self.step)
         held = self._past.read()
         # The statistics of each past step, under the present kernel (equations 5 to 8) ...
-        past = self._past.moments(
-            step, held, tf.stop_gradient(tf.convert_to_tensor(self.layer.kernel))
-        )
+        kernel = tf.stop_gradient(tf.convert_to_tensor(self.layer.kernel))
+        past = self._past.moments(step, held, kernel)
         # ... and of this one, together, normalize it (equations 9 to 12).
         y, own, window = functional.cross_iteration_batch_normalization(
             z,
@@ -231,7 +230,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             mask=mask,
         )
         is_seen = self.update_moments(window)
-        self.record_step(step, held, own, is_seen, x, z, mask)
+        self.record_step(step, held, own, is_seen, x, z, kernel, mask)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)
 
@@ -243,10 +242,11 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         is_seen: tf.Tensor,
         x: tf.Tensor,
         z: tf.Tensor,
+        kernel: tf.Tensor,
         mask: tf.Tensor | None,
     ) -> None:
         """Keeps this step for the ones that come, from the end of the burn-in on."""
-        self._past.record(step, held, own, is_seen, x, z, mask=mask, axis=self.axis)
+        self._past.record(step, held, own, is_seen, x, z, kernel=kernel, mask=mask, axis=self.axis)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask, unless it may be that of inputs at other positions than the outputs."""

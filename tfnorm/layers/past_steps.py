@@ -4,14 +4,20 @@ Three kinds, of which a layer has one: nothing, for a window of the present step
 as they were, for the paper's Naive CBN; and the moments with what brings them up to date.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfnorm import functional
 from tfnorm.functional import Moments, PastMoments, ring
-from tfnorm.functional.traced_once import traced_for_any_width, traced_once
+from tfnorm.functional.sizes import dimensions
+from tfnorm.functional.traced_once import (
+    traced_for_any_inner_size,
+    traced_for_any_width,
+    traced_once,
+)
 from tfnorm.layers import history, linear, state
 from tfnorm.layers.compensation import Batch, Compensation
 
@@ -51,7 +57,7 @@ class NoSteps:
             is_seen: [G, 1].
             inputs: those of the wrapped layer.
             outputs: those of the wrapped layer.
-            **options: axis and mask of the outputs.
+            **options: axis and mask of the outputs; the kernel.
         """
 
 
@@ -115,14 +121,16 @@ class CompensatedSteps(Steps):
 
     def moments(self, step: tf.Tensor, held: list[tf.Tensor], kernel: tf.Tensor) -> PastMoments:
         """Equations 7 and 8."""
-        return _compensate(
+        past = _compensate(
             step,
             tuple(held),
             kernel,
             compensation=self._compensation,
-            factors=linear.factors(self._map),
+            few=functional.are_few(held[-1]),
             burn_in_steps=self._burn_in_steps,
         )
+        _set_shapes(past, held)
+        return past
 
     def record(
         self,
@@ -133,23 +141,29 @@ class CompensatedSteps(Steps):
         inputs: tf.Tensor,
         outputs: tf.Tensor,
         *,
+        kernel: tf.Tensor,
         mask: tf.Tensor | None,
         axis: int,
     ) -> None:
         """The present moments, and what they are brought up to date by."""
         small, large = held[: len(self._variables)], held[len(self._variables) :]
-        slot = history.slot_of(step - self._burn_in_steps, large[0])
-        new, new_slots = _put(
+        inputs, outputs = map(tf.stop_gradient, (inputs, outputs))
+        shares = linear.shares_of(self._map, inputs) if mask is None else ()
+        put, layer = _put, self._map
+        if mask is None and small[0].shape[1] == 1 and layer.takes_any_size:
+            put, layer = _put_any_size, layer.of_any_size()
+        new, slot, new_slots = put(
             step,
-            (tuple(small), tuple(tf.gather(buffer, slot) for buffer in large)),
+            (tuple(small), tuple(large)),
             own[:3],
             is_seen,
-            (tf.stop_gradient(inputs), tf.stop_gradient(outputs), mask),
+            Batch(inputs, outputs, mask, kernel, shares),
             compensation=self._compensation,
-            linear_map=self._map,
+            linear_map=layer,
             axis=axis,
             burn_in_steps=self._burn_in_steps,
         )
+        _set_shapes(new, small)
         writer = state.Writer()
         writer.assign_all(self._variables, new, small)
         for variable, buffer, value in zip(self._kept, large, new_slots, strict=True):
@@ -171,28 +185,28 @@ def _put_moments(
     return ring.put(held, recorded, new, tf.logical_and(is_seen, recorded >= 0))
 
 
-@traced_once
+@traced_for_any_inner_size
 def _compensate(
     step: tf.Tensor,
     held: tuple,
     kernel: tf.Tensor,
     *,
     compensation: Compensation,
-    factors: tuple[int, int, int],
+    few: bool,
     burn_in_steps: int,
 ) -> PastMoments:
     *moments, patch = held[:4]
     past = PastMoments(*moments)
 
     def compensate() -> PastMoments:
-        own = tf.reshape(tf.cast(kernel, patch.dtype), factors)
-        return compensation.compensate(past, patch, *held[4:], kernel=own)
+        elements, groups = dimensions(patch)[2:]
+        own = tf.reshape(tf.cast(kernel, patch.dtype), [elements, groups, -1])
+        return compensation.compensate(past, patch, *held[4:], kernel=own, few=few)
 
     return _if_after(burn_in_steps, step > burn_in_steps, compensate, lambda: past)
 
 
-@traced_once
-def _put(
+def _put_step(
     step: tf.Tensor,
     held: tuple[tuple, tuple],
     own: tuple,
@@ -203,24 +217,51 @@ def _put(
     linear_map: linear.Map,
     axis: int,
     burn_in_steps: int,
-) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """The histories after this step; of what is large the slot [1, ...] alone, as it is held."""
+) -> tuple[list[tf.Tensor], tf.Tensor, list[tf.Tensor]]:
+    """The histories after this step; of what is large the slot's number and the slot [1, ...]."""
     recorded = step - burn_in_steps
+    (*moments, patch), buffers = held
+    slot = history.slot_of(recorded, buffers[0])
 
     def put() -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        (*moments, patch), slots = held
         new_patch, *kept = compensation.of_step(step, batch, Moments(*own), linear_map, axis)
         new = (*own[1:], tf.ones([1, 1], own[1].dtype))
         histories = [
             *ring.put(moments, recorded, new, is_seen),
             *ring.put([patch], recorded, [new_patch], is_seen),
         ]
-        return histories, [_where(is_seen, *each) for each in zip(kept, slots, strict=True)]
+        return histories, _of_seen(is_seen, kept, buffers, slot)
 
-    return _if_after(burn_in_steps, recorded >= 0, put, lambda: tuple(map(list, held)))
+    def leave() -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        return [*moments, patch], [tf.gather(buffer, slot) for buffer in buffers]
+
+    histories, slots = _if_after(burn_in_steps, recorded >= 0, put, leave)
+    return histories, slot, slots
+
+
+_put, _put_any_size = traced_once(_put_step), traced_for_any_inner_size(_put_step)
+
+
+def _of_seen(
+    is_seen: tf.Tensor, values: list[tf.Tensor], buffers: tuple, slot: tf.Tensor
+) -> list[tf.Tensor]:
+    """The slots [1, G, ...] with `values` [G, ...] in those groups that have seen something."""
+    values = [tf.expand_dims(value, 0) for value in values]
+
+    def of_some() -> list[tf.Tensor]:
+        parts = zip(values, buffers, strict=True)
+        return [_where(is_seen, value, tf.gather(buffer, slot)) for value, buffer in parts]
+
+    # All groups have, but once in a run: without a pass over what the slots held.
+    return tf.cond(tf.reduce_all(is_seen), lambda: values, of_some)
 
 
 def _where(is_seen: tf.Tensor, value: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
-    """The slot [1, G, ...] with `value` [G, ...] in those groups that have seen something."""
     is_seen = tf.reshape(is_seen, [1, -1] + [1] * (slot.shape.rank - 2))
     return tf.where(is_seen, value, slot)
+
+
+def _set_shapes(values: Sequence[tf.Tensor], known: Sequence[tf.Tensor]) -> None:
+    """Says what a trace for any size left open."""
+    for value, own in zip(values, known):
+        value.set_shape(own.shape)

@@ -1,0 +1,11 @@
+"""Sizes of tensors, whether they are known before anything runs or not."""
+
+import tensorflow as tf
+
+
+def dimensions(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """The sizes of x, as tensors where they are not known beforehand."""
+    if x.shape.is_fully_defined():
+        return list(x.shape)
+    shape = tf.shape(x)
+    return [shape[i] if size is None else size for i, size in enumerate(x.shape)]
