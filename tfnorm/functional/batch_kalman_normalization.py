@@ -1,13 +1,14 @@
 """Batch Kalman normalization (Wang et al. 2018)."""
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 
 class Estimate(NamedTuple):
@@ -205,8 +206,10 @@ def batch_kalman_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
+    view = View(x, axis, groups)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
     options = {
-        "layout": Layout(axis, groups),
+        "by": fused.suited(x, mask),
         "is_full": full_covariance,
         "epsilon": epsilon,
     }
@@ -218,21 +221,23 @@ def batch_kalman_normalization(
         parameters, given = parameters[:2], parameters[2:]
         given = tf.nest.pack_sequence_as(transition, given) if given else None
         y, kept = _normalize(x, parameters, given, mask, **options)
-        count = kept.own.count
+        count = channelwise.moments_of(x, mask, kept.own).count
+        estimate = kept.estimated[:2]
+        for values in estimate:
+            values.set_shape([x.shape[0], *[x.shape[-1]] * (values.shape.rank - 1)])
 
         def gradient(dy: tf.Tensor, *destimate: tf.Tensor) -> list[tf.Tensor]:
-            shares = _differentiate(
+            dx, *shares = _differentiate(
                 channelwise.shaped(dy, x), destimate, x, kept, parameters, given, mask, **options
             )
-            return [share for share in tf.nest.flatten(shares) if share is not None]
+            shares = [share for share in tf.nest.flatten(shares) if share is not None]
+            return [channelwise.shaped(dx, x), *shares]
 
-        return (y, kept.estimated.mean, kept.estimated.covariance), gradient
+        return (channelwise.shaped(y, x), *estimate), gradient
 
     parameters = [] if transition is None else tf.nest.flatten(transition)
-    y, mean, covariance = normalize(
-        x, *channelwise.scale_and_offset(x, gamma, beta, axis), *parameters
-    )
-    return y, Estimate(mean, covariance), count
+    y, mean, covariance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta), *parameters)
+    return view.restore(y), Estimate(mean, covariance), count
 
 
 class _Kept(NamedTuple):
@@ -243,29 +248,27 @@ class _Kept(NamedTuple):
     estimated: _Estimated
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
     transition: Transition | None,
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     is_full: bool,
     epsilon: float,
 ) -> tuple[tf.Tensor, _Kept]:
     """y, and what the backward pass needs."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    own = fused.moments(x, epsilon, mask)._replace(saved=())
+    own = by.moments(x, mask, epsilon=epsilon)._replace(saved=())
     covariance = channelwise.covariance(x, own, mask) if is_full else own.variance
     observed = Estimate(own.mean, covariance)
     estimated = _estimate(observed, transition, *parameters, epsilon)
-    y = fused.normalize(x, own.mean, estimated.variance, parameters[0], estimated.offset, epsilon)
-    return view.restore(y), _Kept(own, observed, estimated)
+    y = by.normalize(x, own.mean, estimated.variance, parameters[0], estimated.offset, epsilon)
+    return y, _Kept(own, observed, estimated)
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     dy: tf.Tensor,
     destimate: tuple[tf.Tensor, tf.Tensor],
@@ -275,18 +278,14 @@ def _differentiate(
     transition: Transition | None,
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     is_full: bool,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Transition | None]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β, the gradient by the transition)."""
-    view = View(dy, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
     own, observed, estimated = kept
     gamma, beta = parameters
-    direct, *sums = fused.normalize_gradient(
-        dy, x, own.mean, estimated.variance, gamma, epsilon, mask
-    )
+    direct, *sums = by.normalize_gradient(dy, x, own.mean, estimated.variance, gamma, epsilon, mask)
     down, dgamma, through = _estimate_gradient(
         destimate, sums, observed, estimated, transition, gamma, epsilon
     )
@@ -296,6 +295,6 @@ def _differentiate(
         factor = tf.zeros_like(down.mean)
     else:
         factor = 2 * down.covariance / count
-    dx = fused.add_affine(direct, x, own.mean, factor, down.mean / count, mask)
+    dx = by.add_affine(direct, x, own.mean, factor, down.mean / count, mask)
     dgamma, dbeta = map(channelwise.gradient_of, (gamma, beta), (dgamma, sums[1]))
-    return view.restore(dx), dgamma, dbeta, through
+    return dx, dgamma, dbeta, through

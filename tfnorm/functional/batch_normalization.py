@@ -1,13 +1,14 @@
 """Batch normalization (Ioffe & Szegedy 2015)."""
 
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 
 def batch_normalization(
@@ -43,52 +44,40 @@ def batch_normalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    options = {"layout": Layout(axis, groups), "epsilon": epsilon}
+    view = View(x, axis, groups)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
     own: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own
-        y, own = _normalize(x, *parameters, mask, **options)
-        values = None if own.saved else x  # of which the kernel has saved its own view
-        return y, lambda dy: _differentiate(
-            channelwise.shaped(dy, x), values, parameters, own, mask, **options
-        )
+        by = fused.suited(x, mask)
+        y, own = _normalize(x, *parameters, mask, by=by, epsilon=epsilon)
+        own = channelwise.moments_of(x, mask, own)
+        values = None if own.saved else x  # of which what it needs is saved
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, channelwise.detached(own)
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dy = channelwise.shaped(dy, x)
+            dx, *sums = by.batch_normalize_gradient(
+                dy, values, own, parameters[0], mask, epsilon=epsilon
+            )
+            return channelwise.shaped(dx, x), *map(channelwise.gradient_of, parameters, sums)
+
+        return channelwise.shaped(y, x), gradient
+
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), channelwise.detached(own)
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     epsilon: float,
 ) -> tuple[tf.Tensor, Moments]:
     """y, and the moments of each group."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    y, own = fused.batch_normalize(x, gamma, beta, epsilon, mask)
-    return view.restore(y), own
-
-
-def _differentiate(
-    dy: tf.Tensor,
-    x: tf.Tensor | None,
-    parameters: tuple[tf.Tensor, tf.Tensor],
-    own: Moments,
-    mask: tf.Tensor | None,
-    *,
-    layout: Layout,
-    epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
-    view = View(dy, *layout)
-    dy, mask = view.flatten(dy), view.flatten_mask(mask)
-    x = None if x is None else view.flatten(x)
-    dx, *sums = fused.batch_normalize_gradient(dy, x, own, parameters[0], epsilon, mask)
-    return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)
+    return by.batch_normalize(x, gamma, beta, epsilon, mask)

@@ -1,13 +1,14 @@
 """Batch renormalization (Ioffe 2017)."""
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 
 def batch_renormalization(
@@ -51,7 +52,8 @@ def batch_renormalization(
     Raises:
         ValueError: `groups` does not divide the batch.
     """
-    options = {"layout": Layout(axis, groups), "epsilon": epsilon}
+    view = View(x, axis, groups)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
     moving = moving_mean, moving_variance
     # In float64: of a Python number TensorFlow would make float32.
     bounds = tuple(tf.convert_to_tensor(x, dtype_hint=tf.float64) for x in (r_max, d_max))
@@ -60,27 +62,34 @@ def batch_renormalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own
-        y, kept = _normalize(x, parameters, moving, bounds, mask, **options)
-        own = kept.own
-        values = None if own.saved else x  # of which the kernel has saved its own view
-        return y, lambda dy: _differentiate(
-            channelwise.shaped(dy, x), values, parameters, kept, mask, **options
-        )
+        by = fused.suited(x, mask)
+        y, own, kept = _normalize(x, parameters, moving, bounds, mask, by=by, epsilon=epsilon)
+        own = channelwise.moments_of(x, mask, own)
+        values = None if own.saved else x  # of which what it needs is saved
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, channelwise.detached(own)
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dy = channelwise.shaped(dy, x)
+            dx, dy_x_sum, dy_sum = by.batch_normalize_gradient(
+                dy, values, own, kept.scale, mask, epsilon=epsilon
+            )
+            shares = kept.r * dy_x_sum + kept.d * dy_sum, dy_sum
+            return channelwise.shaped(dx, x), *map(channelwise.gradient_of, parameters, shares)
+
+        return channelwise.shaped(y, x), gradient
+
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), channelwise.detached(own)
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs of the forward pass: statistics, r, d and γ·r."""
+    """What the backward pass needs of the forward pass beside the moments: r, d and γ·r."""
 
-    own: Moments
     r: tf.Tensor
     d: tf.Tensor
     scale: tf.Tensor
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
@@ -88,41 +97,18 @@ def _normalize(
     bounds: tuple[tf.Tensor, tf.Tensor],
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     epsilon: float,
-) -> tuple[tf.Tensor, _Kept]:
-    """y, and what the backward pass needs."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
+) -> tuple[tf.Tensor, Moments, _Kept]:
+    """y, the moments of each group, and what the backward pass needs."""
     gamma, beta = parameters
     r_max, d_max = (tf.cast(bound, gamma.dtype) for bound in bounds)
-    own = fused.moments(x, epsilon, mask)
+    own = by.moments(x, mask, epsilon=epsilon)
     sigma = tf.sqrt(moving[1] + epsilon)
     r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)
     d = tf.clip_by_value((own.mean - moving[0]) / sigma, -d_max, d_max)
     # As the paper says of the backward pass, whose own gradient they are constants of as well.
     r, d = tf.stop_gradient(r), tf.stop_gradient(d)
     scale, offset = gamma * r, gamma * d + beta
-    y = fused.normalize(x, own.mean, own.variance, scale, offset, epsilon)
-    return view.restore(y), _Kept(own, r, d, scale)
-
-
-def _differentiate(
-    dy: tf.Tensor,
-    x: tf.Tensor | None,
-    parameters: tuple[tf.Tensor, tf.Tensor],
-    kept: _Kept,
-    mask: tf.Tensor | None,
-    *,
-    layout: Layout,
-    epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
-    view = View(dy, *layout)
-    dy, mask = view.flatten(dy), view.flatten_mask(mask)
-    x = None if x is None else view.flatten(x)
-    dx, dy_x_sum, dy_sum = fused.batch_normalize_gradient(
-        dy, x, kept.own, kept.scale, epsilon, mask
-    )
-    shares = kept.r * dy_x_sum + kept.d * dy_sum, dy_sum
-    return view.restore(dx), *map(channelwise.gradient_of, parameters, shares)
+    y = by.normalize(x, own.mean, own.variance, scale, offset, epsilon)
+    return y, own, _Kept(r, d, scale)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import rounding, xla
+from tfnorm.functional.traced_once import traced_for_any_size
 
 
 class Moments(NamedTuple):
@@ -41,6 +42,16 @@ def shaped(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return dy
 
 
+def moments_of(x: tf.Tensor, mask: tf.Tensor | None, own: Moments) -> Moments:
+    """The moments of x that what is traced for any size returns, with what is known of them here.
+
+    The count is a constant again where shapes tell it.
+    """
+    for values in (own.mean, own.variance):
+        values.set_shape([x.shape[0], x.shape[-1]])
+    return own if mask is not None else own._replace(count=positions(x))
+
+
 def statistics_dtype(x: tf.Tensor) -> tf.DType:
     """The dtype in which the statistics of x are computed and kept."""
     return tf.float64 if x.dtype == tf.float64 else tf.float32
@@ -53,7 +64,8 @@ def scale_and_offset(
 
     `axis` is that of the channels of x.
     """
-    dtype, shape = statistics_dtype(x), [x.shape[axis]]
+    dtype, size = statistics_dtype(x), x.shape[axis]
+    shape = [tf.shape(x)[axis] if size is None else size]
     scale = tf.ones(shape, dtype) if gamma is None else tf.cast(gamma, dtype)
     offset = tf.zeros(shape, dtype) if beta is None else tf.cast(beta, dtype)
     return scale, offset
@@ -115,9 +127,17 @@ def mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     return _sum(tf.cast(x, statistics_dtype(x)), mask) / at_least_one(positions(x, mask))
 
 
-def centre(x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-    """Computes x − mean in the dtype of the statistics."""
-    return tf.cast(x, mean.dtype) - at_positions(mean)
+def centre(x: tf.Tensor, mean: tf.Tensor | None) -> tf.Tensor:
+    """Computes x − mean in the dtype of the statistics; a mean of None is 0."""
+    x = tf.cast(x, statistics_dtype(x))
+    return x if mean is None else x - at_positions(mean)
+
+
+def _centre_again(x: tf.Tensor, mean: tf.Tensor | None) -> tf.Tensor:
+    """`centre` in a backward pass."""
+    x = tf.cast(x, statistics_dtype(x))
+    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
+    return x if mean is None else x + -at_positions(mean)
 
 
 def affine(
@@ -135,8 +155,12 @@ def sums(
     return _sum(dy * centred, mask), _sum(dy, mask)
 
 
-def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
-    """Count, mean and biased variance; the variance by two passes, about the mean."""
+def moments(x: tf.Tensor, mask: tf.Tensor | None = None, *, epsilon: float = 0) -> Moments:
+    """Count, mean and biased variance; the variance by two passes, about the mean.
+
+    `epsilon` is what a kernel wants to know (fused.py).
+    """
+    del epsilon
     count = positions(x, mask)
     divisor = at_least_one(count)
     if xla.is_compiling():
@@ -163,6 +187,18 @@ def _in_one_pass(
     return shift + first, tf.maximum(second - tf.square(first), 0)
 
 
+def batch_normalize(
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    epsilon: float,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, Moments]:
+    """`normalize` with the moments of x itself, and these moments."""
+    own = moments(x, mask)
+    return normalize(x, own.mean, own.variance, scale, offset, epsilon), own
+
+
 def merged(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments:
     """The moments of all parts of a group together, by Chan, Golub & LeVeque (1979).
 
@@ -186,22 +222,24 @@ def merged(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments
 
 def normalize(
     x: tf.Tensor,
-    mean: tf.Tensor,
+    mean: tf.Tensor | None,
     variance: tf.Tensor,
     scale: tf.Tensor,
     offset: tf.Tensor,
     epsilon: float,
 ) -> tf.Tensor:
-    """Scale·(x − mean)/sqrt(variance + ε) + offset, with statistics from anywhere."""
+    """Scale·(x − mean)/sqrt(variance + ε) + offset, with statistics from anywhere.
+
+    Of a method without means the mean is None, which is 0.
+    """
     factor = scale * tf.math.rsqrt(variance + epsilon)
-    y = (tf.cast(x, mean.dtype) - at_positions(mean)) * at_positions(factor) + at_positions(offset)
-    return tf.cast(y, x.dtype)
+    return affine(centre(x, mean), factor, offset, x.dtype)
 
 
 def normalize_gradient(
     dy: tf.Tensor,
     x: tf.Tensor,
-    mean: tf.Tensor,
+    mean: tf.Tensor | None,
     variance: tf.Tensor,
     scale: tf.Tensor,
     epsilon: float,
@@ -214,11 +252,9 @@ def normalize_gradient(
     reaches x through the statistics as well is for `add_affine` to add: the first of the three is
     in the dtype of the statistics, because it may cancel against that.
     """
-    dtype = statistics_dtype(x)
     rstd = tf.math.rsqrt(variance + epsilon)
-    dy = tf.cast(dy, dtype)
-    # Not `x - mean`: that is in the forward pass, and a graph would keep it from there to here.
-    centred = tf.cast(x, dtype) + -at_positions(mean)
+    dy = tf.cast(dy, statistics_dtype(x))
+    centred = _centre_again(x, mean)
     direct = dy * at_positions(scale * rstd)
     return direct, _sum(dy * centred, mask) * rstd, _sum(dy, mask)
 
@@ -226,7 +262,7 @@ def normalize_gradient(
 def add_affine(
     direct: tf.Tensor,
     x: tf.Tensor,
-    mean: tf.Tensor,
+    mean: tf.Tensor | None,
     factor: tf.Tensor,
     offset: tf.Tensor,
     mask: tf.Tensor | None = None,
@@ -236,9 +272,27 @@ def add_affine(
     Every method's gradient has this form: what reaches x directly, and through the statistics, on
     which a masked position has no effect.
     """
-    centred = tf.cast(x, mean.dtype) + -at_positions(mean)
-    through = centred * at_positions(factor) + at_positions(offset)
-    return tf.cast(tf.cast(direct, mean.dtype) + keep(through, mask), x.dtype)
+    through = keep(affine(_centre_again(x, mean), factor, offset), mask)
+    return tf.cast(tf.cast(direct, through.dtype) + through, x.dtype)
+
+
+@traced_for_any_size
+def batch_normalize_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    own: Moments,
+    scale: tf.Tensor,
+    mask: tf.Tensor | None = None,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradient of `batch_normalize`: (dx, Σ dy·x̂, Σ dy), the sums as [G, C] or [C].
+
+    dx = scale/σ·(dy − mean(dy) − x̂·mean(dy·x̂)), by the moments that the forward pass returned.
+    """
+    direct, *sums = normalize_gradient(dy, x, own.mean, own.variance, scale, epsilon, mask)
+    through = through_moments(sums, scale, own.variance, at_least_one(own.count), epsilon)
+    return add_affine(direct, x, own.mean, *through, mask), *sums
 
 
 def through_moments(

@@ -315,7 +315,7 @@ def _normalize(
     """y, the moments of this step, and those of the window."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
-    own = fused.moments(x, epsilon, mask)
+    own = fused.moments(x, mask, epsilon=epsilon)
     mean, variance, steps = _over_window((own.mean, own.variance), past)
     y = fused.normalize(x, mean, variance, *parameters, epsilon)
     return view.restore(y), Moments(*own[:3]), _Kept(mean, variance, steps)

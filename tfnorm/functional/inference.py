@@ -34,4 +34,4 @@ def normalize_by_moving_statistics(
     x = view.flatten(x)
     scale, offset = channelwise.scale_and_offset(x, gamma, beta)
     statistics = (tf.cast(value, scale.dtype) for value in (moving_mean, moving_variance))
-    return view.restore(fused.normalize(x, *statistics, scale, offset, epsilon))
+    return view.restore(fused.suited(x).normalize(x, *statistics, scale, offset, epsilon))

@@ -1,13 +1,14 @@
 """Moving average batch normalization (Yan et al. 2020)."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, moving, ring
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 Buffers = tuple[tf.Tensor, tf.Tensor]
 """Values [window, G, C] of past steps and their weights [window, G, 1], 0 of what is not known."""
@@ -84,8 +85,10 @@ def moving_average_batch_normalization(
     Raises:
         ValueError: the number of groups does not divide the batch.
     """
+    view = View(x, axis, past.squares[0].shape[1])
+    x, mask = view.flatten(x), view.flatten_mask(mask)
     options = {
-        "layout": Layout(axis, past.squares[0].shape[1]),
+        "by": fused.suited(x, mask),
         "last_step_of_warmup": last_step_of_warmup,
         "epsilon": epsilon,
     }
@@ -101,16 +104,16 @@ def moving_average_batch_normalization(
         nonlocal moved
         y, kept, moved = _normalize(x, parameters, past[:3], mask, **correction, **options)
 
-        def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy, history = channelwise.shaped(dy, x), (past.step, past.gradients, loss_scale)
-            *dx, buffers = _differentiate(dy, x, kept, parameters, history, mask, **options)
+            dx, *shares, buffers = _differentiate(dy, x, kept, parameters, history, mask, **options)
             keep_gradients(buffers)
-            return dx
+            return channelwise.shaped(dx, x), *shares
 
-        return y, gradient
+        return channelwise.shaped(y, x), gradient
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, tf.nest.map_structure(tf.stop_gradient, moved)
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), tf.nest.map_structure(tf.stop_gradient, moved)
 
 
 class _Kept(NamedTuple):
@@ -121,14 +124,14 @@ class _Kept(NamedTuple):
     is_seen: tf.Tensor
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
     past: tuple[tf.Tensor, tf.Tensor, Buffers],
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     last_step_of_warmup: int,
     correction_start_step: int,
     correction_limit: float,
@@ -136,8 +139,6 @@ def _normalize(
     epsilon: float,
 ) -> tuple[tf.Tensor, _Kept, MovedAverages]:
     """y, what the backward pass needs, and the state after the step (equations 15 to 17)."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
     gamma, beta = parameters
     steps_before, old, held = past
     step = steps_before + 1
@@ -149,12 +150,12 @@ def _normalize(
     r = tf.sqrt((square + epsilon) / (old + epsilon))
     r = tf.clip_by_value(r, 1 / correction_limit, correction_limit)
     r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
-    y = fused.normalize(x, tf.zeros_like(gamma), square, gamma * r, beta, epsilon)
+    y = by.normalize(x, None, square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
-    return view.restore(y), _Kept(square, r, is_seen), MovedAverages(moved, buffers, is_finite)
+    return y, _Kept(square, r, is_seen), MovedAverages(moved, buffers, is_finite)
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     dy: tf.Tensor,
     x: tf.Tensor,
@@ -163,25 +164,21 @@ def _differentiate(
     history: tuple[tf.Tensor, Buffers, tf.Tensor | None],
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     last_step_of_warmup: int,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β, the buffers of Ψ_B after the step) (equations 19 and 20)."""
-    view = View(dy, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
     gamma, _ = parameters
     square, r, is_seen = kept
     steps_before, held, loss_scale = history
-    direct, dy_y_sum, dy_sum = fused.normalize_gradient(
-        dy, x, tf.zeros_like(gamma), square, gamma * r, epsilon, mask
-    )
+    direct, dy_y_sum, dy_sum = by.normalize_gradient(dy, x, None, square, gamma * r, epsilon, mask)
     psi = gamma * r * dy_y_sum / channelwise.at_least_one(channelwise.positions(x, mask))
     average, buffers = _put_and_average(held, steps_before + 1, psi, is_seen, loss_scale)
     psi = tf.where(steps_before < last_step_of_warmup, psi, average)
     dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), mask)
     shares = r * dy_y_sum, dy_sum
-    return view.restore(dx), *map(channelwise.gradient_of, parameters, shares), buffers
+    return dx, *map(channelwise.gradient_of, parameters, shares), buffers
 
 
 def _put_and_average(

@@ -5,6 +5,8 @@ it may be so. Of a kernel its moments say it; then all values are taken less one
 kernel runs again: hardly ever.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -17,6 +19,27 @@ _ROUNDING = 1000 * float(np.finfo(np.float32).eps)
 def may_be_rounded(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     """Of which channels the variance is no more than a rounding of the mean makes."""
     return tf.sqrt(variance) < _ROUNDING * tf.abs(mean)
+
+
+def again_where_rounded(
+    compute: Callable[[tf.Tensor], list[tf.Tensor]], x: tf.Tensor
+) -> list[tf.Tensor]:
+    """What `compute` returns of x [G, M, C]: mean and variance [G, C], and others.
+
+    It returns those of the values less one of them, where the variance may be one of rounding.
+    """
+    own = compute(x)
+    is_doubtful = may_be_rounded(own[0], own[1])
+
+    def shifted() -> list[tf.Tensor]:
+        shift = shift_of(x, is_doubtful)
+        mean, *others = compute(x - tf.expand_dims(tf.cast(shift, x.dtype), 1))
+        return [mean + shift, *others]
+
+    result = tf.cond(tf.reduce_any(is_doubtful), shifted, lambda: own)
+    for value, known in zip(result, own):
+        value.set_shape(known.shape)
+    return result
 
 
 def shift_of(x: tf.Tensor, is_shifted: tf.Tensor) -> tf.Tensor:

@@ -55,7 +55,7 @@ def switchable_normalization(
         for weights in (mean_weights, variance_weights)
     )
     if view.has_one_position and mask is None:
-        batch = fused.moments(flat, epsilon)
+        batch = fused.moments(flat, epsilon=epsilon)
         of_batch = (batch.mean, batch.variance) if moving is None else moving
         centred, variance = _of_one_position(flat, of_batch, of_mean, of_variance)
         y = centred * tf.math.rsqrt(variance + epsilon) * gamma + beta

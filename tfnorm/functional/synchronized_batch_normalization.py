@@ -70,7 +70,7 @@ def _pack(x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, epsilon: floa
     """(Count, mean, variance) of this replica in one vector, [1 + 2C]."""
     view = View(x, *layout)
     x, mask = view.flatten(x), view.flatten_mask(mask)
-    count, mean, variance, _ = fused.moments(x, epsilon, mask)
+    count, mean, variance, _ = fused.moments(x, mask, epsilon=epsilon)
     packed = tf.concat([count[0], mean[0], variance[0]], 0)
     if channelwise.is_statically_positive(count):
         return packed

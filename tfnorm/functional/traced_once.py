@@ -62,12 +62,12 @@ def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
-    """`traced_once` for arguments of the same ranks, and of 1 in the same dimensions.
+    """`traced_once` for arguments whose last two sizes may be any; 1 stays 1.
 
-    Layers of all widths share one trace. Where all sizes of a call but 1 are the same, what it
-    returns has that size; else callers say what they know of it.
+    Layers of all widths and of images of all sizes share one trace. Where all the sizes left open
+    are the same, what it returns has that size; else callers say what they know of it.
     """
-    return _traced_once(function, lambda shape: [*map(_open, shape)])
+    return _traced_once(function, lambda shape: [*shape[:-2], *map(_open, shape[-2:])])
 
 
 def _open(size: int | None) -> int | None:

@@ -160,7 +160,7 @@ def _one_row_if(is_empty: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _moments(layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> list[tf.Tensor]:
     """Count [1], mean [C] and variance [C] of the valid positions."""
     view = View(x, layer.axis)
-    own = fused.moments(view.flatten(x), layer.epsilon, view.flatten_mask(mask))
+    own = fused.moments(view.flatten(x), view.flatten_mask(mask), epsilon=layer.epsilon)
     return [tf.cast(tf.reshape(own.count, [1]), own.mean.dtype), own.mean[0], own.variance[0]]
 
 

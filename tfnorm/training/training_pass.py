@@ -106,7 +106,7 @@ class _View:
 
     def moments(self, values: tf.Tensor) -> channelwise.Moments:
         """Of the valid positions."""
-        return fused.moments(values, self._epsilon, self._valid)
+        return fused.moments(values, self._valid, epsilon=self._epsilon)
 
 
 def _statistics(
