@@ -32,6 +32,7 @@ from tfnorm.functional.moving_average_batch_normalization import (
 from tfnorm.functional.online_normalization import online_normalization, scale_layers
 from tfnorm.functional.switchable_normalization import switchable_normalization
 from tfnorm.functional.synchronized_batch_normalization import synchronized_batch_normalization
+from tfnorm.functional.then import Then
 from tfnorm.functional.weight_centralization import centralize
 from tfnorm.functional.weight_standardization import standardize
 
@@ -42,6 +43,7 @@ __all__ = [
     "MovedAverages",
     "PastAverages",
     "PastMoments",
+    "Then",
     "Transition",
     "are_few",
     "batch_instance_normalization",

@@ -1,5 +1,6 @@
 """Batch Kalman normalization (Wang et al. 2018)."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
@@ -180,7 +182,8 @@ def batch_kalman_normalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
-) -> tuple[tf.Tensor, Estimate, tf.Tensor]:
+    then: Then = NOTHING,
+) -> tuple[tf.Tensor, Estimate, Moments]:
     """Normalizes by the chain's estimate: y = γ·(x − μ̂)/sqrt(diag Σ̂ + ε) + β (Algorithm 1).
 
     Without a transition (the first layer of a chain) μ̂ = x̄ and Σ̂ = S, the batch's own moments,
@@ -198,10 +201,12 @@ def batch_kalman_normalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments` by which it normalizes, their `derived`.
 
     Returns:
-        y, of the shape and dtype of x; the estimate, in float32 (float64 for float64); the number
-        of valid positions [G, 1].
+        y, of the shape and dtype of x; the estimate, in float32 (float64 for float64); the
+        `Moments` by which it normalizes: mean and variance of the estimate, through which no
+        gradient flows.
 
     Raises:
         ValueError: `groups` does not divide the batch.
@@ -213,16 +218,18 @@ def batch_kalman_normalization(
         "is_full": full_covariance,
         "epsilon": epsilon,
     }
-    count: Any = None
+    used: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: Any):  # noqa: ANN202
-        nonlocal count
+        nonlocal used
         parameters, given = parameters[:2], parameters[2:]
         given = tf.nest.pack_sequence_as(transition, given) if given else None
-        y, kept = _normalize(x, parameters, given, mask, **options)
-        count = channelwise.moments_of(x, mask, kept.own).count
-        estimate = kept.estimated[:2]
+        y, kept, derived = _normalize(
+            x, parameters, given, mask, then.arguments, then=then.function, **options
+        )
+        own, estimate = channelwise.moments_of(x, mask, kept.own), kept.estimated[:2]
+        used = Moments(own.count, kept.estimated.mean, kept.estimated.variance, derived=derived)
         for values in estimate:
             values.set_shape([x.shape[0], *[x.shape[-1]] * (values.shape.rank - 1)])
 
@@ -237,7 +244,7 @@ def batch_kalman_normalization(
 
     parameters = [] if transition is None else tf.nest.flatten(transition)
     y, mean, covariance = normalize(x, *channelwise.scale_and_offset(x, gamma, beta), *parameters)
-    return view.restore(y), Estimate(mean, covariance), count
+    return view.restore(y), Estimate(mean, covariance), channelwise.detached(used)
 
 
 class _Kept(NamedTuple):
@@ -254,18 +261,21 @@ def _normalize(
     parameters: tuple[tf.Tensor, tf.Tensor],
     transition: Transition | None,
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
     by: ModuleType,
+    then: Callable,
     is_full: bool,
     epsilon: float,
-) -> tuple[tf.Tensor, _Kept]:
-    """y, and what the backward pass needs."""
+) -> tuple[tf.Tensor, _Kept, Any]:
+    """y, what the backward pass needs, and what `then` makes of the moments that it used."""
     own = by.moments(x, mask, epsilon=epsilon)._replace(saved=())
     covariance = channelwise.covariance(x, own, mask) if is_full else own.variance
     observed = Estimate(own.mean, covariance)
     estimated = _estimate(observed, transition, *parameters, epsilon)
     y = by.normalize(x, own.mean, estimated.variance, parameters[0], estimated.offset, epsilon)
-    return y, _Kept(own, observed, estimated)
+    used = Moments(own.count, estimated.mean, estimated.variance)
+    return y, _Kept(own, observed, estimated), then(used, *arguments)
 
 
 @traced_for_any_size

@@ -1,5 +1,6 @@
 """Batch normalization (Ioffe & Szegedy 2015)."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
@@ -20,6 +22,7 @@ def batch_normalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
+    then: Then = NOTHING,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes each channel of each group by its own batch statistics.
 
@@ -36,6 +39,7 @@ def batch_normalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments`, their `derived`.
 
     Returns:
         y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
@@ -46,13 +50,15 @@ def batch_normalization(
     """
     view = View(x, axis, groups)
     x, mask = view.flatten(x), view.flatten_mask(mask)
-    own: Any = None
+    own = derived = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
-        nonlocal own
+        nonlocal own, derived
         by = fused.suited(x, mask)
-        y, own = _normalize(x, *parameters, mask, by=by, epsilon=epsilon)
+        y, own, derived = _normalize(
+            x, parameters, mask, then.arguments, by=by, then=then.function, epsilon=epsilon
+        )
         own = channelwise.moments_of(x, mask, own)
         values = None if own.saved else x  # of which what it needs is saved
 
@@ -66,18 +72,20 @@ def batch_normalization(
         return channelwise.shaped(y, x), gradient
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), channelwise.detached(own)
+    return view.restore(y), channelwise.detached(own._replace(derived=derived))
 
 
 @traced_for_any_size
 def _normalize(
     x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
     by: ModuleType,
+    then: Callable,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments]:
-    """y, and the moments of each group."""
-    return by.batch_normalize(x, gamma, beta, epsilon, mask)
+) -> tuple[tf.Tensor, Moments, Any]:
+    """y, the moments of each group, and what `then` makes of them and its arguments."""
+    y, own = by.batch_normalize(x, *parameters, epsilon, mask)
+    return y, own, then(own, *arguments)

@@ -1,5 +1,6 @@
 """Batch renormalization (Ioffe 2017)."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
@@ -24,6 +26,7 @@ def batch_renormalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
+    then: Then = NOTHING,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes by batch statistics, corrected towards the moving ones (Algorithm 1).
 
@@ -44,6 +47,7 @@ def batch_renormalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments`, their `derived`.
 
     Returns:
         y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
@@ -57,13 +61,16 @@ def batch_renormalization(
     moving = moving_mean, moving_variance
     # In float64: of a Python number TensorFlow would make float32.
     bounds = tuple(tf.convert_to_tensor(x, dtype_hint=tf.float64) for x in (r_max, d_max))
-    own: Any = None
+    own = derived = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
-        nonlocal own
+        nonlocal own, derived
         by = fused.suited(x, mask)
-        y, own, kept = _normalize(x, parameters, moving, bounds, mask, by=by, epsilon=epsilon)
+        options = {"by": by, "then": then.function, "epsilon": epsilon}
+        y, own, kept, derived = _normalize(
+            x, parameters, moving, bounds, mask, then.arguments, **options
+        )
         own = channelwise.moments_of(x, mask, own)
         values = None if own.saved else x  # of which what it needs is saved
 
@@ -78,7 +85,7 @@ def batch_renormalization(
         return channelwise.shaped(y, x), gradient
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), channelwise.detached(own)
+    return view.restore(y), channelwise.detached(own._replace(derived=derived))
 
 
 class _Kept(NamedTuple):
@@ -96,11 +103,13 @@ def _normalize(
     moving: tuple[tf.Tensor, tf.Tensor],
     bounds: tuple[tf.Tensor, tf.Tensor],
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
     by: ModuleType,
+    then: Callable,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, _Kept]:
-    """y, the moments of each group, and what the backward pass needs."""
+) -> tuple[tf.Tensor, Moments, _Kept, Any]:
+    """y, the moments of each group, what the backward pass needs, and what `then` makes of all."""
     gamma, beta = parameters
     r_max, d_max = (tf.cast(bound, gamma.dtype) for bound in bounds)
     own = by.moments(x, mask, epsilon=epsilon)
@@ -111,4 +120,4 @@ def _normalize(
     r, d = tf.stop_gradient(r), tf.stop_gradient(d)
     scale, offset = gamma * r, gamma * d + beta
     y = by.normalize(x, own.mean, own.variance, scale, offset, epsilon)
-    return y, own, _Kept(r, d, scale)
+    return y, own, _Kept(r, d, scale), then(own, *arguments)

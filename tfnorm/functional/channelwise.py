@@ -8,7 +8,7 @@ Methods call what fused.py has of these functions there: it takes faster kernels
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -19,13 +19,15 @@ from tfnorm.functional.traced_once import traced_for_any_size
 class Moments(NamedTuple):
     """Number [G, 1], mean [G, C] and biased variance [G, C] of a channel's valid positions.
 
-    `saved` is what the kernel that computed them wants to see again in the backward pass.
+    `saved` is what the function that computed them wants to see again in the backward pass.
+    `derived` is what a `Then` has made of them.
     """
 
     count: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
     saved: tuple[tf.Tensor, ...] = ()
+    derived: Any = ()
 
 
 def detached(own: Moments) -> Moments:
@@ -33,7 +35,10 @@ def detached(own: Moments) -> Moments:
 
     Outside of what is traced once, whose own gradient tf.cond would look for.
     """
-    return Moments(own.count, tf.stop_gradient(own.mean), tf.stop_gradient(own.variance))
+    mean, variance, derived = tf.nest.map_structure(
+        tf.stop_gradient, (own.mean, own.variance, own.derived)
+    )
+    return Moments(own.count, mean, variance, derived=derived)
 
 
 def shaped(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -1,13 +1,14 @@
 """Moving statistics: averages that leave out groups which have seen nothing of use."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfnorm.functional.channelwise import Moments, is_statically_positive
-from tfnorm.functional.traced_once import traced_for_any_size
 
 
 def move_moments(
-    old: tuple[tf.Tensor, tf.Tensor], own: Moments, *, momentum: float
+    own: Moments, old: tuple[tf.Tensor, tf.Tensor], *, momentum: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Moving mean and variance [C]: α·old + (1 − α)·own, of each group, then the mean of these.
 
@@ -17,49 +18,34 @@ def move_moments(
     Returns:
         The two; which groups have seen something, and which are finite, [G, 1].
     """
-    return _move_moments(old, _given(own), momentum=momentum)
+    moved = [average(a, b, momentum) for a, b in zip(old, own[1:3])]
+    return _of_those_that_have_seen(own, moved, old)
 
 
 def move_mean_and_deviation(
-    old: tuple[tf.Tensor, tf.Tensor], own: Moments, *, momentum: float, epsilon: float
+    own: Moments, old: tuple[tf.Tensor, tf.Tensor], *, momentum: float, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """`move_moments`, but σ = sqrt(variance + ε) is averaged; the variance is σ² − ε of that.
 
     So that inference has one formula. The mean over groups is of the variance, as the mean over
     replicas is.
     """
-    return _move_mean_and_deviation(old, _given(own), momentum=momentum, epsilon=epsilon)
+    sigma = average(tf.sqrt(old[1] + epsilon), tf.sqrt(own.variance + epsilon), momentum)
+    # Rounding must not make it negative where the variance is zero.
+    moved = average(old[0], own.mean, momentum), tf.maximum(tf.square(sigma) - epsilon, 0)
+    return _of_those_that_have_seen(own, moved, old)
 
 
-def _given(own: Moments) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
-    return count_in_doubt(own.count), own.mean, own.variance
+def _of_those_that_have_seen(
+    own: Moments, moved: Sequence[tf.Tensor], old: tuple[tf.Tensor, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    is_seen, is_finite = which_have_seen(count_in_doubt(own.count), own.variance)
+    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
 
 
 def count_in_doubt(count: tf.Tensor | None) -> tf.Tensor | None:
     """The count, or None where it is known to be above 0: what is traced once sees no constants."""
     return None if count is None or is_statically_positive(count) else count
-
-
-@traced_for_any_size
-def _move_moments(
-    old: tuple, own: tuple, *, momentum: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    count, *new = own
-    is_seen, is_finite = which_have_seen(count, new[1])
-    moved = [average(a, b, momentum) for a, b in zip(old, new)]
-    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
-
-
-@traced_for_any_size
-def _move_mean_and_deviation(
-    old: tuple, own: tuple, *, momentum: float, epsilon: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    count, mean, variance = own
-    is_seen, is_finite = which_have_seen(count, variance)
-    sigma = average(tf.sqrt(old[1] + epsilon), tf.sqrt(variance + epsilon), momentum)
-    # Rounding must not make it negative where the variance is zero.
-    moved = average(old[0], mean, momentum), tf.maximum(tf.square(sigma) - epsilon, 0)
-    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
 
 
 def which_have_seen(count: tf.Tensor | None, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, moving, ring
+from tfnorm.functional.then import Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
@@ -30,12 +31,14 @@ class PastAverages(NamedTuple):
 class MovedAverages(NamedTuple):
     """The state after the forward pass of a step.
 
-    mean_square: χ̂² [C]. squares: of χ²_B. is_finite: which groups had finite ones, [G, 1].
+    mean_square: χ̂² [C]. squares: of χ²_B.
     """
 
     mean_square: tf.Tensor
     squares: Sequence[tf.Tensor]
-    is_finite: tf.Tensor
+
+
+_SILENT = Then(lambda is_seen, is_finite: is_seen)
 
 
 def moving_average_batch_normalization(
@@ -53,6 +56,7 @@ def moving_average_batch_normalization(
     epsilon: float = 1e-3,
     axis: int = -1,
     mask: tf.Tensor | None = None,
+    unless_finite: Then = _SILENT,
 ) -> tuple[tf.Tensor, MovedAverages]:
     """Normalizes by averages over past steps, forward and backward (equations 15 to 20).
 
@@ -76,6 +80,8 @@ def moving_average_batch_normalization(
         epsilon: added to the mean squares, inside the root.
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
+        unless_finite: called with which groups go into the state and which had finite moments,
+            [G, 1]; returns the first of them.
 
     Returns:
         y, of the shape and dtype of x, and the state after this step, through which no gradient
@@ -96,13 +102,17 @@ def moving_average_batch_normalization(
         "correction_start_step": correction_start_step,
         "correction_limit": correction_limit,
         "momentum": momentum,
+        "unless_finite": unless_finite.function,
     }
     moved: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal moved
-        y, kept, moved = _normalize(x, parameters, past[:3], mask, **correction, **options)
+        past_squares, arguments = past[:3], unless_finite.arguments
+        y, kept, moved = _normalize(
+            x, parameters, past_squares, mask, arguments, **correction, **options
+        )
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy, history = channelwise.shaped(dy, x), (past.step, past.gradients, loss_scale)
@@ -130,12 +140,14 @@ def _normalize(
     parameters: tuple[tf.Tensor, tf.Tensor],
     past: tuple[tf.Tensor, tf.Tensor, Buffers],
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
     by: ModuleType,
     last_step_of_warmup: int,
     correction_start_step: int,
     correction_limit: float,
     momentum: float,
+    unless_finite: Callable,
     epsilon: float,
 ) -> tuple[tf.Tensor, _Kept, MovedAverages]:
     """y, what the backward pass needs, and the state after the step (equations 15 to 17)."""
@@ -144,7 +156,7 @@ def _normalize(
     step = steps_before + 1
     square = channelwise.mean_square(x, mask)
     count = moving.count_in_doubt(channelwise.positions(x, mask))
-    is_seen, is_finite = moving.which_have_seen(count, square)
+    is_seen = unless_finite(*moving.which_have_seen(count, square), *arguments)
     average, buffers = ring.put_and_average(held, step, square, is_seen)
     square = tf.where(step <= last_step_of_warmup, square, average)
     r = tf.sqrt((square + epsilon) / (old + epsilon))
@@ -152,7 +164,7 @@ def _normalize(
     r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
     y = by.normalize(x, None, square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
-    return y, _Kept(square, r, is_seen), MovedAverages(moved, buffers, is_finite)
+    return y, _Kept(square, r, is_seen), MovedAverages(moved, buffers)
 
 
 @traced_for_any_size

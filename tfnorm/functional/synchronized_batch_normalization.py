@@ -1,14 +1,15 @@
 """Batch normalization over all replicas, by one collective forward and one backward."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 
 def synchronized_batch_normalization(
@@ -43,34 +44,38 @@ def synchronized_batch_normalization(
         y, of the shape and dtype of x, and the `Moments` of all replicas. The gradients of γ
         and β are this replica's share; the optimizer sums them as it does for every weight.
     """
-    options = {"layout": Layout(axis), "epsilon": epsilon}
+    view = View(x, axis)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    options = {"by": fused.suited(x, mask), "epsilon": epsilon}
+    channels = x.shape[-1]
     merged: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal merged
-        packed = gather(_pack(x, mask, **options))
-        y, merged = _normalize(x, packed, parameters, **options)
+        packed = _pack(x, mask, **options)
+        packed.set_shape([1 + 2 * channels])  # for the collectives
+        y, merged = _normalize(x, gather(packed), parameters, **options)
+        for values in merged[1:3]:
+            values.set_shape([1, channels])
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            direct, packed, *dparameters = _differentiate(
-                dy, x, merged, parameters, mask, **options
-            )
-            sums = reduce_sum(packed)
-            return _add(direct, x, sums, merged, parameters, mask, **options), *dparameters
+            dy = channelwise.shaped(dy, x)
+            direct, packed, *shares = _differentiate(dy, x, merged, parameters, mask, **options)
+            packed.set_shape([2 * channels])
+            dx = _add(direct, x, reduce_sum(packed), merged, parameters, mask, **options)
+            return channelwise.shaped(dx, x), *shares
 
-        return y, gradient
+        return channelwise.shaped(y, x), gradient
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, channelwise.detached(merged)
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), channelwise.detached(merged)
 
 
-@traced_once
-def _pack(x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, epsilon: float) -> tf.Tensor:
+@traced_for_any_size
+def _pack(x: tf.Tensor, mask: tf.Tensor | None, *, by: ModuleType, epsilon: float) -> tf.Tensor:
     """(Count, mean, variance) of this replica in one vector, [1 + 2C]."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    count, mean, variance, _ = fused.moments(x, mask, epsilon=epsilon)
+    count, mean, variance, *_ = by.moments(x, mask, epsilon=epsilon)
     packed = tf.concat([count[0], mean[0], variance[0]], 0)
     if channelwise.is_statically_positive(count):
         return packed
@@ -78,25 +83,23 @@ def _pack(x: tf.Tensor, mask: tf.Tensor | None, *, layout: Layout, epsilon: floa
     return tf.where(count[0] == 0, tf.zeros_like(packed), packed)
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     packed: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
     *,
-    layout: Layout,
+    by: ModuleType,
     epsilon: float,
 ) -> tuple[tf.Tensor, Moments]:
     """y, and the moments of all replicas, of [R, 1 + 2C]."""
-    view = View(x, *layout)
-    x = view.flatten(x)
-    channels = x.shape[-1]
-    merged = channelwise.merged(*tf.split(packed[None], [1, channels, channels], axis=2))
-    y = fused.normalize(x, merged.mean, merged.variance, *parameters, epsilon)
-    return view.restore(y), merged
+    count, both = packed[None, :, :1], packed[None, :, 1:]
+    merged = channelwise.merged(count, *tf.split(both, 2, axis=2))
+    y = by.normalize(x, merged.mean, merged.variance, *parameters, epsilon)
+    return y, merged
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     dy: tf.Tensor,
     x: tf.Tensor,
@@ -104,20 +107,18 @@ def _differentiate(
     parameters: tuple[tf.Tensor, tf.Tensor],
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     epsilon: float,
 ) -> tuple[tf.Tensor, ...]:
     """(What reaches x directly, both sums in one vector, this replica's ∂L/∂γ and ∂L/∂β)."""
-    view = View(x, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
-    direct, *sums = fused.normalize_gradient(
+    direct, *sums = by.normalize_gradient(
         dy, x, merged.mean, merged.variance, parameters[0], epsilon, mask
     )
     packed = tf.concat([channelwise.over_groups(values) for values in sums], 0)
     return direct, packed, *map(channelwise.gradient_of, parameters, sums)
 
 
-@traced_once
+@traced_for_any_size
 def _add(
     direct: tf.Tensor,
     x: tf.Tensor,
@@ -126,14 +127,12 @@ def _add(
     parameters: tuple[tf.Tensor, tf.Tensor],
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     epsilon: float,
 ) -> tf.Tensor:
     """∂L/∂x: what reaches x through the moments is added to what reaches it directly."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
     count = channelwise.at_least_one(merged.count)
     through = channelwise.through_moments(
         tf.split(sums, 2), parameters[0], merged.variance, count, epsilon
     )
-    return view.restore(fused.add_affine(direct, x, merged.mean, *through, mask))
+    return by.add_affine(direct, x, merged.mean, *through, mask)

@@ -1,7 +1,8 @@
 """What all normalizers share: arguments, four weights, masks, inference, moving averages."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -282,31 +283,40 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
         finite, which make the variance so [G, C]. A warning says that once.
         """
-        is_seen, is_finite = moving.which_have_seen(moving.count_in_doubt(count), variance)
-        notices.say_if_not_finite(self, is_finite)
-        return is_seen
+        found = moving.which_have_seen(moving.count_in_doubt(count), variance)
+        return notices.unless_finite(*found, notices.key(self))
 
-    def update_moments(
+    def then_move(
         self,
-        own: functional.Moments,
         old: tuple[tf.Tensor, tf.Tensor] | None = None,
         move: Callable = functional.move_moments,
         **options: float,
-    ) -> tf.Tensor:
-        """Moving mean and variance by `move`, of the groups that have seen something of use.
+    ) -> functional.Then:
+        """Moves moving mean and variance by `move`, of the groups that have seen something of use.
 
         A method that has read the two in this step gives what it read as `old`: a graph may not
         read them twice, because TensorFlow's optimizer can lose the order of a first read and the
         assignment behind a second (it splits the IdentityN of a tf.custom_gradient after it has
-        removed the control dependency that went through it). Returns which groups they are, [G, 1].
+        removed the control dependency that went through it). `keep_moved` takes what it returns.
         """
-        variables = self.moving_mean, self.moving_variance
-        old = tuple(map(state.read, variables)) if old is None else old
-        own = functional.Moments(moving.count_in_doubt(own.count), own.mean, own.variance)
-        options["momentum"] = self.momentum
-        *moved, is_seen = notices.and_say(self, move, old, own, **options)
-        state.Writer().assign_all(variables, moved, old)
+        old = tuple(map(state.read, self._moving)) if old is None else old
+        move = _moving_or_saying(move, momentum=self.momentum, **options)
+        return functional.Then(move, (*old, notices.key(self)))
+
+    def keep_moved(self, then: functional.Then, moved: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Assigns what `then_move` has made; returns which groups went into it, [G, 1]."""
+        *moved, is_seen = moved
+        state.Writer().assign_all(self._moving, moved, then.arguments[:2])
         return is_seen
+
+    def update_moments(self, own: functional.Moments, *args: Any, **options: Any) -> tf.Tensor:
+        """`then_move` and `keep_moved` at once, for moments that are there already."""
+        then = self.then_move(*args, **options)
+        return self.keep_moved(then, then.of(own))
+
+    @property
+    def _moving(self) -> tuple[keras.Variable, keras.Variable]:
+        return self.moving_mean, self.moving_variance
 
     def count_step(self, variable: keras.Variable, step: tf.Tensor) -> None:
         """Counts a training call beyond the `step` that was read."""
@@ -356,3 +366,16 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
             **{name: serialize[name.rsplit("_", 1)[1]](getattr(self, name)) for name in names},
             "virtual_replicas": self.virtual_replicas,
         }
+
+
+@functools.cache
+def _moving_or_saying(move: Callable, **options: float) -> Callable:
+    """One function for all layers that move alike."""
+
+    def run(
+        own: functional.Moments, mean: tf.Tensor, variance: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        *moved, is_seen, is_finite = move(own, (mean, variance), **options)
+        return *moved, notices.unless_finite(is_seen, is_finite, key)
+
+    return run

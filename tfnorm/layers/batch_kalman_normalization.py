@@ -135,7 +135,8 @@ class BatchKalmanNormalization(ChannelNormalization):
             return self.normalize_for_inference(inputs), self._moving_state(noise)
         inputs = self.as_numbers(inputs)
         self.check_mask(inputs, mask)
-        outputs, estimate, count = functional.batch_kalman_normalization(
+        then = self.then_move()
+        outputs, estimate, used = functional.batch_kalman_normalization(
             inputs,
             self.gamma,
             self.beta,
@@ -145,9 +146,9 @@ class BatchKalmanNormalization(ChannelNormalization):
             axis=self.axis,
             mask=mask,
             groups=self.virtual_replicas,
+            then=then,
         )
-        variance = self._variance(estimate.covariance)
-        self.update_moments(functional.Moments(count, estimate.mean, variance))
+        self.keep_moved(then, used.derived)
         return tf.cast(outputs, self.compute_dtype), (estimate.mean, estimate.covariance, noise)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:

@@ -114,12 +114,13 @@ class BatchNormalization(ChannelNormalization):
             outputs, own = functional.synchronized_batch_normalization(
                 inputs, self.gamma, self.beta, replicas.gather, replicas.reduce_sum, **options
             )
+            self.update_moments(own)
         else:
-            groups = 1 if self.synchronized else self.virtual_replicas
+            groups, then = 1 if self.synchronized else self.virtual_replicas, self.then_move()
             outputs, own = functional.batch_normalization(
-                inputs, self.gamma, self.beta, groups=groups, **options
+                inputs, self.gamma, self.beta, groups=groups, then=then, **options
             )
-        self.update_moments(own)
+            self.keep_moved(then, own.derived)
         return outputs
 
     def get_config(self) -> dict[str, Any]:

@@ -75,6 +75,9 @@ class BatchRenormalization(ChannelNormalization):
         """Normalizes by the corrected moments of each group."""
         step, mean, variance = map(state.read, (self.step, self.moving_mean, self.moving_variance))
         r_max, d_max = values_at(step, self.r_max, self.d_max)
+        # The paper averages σ.
+        move = functional.move_mean_and_deviation
+        then = self.then_move((mean, variance), move, epsilon=self.epsilon)
         outputs, own = functional.batch_renormalization(
             inputs,
             self.gamma,
@@ -87,10 +90,9 @@ class BatchRenormalization(ChannelNormalization):
             axis=self.axis,
             mask=mask,
             groups=self.virtual_replicas,
+            then=then,
         )
-        # The paper averages σ.
-        move = functional.move_mean_and_deviation
-        self.update_moments(own, (mean, variance), move, epsilon=self.epsilon)
+        self.keep_moved(then, own.derived)
         self.count_step(self.step, step)
         return outputs
 

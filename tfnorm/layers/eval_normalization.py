@@ -79,10 +79,11 @@ class EvalNormalization(OfExamples, ChannelNormalization):
         """Normalizes by the moments of each group, as batch normalization does."""
         moving = tuple(map(state.read, (self.moving_mean, self.moving_variance)))
         options = {"epsilon": self.epsilon, "axis": self.axis, "mask": mask}
+        then = self.then_move(moving)
         outputs, own = functional.batch_normalization(
-            inputs, self.gamma, self.beta, groups=self.virtual_replicas, **options
+            inputs, self.gamma, self.beta, groups=self.virtual_replicas, then=then, **options
         )
-        is_seen = self.update_moments(own, moving)
+        is_seen = self.keep_moved(then, own.derived)
         if self.training_batch_size is None:
             self._estimate(inputs, own, is_seen, moving, options)
         return outputs

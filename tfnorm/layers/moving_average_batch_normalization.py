@@ -139,9 +139,9 @@ class MovingAverageBatchNormalization(ChannelNormalization):
             epsilon=self.epsilon,
             axis=self.axis,
             mask=mask,
+            unless_finite=functional.Then(notices.unless_finite, (notices.key(self),)),
         )
         backward_writer.open()
-        notices.say_if_not_finite(self, moved.is_finite)
         writer.assign_all(squares, moved.squares, past.squares)
         writer.assign(self.moving_variance, moved.mean_square, past.mean_square)
         self.count_step(self.step, past.step)
