@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfnorm.schedules import LinearRamp, values_at
+from tfnorm.schedules import LinearRamp, value_at
 
 
 def test_values():
@@ -19,22 +19,17 @@ def test_downwards_in_a_graph():
     assert [float(values(tf.constant(step))) for step in (0, 2, 8, 9)] == [2, 1, -2, -2]
 
 
-def test_values_of_several_at_a_step():
+def test_value_at_a_step():
     class Half(LinearRamp):
         def __call__(self, step):
             return super().__call__(step) / 2
 
-    up, down = LinearRamp(1.0, 3.0, 10, 14), LinearRamp(2.0, -2.0, 0, 24)
-
-    def values(step):
-        return values_at(step, up, 0.3, down, lambda step: step + 1, Half(1.0, 3.0, 10, 14))
-
-    step, wanted = tf.constant(12), [2, 0.3, 0, 13, 1]
-    np.testing.assert_allclose(values(step), wanted)
-    graph = tf.function(values).get_concrete_function(step)
-    np.testing.assert_allclose(graph(step), wanted)
-    calls = [op for op in graph.graph.get_operations() if op.type == "PartitionedCall"]
-    assert len(calls) == 2  # of the two ramps together, and of the half
+    step, ramp = tf.constant(12), LinearRamp(1.0, 3.0, 10, 14)
+    schedules = 0.3, lambda step: step + 1, Half(1.0, 3.0, 10, 14)
+    np.testing.assert_allclose([value_at(step, each) for each in schedules], [0.3, 13, 1])
+    later, same = (value_at(step, each) for each in (ramp, LinearRamp(1.0, 3.0, 10, 14)))
+    assert later.function is same.function
+    np.testing.assert_allclose(later.of(), 2)
 
 
 def test_a_step_from_one_value_to_the_other():

@@ -1,11 +1,12 @@
 """Values that change with a layer's own step counter."""
 
+import functools
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.then import Then
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -41,11 +42,12 @@ class LinearRamp:
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The value [] at `step`, float64: exact steps above 2²⁴, and for float64 layers."""
-        (value,) = _ramps(tf.convert_to_tensor(step), lines=(self._line(),))
-        return value
+        return self.then(step).of()
 
-    def _line(self) -> tuple[float, float, int, int]:
-        return self.start_value, self.end_value, self.start_step, self.end_step
+    def then(self, step: tf.Tensor | int) -> Then:
+        """The value at `step`, for an operation that computes more than it."""
+        line = _line(self.start_value, self.end_value, self.start_step, self.end_step)
+        return Then(line, (tf.convert_to_tensor(step),))
 
     def get_config(self) -> dict:
         """The four arguments."""
@@ -62,34 +64,23 @@ class LinearRamp:
         return cls(**config)
 
 
-def values_at(
-    step: tf.Tensor | int, *schedules: float | Callable[[tf.Tensor], tf.Tensor]
-) -> list[tf.Tensor | float]:
-    """What each schedule is at `step`; a number is itself.
-
-    All of them that are a LinearRamp are one operation of a graph.
-    """
-    step = tf.convert_to_tensor(step)
-    lines = tuple(s._line() for s in schedules if type(s) is LinearRamp)
-    of_ramps = iter(_ramps(step, lines=lines) if lines else ())
-    return [
-        next(of_ramps)
-        if type(schedule) is LinearRamp
-        else schedule(step)
-        if callable(schedule)
-        else schedule
-        for schedule in schedules
-    ]
+def value_at(
+    step: tf.Tensor, schedule: float | Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor | float | Then:
+    """What a schedule is at `step`; a number is itself, and a LinearRamp is to be computed yet."""
+    if type(schedule) is LinearRamp:
+        return schedule.then(step)
+    return schedule(step) if callable(schedule) else schedule
 
 
-@traced_once
-def _ramps(step: tf.Tensor, *, lines: tuple[tuple[float, float, int, int], ...]) -> list[tf.Tensor]:
-    return [_ramp(tf.cast(step, tf.float64), *line) for line in lines]
-
-
-def _ramp(
-    step: tf.Tensor, start_value: float, end_value: float, start_step: int, end_step: int
-) -> tf.Tensor:
+@functools.cache
+def _line(start_value: float, end_value: float, start_step: int, end_step: int) -> Callable:
+    """One function for all ramps that are the same."""
     slope = (end_value - start_value) / max(end_step - start_step, 1)
-    line = step * slope + (start_value - slope * start_step)
-    return tf.clip_by_value(line, *sorted((start_value, end_value)))
+    bounds = sorted((start_value, end_value))
+
+    def value(step: tf.Tensor) -> tf.Tensor:
+        line = tf.cast(step, tf.float64) * slope + (start_value - slope * start_step)
+        return tf.clip_by_value(line, *bounds)
+
+    return value

@@ -19,8 +19,8 @@ def batch_renormalization(
     beta: tf.Tensor | None,
     moving_mean: tf.Tensor,
     moving_variance: tf.Tensor,
-    r_max: tf.Tensor | float,
-    d_max: tf.Tensor | float,
+    r_max: tf.Tensor | float | Then,
+    d_max: tf.Tensor | float | Then,
     *,
     epsilon: float = 1e-3,
     axis: int = -1,
@@ -41,8 +41,9 @@ def batch_renormalization(
         beta: offset [C], 0 if None.
         moving_mean: [C], from before this step.
         moving_variance: [C], from before this step.
-        r_max: largest r, at least 1; its inverse is the smallest.
-        d_max: largest |d|, at least 0.
+        r_max: largest r, at least 1; its inverse is the smallest. A `Then` of nothing but its
+            arguments makes it within the operation that normalizes.
+        d_max: largest |d|, at least 0; likewise.
         epsilon: added to the variances, inside the root.
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
@@ -59,15 +60,14 @@ def batch_renormalization(
     view = View(x, axis, groups)
     x, mask = view.flatten(x), view.flatten_mask(mask)
     moving = moving_mean, moving_variance
-    # In float64: of a Python number TensorFlow would make float32.
-    bounds = tuple(tf.convert_to_tensor(x, dtype_hint=tf.float64) for x in (r_max, d_max))
+    makers, bounds = zip(*map(_as_then, (r_max, d_max)))
     own = derived = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own, derived
         by = fused.suited(x, mask)
-        options = {"by": by, "then": then.function, "epsilon": epsilon}
+        options = {"by": by, "makers": makers, "then": then.function, "epsilon": epsilon}
         y, own, kept, derived = _normalize(
             x, parameters, moving, bounds, mask, then.arguments, **options
         )
@@ -88,6 +88,13 @@ def batch_renormalization(
     return view.restore(y), channelwise.detached(own._replace(derived=derived))
 
 
+def _as_then(bound: tf.Tensor | float | Then) -> Then:
+    if isinstance(bound, Then):
+        return bound
+    # In float64: of a Python number TensorFlow would make float32.
+    return Then(tf.identity, (tf.convert_to_tensor(bound, dtype_hint=tf.float64),))
+
+
 class _Kept(NamedTuple):
     """What the backward pass needs of the forward pass beside the moments: r, d and γ·r."""
 
@@ -101,17 +108,18 @@ def _normalize(
     x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
     moving: tuple[tf.Tensor, tf.Tensor],
-    bounds: tuple[tf.Tensor, tf.Tensor],
+    bounds: tuple[tuple[tf.Tensor, ...], ...],
     mask: tf.Tensor | None,
     arguments: tuple[tf.Tensor, ...],
     *,
     by: ModuleType,
+    makers: tuple[Callable, Callable],
     then: Callable,
     epsilon: float,
 ) -> tuple[tf.Tensor, Moments, _Kept, Any]:
     """y, the moments of each group, what the backward pass needs, and what `then` makes of all."""
     gamma, beta = parameters
-    r_max, d_max = (tf.cast(bound, gamma.dtype) for bound in bounds)
+    r_max, d_max = (tf.cast(make(*of), gamma.dtype) for make, of in zip(makers, bounds))
     own = by.moments(x, mask, epsilon=epsilon)
     sigma = tf.sqrt(moving[1] + epsilon)
     r = tf.clip_by_value(tf.sqrt(own.variance + epsilon) / sigma, 1 / r_max, r_max)

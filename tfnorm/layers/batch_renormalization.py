@@ -11,7 +11,7 @@ from tfnorm import functional
 from tfnorm.layers import arguments, replicas, state
 from tfnorm.layers.base import ChannelNormalization
 from tfnorm.layers.batch_method import AveragedSteps
-from tfnorm.schedules import LinearRamp, values_at
+from tfnorm.schedules import LinearRamp, value_at
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")
@@ -74,7 +74,7 @@ class BatchRenormalization(ChannelNormalization):
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the corrected moments of each group."""
         step, mean, variance = map(state.read, (self.step, self.moving_mean, self.moving_variance))
-        r_max, d_max = values_at(step, self.r_max, self.d_max)
+        r_max, d_max = (value_at(step, bound) for bound in (self.r_max, self.d_max))
         # The paper averages σ.
         move = functional.move_mean_and_deviation
         then = self.then_move((mean, variance), move, epsilon=self.epsilon)
