@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.suited import suited
 from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
@@ -214,7 +215,7 @@ def batch_kalman_normalization(
     view = View(x, axis, groups)
     x, mask = view.flatten(x), view.flatten_mask(mask)
     options = {
-        "by": fused.suited(x, mask),
+        "by": suited(x, mask),
         "is_full": full_covariance,
         "epsilon": epsilon,
     }

@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.suited import suited
 from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
@@ -55,7 +56,7 @@ def batch_normalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own, derived
-        by = fused.suited(x, mask)
+        by = suited(x, mask)
         y, own, derived = _normalize(
             x, parameters, mask, then.arguments, by=by, then=then.function, epsilon=epsilon
         )

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.suited import suited
 from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
@@ -66,7 +67,7 @@ def batch_renormalization(
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own, derived
-        by = fused.suited(x, mask)
+        by = suited(x, mask)
         options = {"by": by, "makers": makers, "then": then.function, "epsilon": epsilon}
         y, own, kept, derived = _normalize(
             x, parameters, moving, bounds, mask, then.arguments, **options

@@ -7,15 +7,13 @@ itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a
 """
 
 import functools
-import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, small, xla
+from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, xla
 from tfnorm.functional.channelwise import Moments, at_positions
 from tfnorm.functional.traced_once import traced_for_any_size
 
@@ -24,23 +22,11 @@ _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 _UNIT_EPSILON = 1e-3
 # A pooling kernel adds one position after the other, which of many more would round too much.
 _POOLED_POSITIONS = 4096
-# On a CPU a kernel takes 45 to 120 µs to begin with. Up to so many elements the separate operations
-# of forward and backward take 0.4 to 0.6 of its time.
-_SMALL = 65536
-
-
-def suited(x: tf.Tensor, mask: tf.Tensor | None = None) -> ModuleType:
-    """Which has the best functions for x [G, M, C] and its mask: this, small or channelwise."""
-    if not _applies(x, mask):
-        return channelwise
-    size = x.shape.num_elements()
-    is_small = size is not None and size <= _SMALL and xla.is_for_cpu()
-    return small if is_small else sys.modules[__name__]
 
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None, *, epsilon: float) -> Moments:
     """`channelwise.moments`; ε is what the kernel wants for the backward pass."""
-    if not _applies(x, mask):
+    if not applies(x, mask):
         return channelwise.moments(x, mask)
     mean, variance, *saved = _moments(x, epsilon=epsilon)
     return Moments(channelwise.positions(x), mean, variance, (*saved,))
@@ -78,15 +64,15 @@ def normalize(
     epsilon: float,
 ) -> tf.Tensor:
     """`channelwise.normalize`, in one pass over x in place of three."""
-    if not _applies(x):
+    if not applies(x):
         return channelwise.normalize(x, mean, variance, scale, offset, epsilon)
     mean = tf.zeros_like(variance) if mean is None else mean
     y = tf.raw_ops.FusedBatchNormV3(
-        x=_as_images(x),
-        scale=_of_one_group(scale),
-        offset=_of_one_group(offset),
-        mean=_of_one_group(mean),
-        variance=_of_one_group(variance),
+        x=as_images(x),
+        scale=of_one_group(scale),
+        offset=of_one_group(offset),
+        mean=of_one_group(mean),
+        variance=of_one_group(variance),
         epsilon=epsilon,
         is_training=False,
     ).y
@@ -103,7 +89,7 @@ def normalize_gradient(
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`channelwise.normalize_gradient`, in two passes (0.4 of the time)."""
-    if not _applies(x, mask):
+    if not applies(x, mask):
         return channelwise.normalize_gradient(dy, x, mean, variance, scale, epsilon, mask)
     mean = tf.zeros_like(variance) if mean is None else mean
     return _normalize_gradient(dy, x, mean, variance, scale, epsilon=epsilon)
@@ -127,7 +113,7 @@ def _normalize_gradient(
     fixed_mean, fixed_variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
     rstd = tf.math.rsqrt(variance + epsilon)
     one, shift = rstd / tf.stop_gradient(rstd), rstd * (fixed_mean - mean)
-    known = _of_one_group(fixed_mean), _of_one_group(fixed_variance), tf.zeros([0])
+    known = of_one_group(fixed_mean), of_one_group(fixed_variance), tf.zeros([0])
     direct, dy_x_sum, dy_sum = _gradient(dy, x, scale * one, known, epsilon, is_training=False)
     if x.dtype != mean.dtype:
         direct = tf.cast(dy, mean.dtype) * at_positions(scale * rstd)
@@ -143,7 +129,7 @@ def add_affine(
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """`channelwise.add_affine`, in one operation in place of three (0.6 of the time)."""
-    if not _applies(x, mask):
+    if not applies(x, mask):
         return channelwise.add_affine(direct, x, mean, factor, offset, mask)
     return _add_affine(direct, x, mean, factor, offset)
 
@@ -170,7 +156,7 @@ def batch_normalize(
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Moments]:
     """`channelwise.batch_normalize`, in one kernel."""
-    if not _applies(x, mask):
+    if not applies(x, mask):
         return channelwise.batch_normalize(x, scale, offset, epsilon, mask)
     return _batch_normalize(x, scale, offset, epsilon)
 
@@ -227,7 +213,8 @@ def clip_gradient(dy: tf.Tensor, y: tf.Tensor, bound: float) -> tf.Tensor:
     return select(dy, tf.identity(y))
 
 
-def _applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
+def applies(x: tf.Tensor, mask: tf.Tensor | None = None) -> bool:
+    """Whether kernels compute what belongs to x [G, M, C] and its mask."""
     is_one_group = mask is None and x.shape[0] == 1 and x.dtype in _DTYPES
     # Forward mode would take the statistics in the kernels for constants, as TensorFlow's own
     # derivatives of them do, where it differentiates the plain functions operation by operation.
@@ -272,7 +259,7 @@ def _by_kernel(
 def _training_kernel(
     x: tf.Tensor, *, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> list[tf.Tensor]:
-    images = _as_images(x)
+    images = as_images(x)
     result = tf.raw_ops.FusedBatchNormV3(
         x=images,
         scale=scale,
@@ -310,12 +297,12 @@ def _gradient(
     """
     # At inference this kernel alone is slower on many images (1.1 times); in training it has to
     # see what the forward kernel saw.
-    view = _as_images if is_training else _as_image
+    view = as_images if is_training else _as_image
     with second_derivative.in_graphs():
         result = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=view(dy),
             x=x if is_training else view(x),
-            scale=_of_one_group(scale),
+            scale=of_one_group(scale),
             reserve_space_1=reserved[0],
             reserve_space_2=reserved[1],
             reserve_space_3=reserved[2],
@@ -330,7 +317,7 @@ def _as_image(x: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(x, 2)
 
 
-def _as_images(x: tf.Tensor) -> tf.Tensor:
+def as_images(x: tf.Tensor) -> tf.Tensor:
     """[1, M, C] as images of 16 positions.
 
     With oneDNN these take 0.92 to 0.96 of the time of one image forward and 0.88 to 0.96 at
@@ -352,6 +339,6 @@ def _from_images(y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(y, tf.shape(x))
 
 
-def _of_one_group(values: tf.Tensor) -> tf.Tensor:
+def of_one_group(values: tf.Tensor) -> tf.Tensor:
     """[1, C] or [C] as [C]."""
     return values if values.shape.rank == 1 else tf.squeeze(values, 0)

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
+from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 
 
@@ -34,4 +35,4 @@ def normalize_by_moving_statistics(
     x = view.flatten(x)
     scale, offset = channelwise.scale_and_offset(x, gamma, beta)
     statistics = (tf.cast(value, scale.dtype) for value in (moving_mean, moving_variance))
-    return view.restore(fused.suited(x).normalize(x, *statistics, scale, offset, epsilon))
+    return view.restore(suited(x).normalize(x, *statistics, scale, offset, epsilon))

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused, moving, ring
+from tfnorm.functional import channelwise, moving, ring
+from tfnorm.functional.suited import suited
 from tfnorm.functional.then import Then
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
@@ -94,7 +95,7 @@ def moving_average_batch_normalization(
     view = View(x, axis, past.squares[0].shape[1])
     x, mask = view.flatten(x), view.flatten_mask(mask)
     options = {
-        "by": fused.suited(x, mask),
+        "by": suited(x, mask),
         "last_step_of_warmup": last_step_of_warmup,
         "epsilon": epsilon,
     }

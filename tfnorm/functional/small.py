@@ -1,18 +1,18 @@
-"""The functions of channelwise.py for few values in one group, without a mask.
+"""The functions of channelwise.py for few values of float32 in one group, without a mask, on a CPU.
 
 Here the number of operations counts, and not that of passes over x.
 """
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, rounding
+from tfnorm.functional import channelwise, fused, rounding
 from tfnorm.functional.channelwise import (
     Moments,
     add_affine,
     normalize,
     normalize_gradient,
 )
-from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.fused import batch_normalize_gradient
 
 __all__ = [
     "add_affine",
@@ -25,17 +25,9 @@ __all__ = [
 
 
 def moments(x: tf.Tensor, mask: None = None, *, epsilon: float = 0) -> Moments:
-    """`channelwise.moments`; what is saved is x − mean."""
+    """`channelwise.moments`."""
     del mask, epsilon
-
-    def about_mean(values: tf.Tensor) -> list[tf.Tensor]:
-        mean = channelwise.mean(values)
-        centred = channelwise.centre(values, mean)
-        return [mean, channelwise.mean_square(centred), centred]
-
-    x = tf.cast(x, channelwise.statistics_dtype(x))
-    mean, variance, centred = rounding.again_where_rounded(about_mean, x)
-    return Moments(channelwise.positions(x), mean, variance, (centred,))
+    return _centre(x)[1]
 
 
 def batch_normalize(
@@ -43,25 +35,19 @@ def batch_normalize(
 ) -> tuple[tf.Tensor, Moments]:
     """`channelwise.batch_normalize`."""
     del mask
-    own = moments(x)
-    factor = scale * tf.math.rsqrt(own.variance + epsilon)
-    return channelwise.affine(*own.saved, factor, offset, x.dtype), own
+    centred, own = _centre(x)
+    return normalize(centred, None, own.variance, scale, offset, epsilon), own
 
 
-@traced_for_any_size
-def batch_normalize_gradient(
-    dy: tf.Tensor,
-    x: tf.Tensor | None,
-    own: Moments,
-    scale: tf.Tensor,
-    mask: None = None,
-    *,
-    epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`channelwise.batch_normalize_gradient`, of what is saved."""
-    del x, mask
-    about_mean = own._replace(mean=None)
-    dx, *sums = channelwise.batch_normalize_gradient(
-        dy, *own.saved, about_mean, scale, epsilon=epsilon
-    )
-    return tf.cast(dx, dy.dtype), *sums
+def _centre(x: tf.Tensor) -> tuple[tf.Tensor, Moments]:
+    """Computes x − mean, and the moments; in the backward pass a kernel sees it, of mean 0."""
+    mean, variance, centred = rounding.again_where_rounded(_about_mean, x)
+    reserved = fused.of_one_group(tf.zeros_like(mean)), fused.of_one_group(variance), tf.zeros([0])
+    saved = fused.as_images(centred), *reserved
+    return centred, Moments(channelwise.positions(x), mean, variance, saved)
+
+
+def _about_mean(x: tf.Tensor) -> list[tf.Tensor]:
+    mean = channelwise.mean(x)
+    centred = channelwise.centre(x, mean)
+    return [mean, channelwise.mean_square(centred), centred]

@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.suited import suited
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.view import View
 
@@ -46,7 +47,7 @@ def synchronized_batch_normalization(
     """
     view = View(x, axis)
     x, mask = view.flatten(x), view.flatten_mask(mask)
-    options = {"by": fused.suited(x, mask), "epsilon": epsilon}
+    options = {"by": suited(x, mask), "epsilon": epsilon}
     channels = x.shape[-1]
     merged: Any = None
 
