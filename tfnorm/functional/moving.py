@@ -1,30 +1,29 @@
 """Moving statistics: averages that leave out groups which have seen nothing of use."""
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
 from tfnorm.functional.channelwise import Moments, is_statically_positive
 
 
 def move_moments(
-    own: Moments, old: tuple[tf.Tensor, tf.Tensor], *, momentum: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    own: Moments, old: tuple[tf.Tensor, tf.Tensor], is_seen: tf.Tensor, *, momentum: float
+) -> list[tf.Tensor]:
     """Moving mean and variance [C]: α·old + (1 − α)·own, of each group, then the mean of these.
 
-    A group without a valid position, or with moments that are not finite (which make its variance
-    so), takes `old` for its own.
-
-    Returns:
-        The two; which groups have seen something, and which are finite, [G, 1].
+    A group that has not seen anything of use (is_seen, [G, 1]) takes `old` for its own.
     """
     moved = [average(a, b, momentum) for a, b in zip(old, own[1:3])]
-    return _of_those_that_have_seen(own, moved, old)
+    return [of_groups(a, b, is_seen) for a, b in zip(moved, old)]
 
 
 def move_mean_and_deviation(
-    own: Moments, old: tuple[tf.Tensor, tf.Tensor], *, momentum: float, epsilon: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    own: Moments,
+    old: tuple[tf.Tensor, tf.Tensor],
+    is_seen: tf.Tensor,
+    *,
+    momentum: float,
+    epsilon: float,
+) -> list[tf.Tensor]:
     """`move_moments`, but σ = sqrt(variance + ε) is averaged; the variance is σ² − ε of that.
 
     So that inference has one formula. The mean over groups is of the variance, as the mean over
@@ -33,14 +32,7 @@ def move_mean_and_deviation(
     sigma = average(tf.sqrt(old[1] + epsilon), tf.sqrt(own.variance + epsilon), momentum)
     # Rounding must not make it negative where the variance is zero.
     moved = average(old[0], own.mean, momentum), tf.maximum(tf.square(sigma) - epsilon, 0)
-    return _of_those_that_have_seen(own, moved, old)
-
-
-def _of_those_that_have_seen(
-    own: Moments, moved: Sequence[tf.Tensor], old: tuple[tf.Tensor, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    is_seen, is_finite = which_have_seen(count_in_doubt(own.count), own.variance)
-    return *(of_groups(a, b, is_seen) for a, b in zip(moved, old)), is_seen, is_finite
+    return [of_groups(a, b, is_seen) for a, b in zip(moved, old)]
 
 
 def count_in_doubt(count: tf.Tensor | None) -> tf.Tensor | None:

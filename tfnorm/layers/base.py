@@ -375,7 +375,8 @@ def _moving_or_saying(move: Callable, **options: float) -> Callable:
     def run(
         own: functional.Moments, mean: tf.Tensor, variance: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        *moved, is_seen, is_finite = move(own, (mean, variance), **options)
-        return *moved, notices.unless_finite(is_seen, is_finite, key)
+        found = moving.which_have_seen(moving.count_in_doubt(own.count), own.variance)
+        is_seen = notices.unless_finite(*found, key)
+        return *move(own, (mean, variance), is_seen, **options), is_seen
 
     return run
