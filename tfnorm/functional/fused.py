@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, xla
 from tfnorm.functional.channelwise import Moments, at_positions
+from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import traced_for_any_size
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
@@ -324,13 +325,9 @@ def as_images(x: tf.Tensor) -> tf.Tensor:
     inference for 64 channels, 0.88 to 0.96 and 0.84 to 0.88 for 256; in bfloat16 0.96 to 1.02 for
     64. cuDNN takes up to 65,535 images.
     """
-    known = x.shape
-    _, positions, channels = known if None not in known else tf.unstack(tf.shape(x))
-    is_divisible = (positions % 16 == 0) & (positions // 16 <= 65535)
-    if tf.is_tensor(positions):
-        size = tf.where(is_divisible, 16, positions)
-    else:
-        size = 16 if is_divisible and positions else max(positions, 1)
+    _, positions, channels = dimensions(x)
+    fits = (positions % 16 == 0) & (positions // 16 <= 65535)
+    size = tf.where(fits, 16, positions) if tf.is_tensor(fits) else 16 if fits else positions
     return tf.reshape(x, [positions // size, size, 1, channels])
 
 
