@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import references
 from tests.layers import running
 from tfnorm.functional import standardize
-from tfnorm.layers import WeightCentralization, WeightStandardization
+from tfnorm.layers import WeightCentralization, WeightStandardization, weight_centralization
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 WRAPPERS = {
@@ -56,6 +56,43 @@ def test_every_kind_of_layer(rng, wrapper, make, shape, by_channel):
     x = tf.constant(rng.normal(1, 1, shape), tf.float32)
     running.assert_close(layer(x).numpy(), plain(x).numpy(), 1e-5)
     running.assert_close(layer.effective_kernel(), wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: keras.layers.Conv2D(16, 3, strides=2, padding="same"), (1, 4, 4, 16)),
+        (lambda: keras.layers.Conv1D(16, 3, dilation_rate=2, padding="same"), (1, 4, 16)),
+        (lambda: keras.layers.Conv3D(9, 2), (1, 3, 2, 2, 8)),
+    ],
+)
+def test_kernels_that_are_larger_than_images(rng, make, shape, monkeypatch):
+    """Centralized without writing a kernel: outputs and gradients are those of W − mean(W)."""
+    layer = WeightCentralization(make())
+    layer.build(shape)
+    kernel, bias = (rng.normal(1, 1, v.shape) for v in layer.layer.variables)
+    layer.layer.set_weights([kernel, bias])
+    x = tf.constant(rng.normal(1, 1, shape), tf.float32)
+
+    def derivatives():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * weights[: y.shape[-1]])
+        return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+    weights = tf.constant(rng.normal(size=16), tf.float32)
+    calls = []
+    split = weight_centralization.with_mean
+    monkeypatch.setattr(
+        weight_centralization, "with_mean", lambda *args: calls.append(args) or split(*args)
+    )
+    found = derivatives()
+    assert len(calls) == 1
+    monkeypatch.setattr(weight_centralization, "_MUCH_LARGER", np.inf)
+    for ours, plain in zip(found, derivatives(), strict=True):
+        running.assert_close(ours.numpy(), plain.numpy(), 1e-5)
+    assert len(calls) == 1
 
 
 def test_gradients_of_standardization(rng):

@@ -17,6 +17,18 @@ def centralize(kernel: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
     return subtract(kernel)
 
 
+def with_mean(kernel: tf.Tensor, axes: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The kernel, and its mean over `axes`, whose gradients join in one pass over the kernel."""
+
+    @tf.custom_gradient
+    def split(kernel: tf.Tensor):  # noqa: ANN202
+        average = mean(kernel, axes)
+        ratio = kernel.shape.num_elements() // average.shape.num_elements()
+        return (tf.identity(kernel), average), lambda dkernel, dmean: dkernel + dmean / ratio
+
+    return split(kernel)
+
+
 def mean(kernel: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
     """The mean over `axes`, which are kept as 1 or, where they are all but the last, left out."""
     # Half precision would add up in half precision: thousands of elements, most of them in vain.
