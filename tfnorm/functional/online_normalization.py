@@ -90,7 +90,10 @@ def online_normalization(
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         count = channelwise.positions(rows, valid)
-        own_mean = grouped(fused.mean(rows, valid))
+        # Behind an operation that TensorFlow's optimizer does not know, which would move reshapes
+        # before the cast and so cast all of x for each of them.
+        wide = tf.ensure_shape(tf.cast(rows, mean.dtype), rows.shape)
+        own_mean = grouped(fused.mean(wide, valid))
         counts = grouped(count)
         keeps = decay(forward_decay, counts)
         means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
@@ -104,7 +107,7 @@ def online_normalization(
             return square, *recurrence(keeps, (1 - keeps) * spread, variance)
 
         def centred() -> tuple[tf.Tensor, ...]:
-            values = channelwise.centre(rows, flattened(means))
+            values = channelwise.centre(wide, flattened(means))
             return values, tf.zeros_like(means), *follow(mean_square(values))
 
         def mean_square(values: tf.Tensor) -> tf.Tensor:
@@ -114,11 +117,11 @@ def online_normalization(
             found = centred()
         else:
             # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
-            raw = mean_square(rows)
+            raw = mean_square(wide)
             followed = follow(raw + means * (means - 2 * own_mean))
             found = tf.cond(
                 tf.reduce_all(raw <= _DOMINANCE * (followed[1] + epsilon)),
-                lambda: (tf.cast(rows, raw.dtype), means, *followed),
+                lambda: (wide, means, *followed),
                 centred,
             )
         values, centres, square, variances, last_variance = found
