@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import references
 from tests.layers import running
 from tests.layers.test_against_references import CASES, STEPS
-from tfnorm import layers
+from tfnorm import functional, layers
 from tfnorm.functional import xla
 from tfnorm.functional.recurrence import recurrence
 
@@ -316,6 +316,27 @@ def test_one_position_of_each_example(rng, groups, masked):
         inferred = layer(tf.constant(x), training=False, mask=mask).numpy()
         wanted = reference.infer(x, mask) if method is not online else reference.infer(x)
         running.assert_close(inferred[valid], wanted[valid], 1e-9, method.__name__)
+
+
+@pytest.mark.parametrize("mean", [0, 1000])
+def test_kernels_for_one_position_differentiate_twice(rng, mean):
+    """The derivatives of float32, whose kernels are others, are those of float64."""
+    shape = (8, 5)
+    x, dy = mean + rng.normal(size=shape), rng.normal(size=shape)
+    values = [rng.normal(size=size) for size in (5, 5, 3, 3)]
+    results = []
+    for dtype in ("float64", "float32"):
+        sources = [tf.constant(v, dtype) for v in (x, *values)]
+        with tf.GradientTape() as outer, tf.GradientTape() as inner:
+            for tape in (outer, inner):
+                tape.watch(sources)
+            y, _ = functional.switchable_normalization(*sources)
+            first = inner.gradient(y, sources, tf.constant(dy, dtype))
+            loss = sum(tf.reduce_sum(tf.sin(v)) for v in first)
+        # But that to β, which is 0.
+        results.append([y, *first, *(outer.gradient(loss, sources[:2] + sources[3:]))])
+    for actual, wanted in zip(*reversed(results), strict=True):
+        running.assert_close(actual.numpy(), wanted.numpy(), 1e-2 if mean else 1e-4)
 
 
 def test_one_image_at_a_time_is_the_batch_in_its_order(rng):

@@ -90,10 +90,10 @@ def online_normalization(
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
         count = channelwise.positions(rows, valid)
-        # Behind an operation that TensorFlow's optimizer does not know, which would move reshapes
-        # before the cast and so cast all of x for each of them.
-        wide = tf.ensure_shape(tf.cast(rows, mean.dtype), rows.shape)
-        own_mean = grouped(fused.mean(wide, valid))
+        wide = tf.cast(rows, mean.dtype)
+        # No pooling of what was cast: TensorFlow's optimizer would cast all of x for it again.
+        average = fused.mean if wide.dtype == rows.dtype else channelwise.mean
+        own_mean = grouped(average(wide, valid))
         counts = grouped(count)
         keeps = decay(forward_decay, counts)
         means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)

@@ -2,9 +2,12 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, fused
+from tfnorm.functional import channelwise, examplewise, fused, xla
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.view import View
+
+# Of a normalization by the moments 0 and 1: any that a fused kernel takes.
+_EPSILON = 1e-3
 
 
 def switchable_normalization(
@@ -51,14 +54,15 @@ def switchable_normalization(
     parameters = channelwise.scale_and_offset(flat, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)
     of_mean, of_variance = (
-        tf.unstack(tf.nn.softmax(tf.cast(weights, flat.dtype)))
-        for weights in (mean_weights, variance_weights)
+        tf.nn.softmax(tf.cast(weights, flat.dtype)) for weights in (mean_weights, variance_weights)
     )
     if view.has_one_position and mask is None:
         batch = fused.moments(flat, epsilon=epsilon)
-        of_batch = (batch.mean, batch.variance) if moving is None else moving
-        centred, variance = _of_one_position(flat, of_batch, of_mean, of_variance)
-        y = centred * tf.math.rsqrt(variance + epsilon) * gamma + beta
+        if moving is None:
+            y = _normalize_one_position(flat, batch, gamma, beta, of_mean, of_variance, epsilon)
+        else:
+            centred, rstd, *_ = _of_one_position(flat, moving, of_mean, of_variance, epsilon)
+            y = channelwise.affine(centred * rstd, _both(of_mean) * gamma, beta)
         return tf.cast(view.restore(y), x.dtype), batch
     valid = view.by_example(view.flatten_mask(mask))
     rows = view.by_example(flat)
@@ -83,18 +87,125 @@ def switchable_normalization(
 def _of_one_position(
     x: tf.Tensor,
     of_batch: tuple[tf.Tensor, tf.Tensor],
-    of_mean: list[tf.Tensor],
-    of_variance: list[tf.Tensor],
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(x − mean, variance) of x [G, n, C], as behind a dense layer: an instance is its own mean."""
+    of_mean: tf.Tensor,
+    of_variance: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """As behind a dense layer, where an instance is its own mean and has no variance.
+
+    With a and b the weights, x − mean = a_1·(x − μ_1) + a_2·(x − μ_2), which is (a_1 + a_2) times
+    the first of what is returned.
+
+    Args:
+        x: [G, n, C].
+        of_batch: μ_2 and σ²_2, the statistics of the batch.
+        of_mean: a [3].
+        of_variance: b [3].
+        epsilon: added to the variance.
+
+    Returns:
+        (x − mean)/(a_1 + a_2) and 1/sqrt(variance + ε), both [G, n, C]; μ_1 and σ²_1, the
+        statistics of the layer, [G, n, 1].
+    """
     batch_mean, batch_variance = map(channelwise.at_positions, of_batch)
     layer_mean = tf.reduce_mean(x, -1, keepdims=True)
     about_layer = x - layer_mean
-    layer_variance = tf.reduce_mean(tf.square(about_layer), -1, keepdims=True)
-    # a_1·(x − layer mean) + a_2·(x − batch mean), by products of the means alone.
-    apart = of_mean[2] * layer_mean - of_mean[2] * batch_mean
-    centred = (of_mean[1] + of_mean[2]) * about_layer + apart
-    return centred, of_variance[1] * layer_variance + of_variance[2] * batch_variance
+    layer_variance = _squared_norm(about_layer) / x.shape[-1]
+    share = of_mean[2] / _both(of_mean)
+    # By products of the means alone, which are few.
+    centred = about_layer + (share * layer_mean - share * batch_mean)
+    of_batch = of_variance[2] * batch_variance + epsilon
+    rstd = tf.math.rsqrt(of_variance[1] * layer_variance + of_batch)
+    return centred, rstd, layer_mean, layer_variance
+
+
+def _normalize_one_position(
+    x: tf.Tensor,
+    batch: Moments,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    of_mean: tf.Tensor,
+    of_variance: tf.Tensor,
+    epsilon: float,
+) -> tf.Tensor:
+    """Normalizes [G, n, C] by its layers and the batch, its moments, through which gradient flows.
+
+    With g = γ·∂L/∂y/σ and q = g·ŷ/σ the derivative is
+        ∂L/∂x = (a_1 + a_2)·g − a_1·mean_C(g) − a_2·mean_n(g)
+            − b_1·(x − μ_1)·mean_C(q) − b_2·(x − μ_2)·mean_n(q),
+    whose parts through statistics are x times the sum of a number of the example and one of the
+    channel, and another such sum: fewer passes than operation by operation (0.6 of the time).
+    """
+
+    @tf.custom_gradient
+    def compute(  # noqa: ANN202
+        x: tf.Tensor,
+        gamma: tf.Tensor,
+        beta: tf.Tensor,
+        of_mean: tf.Tensor,
+        of_variance: tf.Tensor,
+    ):
+        moments = batch.mean, batch.variance
+        centred, rstd, *of_layer = _of_one_position(x, moments, of_mean, of_variance, epsilon)
+        unit = centred * rstd
+        both = _both(of_mean)
+        # By the moments 0 and 1, because a kernel does all that in one pass.
+        one = tf.ones_like(gamma)[None]
+        known = None, one - _EPSILON, both * gamma
+
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            channels, count = x.shape[-1], channelwise.at_positions(batch.count)
+            batch_mean, batch_variance = map(channelwise.at_positions, moments)
+            layer_mean, layer_variance = of_layer
+
+            def means(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                """Over the channels [G, n, 1], and over the examples [G, 1, C]."""
+                of_examples = channelwise.at_positions(channelwise.mean(values))
+                return tf.reduce_mean(values, 2, keepdims=True), of_examples
+
+            direct, *sums = fused.normalize_gradient(dy, unit, *known, _EPSILON)
+            dgamma, dbeta = map(channelwise.over_groups, sums)
+            dgamma *= both
+            direct *= rstd
+            g_of_layer, g_of_batch = (v / both for v in means(direct))
+            q_of_layer, q_of_batch = means(direct * unit * rstd)
+            factor_of_layer = -of_variance[1] * q_of_layer
+            factor_of_batch = -of_variance[2] * q_of_batch
+            offset_of_layer = -of_mean[1] * g_of_layer - factor_of_layer * layer_mean
+            offset_of_batch = -of_mean[2] * g_of_batch - factor_of_batch * batch_mean
+            through = (factor_of_layer + factor_of_batch) * x
+            dx = direct + through + (offset_of_layer + offset_of_batch)
+            # Of the means' weights: Σ g·(x − μ_2) is Σ g·(x − μ_1) and Σ g·(μ_1 − μ_2), these about
+            # a number between the two, and Σ g·(x − mean) is Σ γ·∂L/∂γ.
+            shift = tf.reduce_mean(batch_mean, -1, keepdims=True)
+            between = channels * tf.reduce_sum((layer_mean - shift) * g_of_layer)
+            between -= tf.reduce_sum(count * (batch_mean - shift) * g_of_batch)
+            about_layer = (tf.reduce_sum(gamma * dgamma) - of_mean[2] * between) / both
+            nothing = tf.zeros_like(between)
+            dof_mean = tf.stack([nothing, about_layer, about_layer + between])
+            through_layer = channels * tf.reduce_sum(layer_variance * q_of_layer)
+            through_batch = tf.reduce_sum(count * batch_variance * q_of_batch)
+            dof_variance = tf.stack([nothing, -through_layer / 2, -through_batch / 2])
+            return dx, dgamma, dbeta, dof_mean, dof_variance
+
+        return fused.normalize(unit, *known, beta, _EPSILON), gradient
+
+    return compute(x, gamma, beta, of_mean, of_variance)
+
+
+def _both(of_mean: tf.Tensor) -> tf.Tensor:
+    """The weight of layer and batch together; no 0, to divide by."""
+    return tf.maximum(of_mean[1] + of_mean[2], 1e-30)
+
+
+@tf.custom_gradient
+def _squared_norm(x: tf.Tensor):  # noqa: ANN202
+    """Of each example; its own gradient, because the norm's is 0/0 where that is 0."""
+    if xla.is_compiling():
+        total = tf.reduce_sum(tf.square(x), -1, keepdims=True)
+    else:  # which makes no array of squares
+        total = tf.square(tf.math.reduce_euclidean_norm(x, -1, keepdims=True))
+    return total, lambda dtotal: 2 * x * dtotal
 
 
 def _unbiased(own: Moments) -> Moments:

@@ -26,8 +26,8 @@ class SwitchableNormalization(Mixture, ChannelNormalization):
     replica's own until synchronized.
 
     When: few images on each device, where serving may cost; it moves to the statistics that are
-    there. Nothing is communicated. Cost: about the time of Keras' batch normalization, but
-    twice that where examples have one position, as behind a dense layer.
+    there. Nothing is communicated. Cost: about the time of Keras' batch normalization, a
+    quarter more where examples have one position, as behind a dense layer.
 
     Source: Luo et al., "Differentiable Learning-to-Normalize via Switchable Normalization", 2018,
     equations 3 to 5. As in the official code the instances' variance is Bessel's, and those of
