@@ -121,7 +121,8 @@ def test_patches_are_what_single_outputs_see(layer_and_images, is_known, rng):
 
     @tf.function(input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int32)])
     def of(images, positions):
-        return linear.patches(linear.Map.of(layer), images, positions)
+        own = linear.Map.of(layer)
+        return linear.patches(own, images, positions, linear.places_of(own, images))
 
     outputs = layer(images).numpy()
     if layer.use_bias:
@@ -143,5 +144,6 @@ def test_patches_of_channels_first(rng):
         layer = keras.layers.Conv2D(6, 3, padding="same", data_format=data_format)
         turned = tf.transpose(images, shape)
         layer.build(turned.shape)
-        found.append(linear.patches(linear.Map.of(layer), turned, positions))
+        own = linear.Map.of(layer)
+        found.append(linear.patches(own, turned, positions, linear.places_of(own, turned)))
     np.testing.assert_array_equal(*found)

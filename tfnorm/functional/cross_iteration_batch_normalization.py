@@ -1,15 +1,19 @@
 """Cross-iteration batch normalization (Yao et al. 2021)."""
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, fused, sampling, xla
+from tfnorm.functional import channelwise, sampling, xla
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.sizes import dimensions
-from tfnorm.functional.traced_once import traced_once
-from tfnorm.functional.view import Layout, View
+from tfnorm.functional.suited import suited
+from tfnorm.functional.then import NOTHING, Then
+from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.view import View
 
 GRADIENTS = ("current", "window")
 """What `cross_iteration_batch_normalization` takes as `gradient`."""
@@ -248,6 +252,7 @@ def cross_iteration_batch_normalization(
     epsilon: float = 1e-3,
     axis: int = -1,
     mask: tf.Tensor | None = None,
+    then: Then = NOTHING,
 ) -> tuple[tf.Tensor, Moments, Moments]:
     """Normalizes by the moments of this step and of past ones (equations 9 to 12).
 
@@ -268,6 +273,7 @@ def cross_iteration_batch_normalization(
         epsilon: added to the variance, inside the root.
         axis: the channel axis.
         mask: the shape of x without its channel axis, or broadcastable to it; True where valid.
+        then: what else to make of the `Moments` of the window, their `derived`.
 
     Returns:
         y, of the shape and dtype of x; the `Moments` of this step; those of the window, by which
@@ -276,22 +282,34 @@ def cross_iteration_batch_normalization(
     Raises:
         ValueError: the number of groups does not divide the batch.
     """
-    options = {"layout": Layout(axis, past.weight.shape[1]), "epsilon": epsilon}
+    view = View(x, axis, past.weight.shape[1])
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    options = {"by": suited(x, mask), "epsilon": epsilon}
     own: Any = None
     window: Any = None
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal own, window
-        y, own, kept = _normalize(x, parameters, past, mask, **options)
-        window = Moments(own.count, kept.mean, kept.variance)
-
-        return y, lambda dy: _differentiate(
-            channelwise.shaped(dy, x), x, parameters, kept, mask, gradient=gradient, **options
+        y, own, kept, derived = _normalize(
+            x, parameters, past, mask, then.arguments, then=then.function, **options
         )
+        own = channelwise.moments_of(x, mask, own)
+        window = channelwise.moments_of(
+            x, mask, own._replace(mean=kept.mean, variance=kept.variance)
+        )
+        window = window._replace(derived=derived)
 
-    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta, axis))
-    return y, channelwise.detached(own), channelwise.detached(window)
+        def backward(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dx, *shares = _differentiate(
+                channelwise.shaped(dy, x), x, parameters, kept, mask, gradient=gradient, **options
+            )
+            return channelwise.shaped(dx, x), *shares
+
+        return channelwise.shaped(y, x), backward
+
+    y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
+    return view.restore(y), channelwise.detached(own), channelwise.detached(window)
 
 
 class _Kept(NamedTuple):
@@ -302,23 +320,24 @@ class _Kept(NamedTuple):
     steps: tf.Tensor
 
 
-@traced_once
+@traced_for_any_size
 def _normalize(
     x: tf.Tensor,
     parameters: tuple[tf.Tensor, tf.Tensor],
     past: PastMoments,
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
-    layout: Layout,
+    by: ModuleType,
+    then: Callable,
     epsilon: float,
-) -> tuple[tf.Tensor, Moments, _Kept]:
-    """y, the moments of this step, and those of the window."""
-    view = View(x, *layout)
-    x, mask = view.flatten(x), view.flatten_mask(mask)
-    own = fused.moments(x, mask, epsilon=epsilon)
+) -> tuple[tf.Tensor, Moments, _Kept, Any]:
+    """y, the moments of this step, those of the window, and what `then` makes of the latter."""
+    own = by.moments(x, mask, epsilon=epsilon)
     mean, variance, steps = _over_window((own.mean, own.variance), past)
-    y = fused.normalize(x, mean, variance, *parameters, epsilon)
-    return view.restore(y), Moments(*own[:3]), _Kept(mean, variance, steps)
+    y = by.normalize(x, mean, variance, *parameters, epsilon)
+    derived = then(Moments(own.count, mean, variance), *arguments)
+    return y, Moments(*own[:3]), _Kept(mean, variance, steps), derived
 
 
 def _over_window(
@@ -333,7 +352,7 @@ def _over_window(
     return mean, (own_spread + tf.reduce_sum(past.weight * spread, 0)) / steps, steps
 
 
-@traced_once
+@traced_for_any_size
 def _differentiate(
     dy: tf.Tensor,
     x: tf.Tensor,
@@ -341,20 +360,16 @@ def _differentiate(
     window: _Kept,
     mask: tf.Tensor | None,
     *,
-    layout: Layout,
+    by: ModuleType,
     gradient: str,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β)."""
-    view = View(dy, *layout)
-    dy, x, mask = view.flatten(dy), view.flatten(x), view.flatten_mask(mask)
     gamma, _ = parameters
-    direct, *sums = fused.normalize_gradient(
-        dy, x, window.mean, window.variance, gamma, epsilon, mask
-    )
+    direct, *sums = by.normalize_gradient(dy, x, window.mean, window.variance, gamma, epsilon, mask)
     count = channelwise.at_least_one(channelwise.positions(x, mask))
     if gradient == "current":  # of k_t steps the present one has a share of one
         count = window.steps * count
     through = channelwise.through_moments(sums, gamma, window.variance, count, epsilon)
-    dx = fused.add_affine(direct, x, window.mean, *through, mask)
-    return view.restore(dx), *map(channelwise.gradient_of, parameters, sums)
+    dx = by.add_affine(direct, x, window.mean, *through, mask)
+    return dx, *map(channelwise.gradient_of, parameters, sums)

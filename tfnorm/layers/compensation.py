@@ -26,6 +26,7 @@ class Batch(NamedTuple):
         mask: of the outputs.
         kernel: its kernel.
         shares: `linear.shares_of` the inputs, none beside a mask.
+        places: `linear.places_of` the inputs, if positions are looked for.
     """
 
     inputs: tf.Tensor
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     mask: tf.Tensor | None
     kernel: tf.Tensor
     shares: tuple[tf.Tensor, ...]
+    places: linear.Places | None
 
 
 class Compensation(Protocol):
@@ -40,6 +42,12 @@ class Compensation(Protocol):
 
     def shapes(self, layer: linear.Map) -> dict[str, tuple[int, ...]]:
         """Of what is kept of each group, by the names of the variables."""
+
+    def of_any_size(self, layer: linear.Map) -> linear.Map | None:
+        """What of a layer counts in `of_step` if no size is known; None if they must be."""
+
+    def places(self, layer: linear.Map, inputs: tf.Tensor) -> linear.Places | None:
+        """Those of a `Batch`."""
 
     def of_step(
         self, step: tf.Tensor, batch: Batch, own: Moments, layer: linear.Map, axis: int
@@ -64,6 +72,15 @@ class ByDerivative:
     def shapes(self, layer: linear.Map) -> dict[str, tuple[int, ...]]:
         """One kernel's."""
         return {"past_covariance": linear.factors(layer)}
+
+    def of_any_size(self, layer: linear.Map) -> linear.Map | None:
+        """All but its channels, where TensorFlow has the gradient by the kernel."""
+        return layer.of_any_size() if layer.takes_any_size else None
+
+    def places(self, layer: linear.Map, inputs: tf.Tensor) -> linear.Places | None:
+        """None: it takes all positions."""
+        del layer, inputs
+        return None
 
     def of_step(
         self, step: tf.Tensor, batch: Batch, own: Moments, layer: linear.Map, axis: int
@@ -118,6 +135,14 @@ class BySamples:
             "past_outputs": (self.samples, groups * channels),
         }
 
+    def of_any_size(self, layer: linear.Map) -> linear.Map | None:
+        """What the shares and places of a batch do not say."""
+        return layer.of_any_size(strides=(), dilation_rate=(), padding="")
+
+    def places(self, layer: linear.Map, inputs: tf.Tensor) -> linear.Places | None:
+        """Of the positions."""
+        return linear.places_of(layer, inputs)
+
     def of_step(
         self, step: tf.Tensor, batch: Batch, own: Moments, layer: linear.Map, axis: int
     ) -> tuple[tf.Tensor, ...]:
@@ -128,7 +153,7 @@ class BySamples:
         )
         # The samples check that groups divide the batch.
         with tf.control_dependencies([centred]):
-            found = tf.cast(linear.patches(layer, batch.inputs, positions), dtype)
+            found = tf.cast(linear.patches(layer, batch.inputs, positions, batch.places), dtype)
             inputs = _finite_where_masked(tf.cast(batch.inputs, dtype), batch.mask)
         mean = _mean_patches(layer, inputs, batch, groups, axis)
         _, *patch = dimensions(mean)

@@ -219,6 +219,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         kernel = tf.stop_gradient(tf.convert_to_tensor(self.layer.kernel))
         past = self._past.moments(step, held, kernel)
         # ... and of this one, together, normalize it (equations 9 to 12).
+        then = self.then_move()
         y, own, window = functional.cross_iteration_batch_normalization(
             z,
             self.gamma,
@@ -228,8 +229,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             epsilon=self.epsilon,
             axis=self.axis,
             mask=mask,
+            then=then,
         )
-        is_seen = self.update_moments(window)
+        is_seen = self.keep_moved(then, window.derived)
         self.record_step(step, held, own, is_seen, x, z, kernel, mask)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)

@@ -57,9 +57,13 @@ class Map:
             getattr(layer, "groups", 1),
         )
 
-    def of_any_size(self) -> "Map":
-        """It for kernels of any number of channels, equal for layers that differ in it alone."""
-        return dataclasses.replace(self, kernel_shape=(None,) * len(self.kernel_shape))
+    def of_any_size(self, **others: Any) -> "Map":
+        """It for kernels of any number of channels, equal for layers that differ in it alone.
+
+        `others` take the place of more attributes, which do not count either.
+        """
+        unknown = (None,) * len(self.kernel_shape)
+        return dataclasses.replace(self, kernel_shape=unknown, **others)
 
     @property
     def takes_any_size(self) -> bool:
@@ -215,33 +219,67 @@ def _along(layer: Map, dimension: int, size: int | tf.Tensor) -> _Along:
     return _Along(kernel_size, stride, dilation, outputs, before)
 
 
-def patches(layer: Map, inputs: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+class Places(NamedTuple):
+    """Where in the inputs of a layer its outputs look, along the batch and all of space.
+
+    Attributes:
+        along: int32 [6, dimensions]: sizes of the inputs and of the outputs; how many places one of
+            a dimension is apart from the next, in both; stride, and padding before the first place.
+        within: int32 [kernel elements, dimensions], of the kernel's elements from the first one.
+    """
+
+    along: tf.Tensor
+    within: tf.Tensor
+
+
+def places_of(layer: Map, inputs: tf.Tensor) -> Places | None:
+    """The `Places` of a layer's outputs in these inputs; None where each looks at its own place."""
+    if _is_product(layer):
+        return None
+    channels = 1 if layer.data_format == "channels_first" else inputs.shape.rank - 1
+    rows, *space = [x for i, x in enumerate(dimensions(inputs)) if i != channels]
+    # The batch is a dimension of which each output sees its own place alone.
+    along = [_Along(1, 1, 1, rows, 0), *(_along(layer, i, size) for i, size in enumerate(space))]
+    sizes, outputs = [rows, *space], [own.outputs for own in along]
+    within = np.indices([own.kernel_size for own in along]).reshape(len(along), -1).T
+    known = [
+        *(sizes, outputs, _following(sizes), _following(outputs)),
+        *([own.stride for own in along], [own.before for own in along]),
+    ]
+    return Places(
+        tf.reshape(_vector([x for row in known for x in row]), [len(known), len(along)]),
+        _vector(within * np.array([own.dilation for own in along])),
+    )
+
+
+def patches(
+    layer: Map, inputs: tf.Tensor, positions: tf.Tensor, places: Places | None
+) -> tf.Tensor:
     """The input patches that n of the outputs see, as [n, Q, g].
 
     Args:
         layer: whose they are.
         inputs: its inputs.
         positions: int32 [n], numbers of outputs: counted in order over the batch and all of space.
+        places: `places_of(layer, inputs)`.
     """
     if layer.data_format == "channels_first":
         inputs = tf.transpose(inputs, [0, *range(2, inputs.shape.rank), 1])
-    rows, *space, channels = dimensions(inputs)
-    groups = _groups(layer, channels)
-    # The batch is a dimension of which each output sees its own place alone.
-    along = [_Along(1, 1, 1, rows, 0), *(_along(layer, i, size) for i, size in enumerate(space))]
-    within = np.indices([own.kernel_size for own in along]).reshape(len(along), -1).T
-    steps = np.array([[own.stride, own.dilation] for own in along]).T
-    sizes, outputs = [rows, *space], [own.outputs for own in along]
-    output = tf.expand_dims(positions, 1) // _following(outputs) % _vector(outputs)
-    first = output * _vector(steps[0]) - _vector([own.before for own in along])
-    places = tf.expand_dims(first, 1) + _vector(within * steps[1])  # [n, kernel, dimensions]
-    is_inside = tf.reduce_all((places >= 0) & (places < _vector(sizes)), 2)
-    numbers = tf.where(is_inside, tf.reduce_sum(places * _following(sizes), 2), 0)
-    found = tf.gather(tf.reshape(inputs, [-1, channels]), numbers)
+    channels = dimensions(inputs)[-1]
+    rows = tf.reshape(inputs, [-1, channels])
+    if places is None:
+        return tf.expand_dims(tf.gather(rows, positions), 2)
+    sizes, outputs, following, following_outputs, stride, before = tf.unstack(places.along)
+    output = tf.expand_dims(positions, 1) // following_outputs % outputs
+    first = output * stride - before
+    seen = tf.expand_dims(first, 1) + places.within  # [n, kernel, dimensions]
+    is_inside = tf.reduce_all((seen >= 0) & (seen < sizes), 2)
+    found = tf.gather(rows, tf.where(is_inside, tf.reduce_sum(seen * following, 2), 0))
     found = tf.where(tf.expand_dims(is_inside, 2), found, tf.zeros([], found.dtype))
-    found = tf.reshape(found, [-1, len(within), groups, channels // groups])
-    elements = len(within) * (channels // groups)
-    return tf.reshape(tf.transpose(found, [0, 1, 3, 2]), [-1, elements, groups])
+    groups, elements = _groups(layer, channels), places.within.shape[0]
+    found = tf.reshape(found, [-1, elements, groups, channels // groups])
+    found = tf.transpose(found, [0, 1, 3, 2])
+    return tf.reshape(found, [-1, elements * (channels // groups), groups])
 
 
 def _vector(sizes: Sequence[int | tf.Tensor] | np.ndarray) -> tf.Tensor:
@@ -250,12 +288,12 @@ def _vector(sizes: Sequence[int | tf.Tensor] | np.ndarray) -> tf.Tensor:
     return tf.constant(np.asarray(sizes), tf.int32)
 
 
-def _following(sizes: Sequence[int | tf.Tensor]) -> tf.Tensor:
+def _following(sizes: Sequence[int | tf.Tensor]) -> list[int | tf.Tensor]:
     """For each dimension the places of an array that one of its own is apart from the next."""
     products = [1]
     for size in reversed(sizes[1:]):
         products.append(products[-1] * size)
-    return _vector(products[::-1])
+    return products[::-1]
 
 
 def factors(

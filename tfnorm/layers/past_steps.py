@@ -149,15 +149,17 @@ class CompensatedSteps(Steps):
         small, large = held[: len(self._variables)], held[len(self._variables) :]
         inputs, outputs = map(tf.stop_gradient, (inputs, outputs))
         shares = linear.shares_of(self._map, inputs) if mask is None else ()
+        places = self._compensation.places(self._map, inputs)
+        any_size = self._compensation.of_any_size(self._map)
         put, layer = _put, self._map
-        if mask is None and small[0].shape[1] == 1 and layer.takes_any_size:
-            put, layer = _put_any_size, layer.of_any_size()
+        if mask is None and small[0].shape[1] == 1 and any_size is not None:
+            put, layer = _put_any_size, any_size
         new, slot, new_slots = put(
             step,
             (tuple(small), tuple(large)),
             own[:3],
             is_seen,
-            Batch(inputs, outputs, mask, kernel, shares),
+            Batch(inputs, outputs, mask, kernel, shares, places),
             compensation=self._compensation,
             linear_map=layer,
             axis=axis,
