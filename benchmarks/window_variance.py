@@ -97,13 +97,15 @@ class WatchedCrossIteration(CrossIterationBatchNormalization):
         self.own_mean = self.add_state("own_mean", (), "zeros")
         self.own_square = self.add_state("own_square", (), "ones")
 
-    def record_step(self, step: tf.Tensor, held: list, own: Moments, *rest: object) -> None:
+    def record_step(
+        self, step: tf.Tensor, held: list, own: Moments, is_seen: tf.Tensor, *rest: object
+    ) -> None:
         """Averages the step's moments, too."""
-        super().record_step(step, held, own, *rest)
+        super().record_step(step, held, own, is_seen, *rest)
         variables = self.own_mean, self.own_square
         squares = own._replace(variance=own.variance + tf.square(own.mean))
         old = tuple(map(tf.convert_to_tensor, variables))
-        *moved, _, _ = functional.move_moments(old, squares, momentum=self.momentum)
+        moved = functional.move_moments(squares, old, is_seen, momentum=self.momentum)
         for variable, value in zip(variables, moved, strict=True):
             variable.assign(value)
 
