@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tests import comparing
+from tfnorm.functional import suited
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
@@ -77,3 +78,9 @@ def difference(rng):
 def mirrored():
     """Makes a MirroredStrategy over the first n logical CPU devices."""
     return lambda replicas: tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+@pytest.fixture
+def by_kernels(monkeypatch):
+    """Has TensorFlow's kernels normalize tensors of few elements as well."""
+    monkeypatch.setattr(suited, "_SMALL", -1)

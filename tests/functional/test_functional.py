@@ -133,7 +133,9 @@ def test_a_batch_of_unknown_size(rng):
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize(("positions", "channels"), [(24, 130), (48, 5), (50, 5), (70_000, 128)])
 @pytest.mark.parametrize("function", ["batch_normalization", "batch_renormalization", "inference"])
-def test_every_layout_of_the_fused_kernels(rng, function, positions, channels, is_known):
+def test_every_layout_of_the_fused_kernels(
+    rng, function, positions, channels, is_known, by_kernels
+):
     """Float32 takes these, as images of one position, of 16 or of all: as float64 does."""
     gamma, beta, mean, variance = parameters(rng, channels)
     x, dy = rng.normal(1, 2, (positions, channels)), rng.normal(size=(positions, channels))
@@ -163,9 +165,12 @@ def test_every_layout_of_the_fused_kernels(rng, function, positions, channels, i
         running.assert_close(a, b, 1e-4)
 
 
-@pytest.mark.parametrize("synchronized", [False, True])
-def test_derivatives_of_both_orders_through_the_kernels(rng, synchronized):
-    """Of a tf.function they are those of the plain operations, which float64 takes."""
+@pytest.mark.parametrize(
+    ("fixture", "synchronized"), [("by_kernels", False), ("by_kernels", True), ("rng", False)]
+)
+def test_derivatives_of_both_orders(rng, request, fixture, synchronized):
+    """Of a tf.function, by kernels and without, they are those that float64 has."""
+    request.getfixturevalue(fixture)
     x, weights = rng.normal(1, 2, (2, 3, 16, 4))
     gamma, beta, *_ = parameters(rng, 4)
     normalize = functional.batch_normalization
@@ -192,6 +197,6 @@ def test_derivatives_of_both_orders_through_the_kernels(rng, synchronized):
             penalty = tf.reduce_sum(first[0] ** 3) + tf.reduce_sum(first[1])
         return [*first, *tape.gradient(penalty, sources)]
 
-    by_kernels = both_orders(tf.function(first_order), tf.float32)
-    for a, b in zip(by_kernels, both_orders(first_order, tf.float64), strict=True):
+    in_graph = both_orders(tf.function(first_order), tf.float32)
+    for a, b in zip(in_graph, both_orders(first_order, tf.float64), strict=True):
         running.assert_close(a, b, 1e-5)

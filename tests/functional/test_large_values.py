@@ -39,9 +39,11 @@ def test_the_variance_of_equal_values_is_0(rng, dtype, value, groups, masked, ji
     np.testing.assert_allclose(variance[:, 1], own, 1e-3)
 
 
+@pytest.mark.parametrize("fixture", ["by_kernels", "rng"])
 @pytest.mark.parametrize("units", [3, 300])
-def test_values_that_differ_by_their_last_digits(rng, units):
+def test_values_that_differ_by_their_last_digits(rng, request, fixture, units):
     """A deviation of few units of 1024, the last place of 1e10 in float32."""
+    request.getfixturevalue(fixture)
     steps = rng.integers(-units, units + 1, (4096, 2))
     x = (1e10 + 1024.0 * steps).astype(np.float32)
     _, own = tf.function(functional.batch_normalization)(tf.constant(x))

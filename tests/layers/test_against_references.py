@@ -114,6 +114,11 @@ def test_every_output_gradient_and_state_over_steps(rng, method, dtype, axis, gr
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+def test_by_kernels(rng, method, by_kernels):
+    test_every_output_gradient_and_state_over_steps(rng, method, "float32", -1, 1, False)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("center, scale", [(False, True), (True, False), (False, False)])
 def test_without_center_or_scale(rng, method, center, scale):
     layer, oracle, extra = method(center=center, scale=scale, dtype="float64")

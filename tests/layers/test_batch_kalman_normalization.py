@@ -67,6 +67,7 @@ def trainer(layers):
         ("diagonal", 2, True, 1, "float64"),
         ("full", 1, True, -1, "float64"),
         ("full", 2, False, 1, "float64"),
+        ("diagonal", 1, False, -1, "float32"),
         ("diagonal", 2, False, -1, "float32"),
         ("full", 2, True, 1, "float32"),
     ],
@@ -110,6 +111,11 @@ def test_every_gradient_of_a_chain_over_steps(rng, covariance, groups, masked, a
                     tolerance,
                     f"{name} {message}",
                 )
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_by_kernels(rng, covariance, by_kernels):
+    test_every_gradient_of_a_chain_over_steps(rng, covariance, 1, False, -1, "float32")
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])

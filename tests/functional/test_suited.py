@@ -1,0 +1,50 @@
+"""Which module computes what belongs to a tensor, and that all of them have the same functions."""
+
+import inspect
+
+import pytest
+import tensorflow as tf
+
+from tfnorm.functional import channelwise, fused, small
+from tfnorm.functional.suited import suited
+from tfnorm.functional.xla import is_for_cpu
+
+FUNCTIONS = (
+    "add_affine",
+    "batch_normalize",
+    "batch_normalize_gradient",
+    "moments",
+    "normalize",
+    "normalize_gradient",
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "module"),
+    [
+        ((1, 512, 128), tf.float32, small),
+        ((1, 513, 128), tf.float32, fused),
+        ((1, None, 128), tf.float32, fused),
+        ((1, 2, 3), tf.bfloat16, fused),
+        ((1, 2, 3), tf.float64, channelwise),
+        ((2, 512, 128), tf.float32, channelwise),
+    ],
+)
+def test_choice(shape, dtype, module):
+    if module is small and not is_for_cpu():
+        module = fused
+    with tf.Graph().as_default():
+        assert suited(tf.compat.v1.placeholder(dtype, shape)) is module
+
+
+def test_a_mask_takes_the_plain_functions():
+    assert suited(tf.ones([1, 2, 3]), tf.ones([1, 2, 1], tf.bool)) is channelwise
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_all_take_the_same_arguments(name):
+    wanted, *others = (
+        list(inspect.signature(getattr(module, name)).parameters)
+        for module in (channelwise, fused, small)
+    )
+    assert wanted[:1] and all(names == wanted for names in others)
