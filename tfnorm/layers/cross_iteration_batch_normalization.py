@@ -232,7 +232,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             then=then,
         )
         is_seen = self.keep_moved(then, window.derived)
-        self.record_step(step, held, own, is_seen, x, z, kernel, mask)
+        self.record_step(step, held, own, is_seen, kernel, x, z, mask)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)
 
@@ -242,9 +242,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         held: list[tf.Tensor],
         own: Moments,
         is_seen: tf.Tensor,
+        kernel: tf.Tensor,
         x: tf.Tensor,
         z: tf.Tensor,
-        kernel: tf.Tensor,
         mask: tf.Tensor | None,
     ) -> None:
         """Keeps this step for the ones that come, from the end of the burn-in on."""
