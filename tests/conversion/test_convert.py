@@ -349,6 +349,8 @@ def test_groups_behind_a_kernel_take_no_mask(rng):
     for norm, options in (("gn_ws", {}), ("gn", {}), ("ln", {"kernel": "centralized"})):
         model = masked()
         converted = tfnorm.convert(model, norm, **options)
+        (row,) = converted.conversion_report.rows
+        assert row.note.endswith("it takes no mask: masked positions count in its statistics")
         tfnorm.convert(model, norm, in_place=True, **options)
         np.testing.assert_allclose(converted(x), model(x), rtol=1e-5, atol=1e-6)
 

@@ -27,7 +27,19 @@ def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
     part = norm_part(place.part, place.source, norm, place.channels)
     for call in place.calls:
         graph.replace(call, _called_alike(call, part, norm))
-    return what_is_lost(place.source, norm)
+    return _all_of(what_is_lost(place.source, norm), _lost_mask(place, norm))
+
+
+def _lost_mask(place: Place, norm: Normalizer) -> str:
+    """What there is to say of masks that reach a normalizer which takes none."""
+    is_masked = any("mask" in call.kwargs or call.first.has_mask for call in place.calls)
+    if norm.takes_batch_statistics or not is_masked:
+        return ""
+    return "it takes no mask: masked positions count in its statistics"
+
+
+def _all_of(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _called_alike(call: Call, part: NormPart, norm: Normalizer) -> Call:
@@ -70,7 +82,8 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     given = arguments(place.source, norm, place.channels)
     part = NormPart(place.part, norm.layer_class, given, values)
     graph.replace(call, _called_alike(call, part, norm))
-    return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
+    note = f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
+    return _all_of(note, _lost_mask(place, norm))
 
 
 def mark_shared(graph: Graph, places: Iterable[Place], norm: Normalizer) -> None:
