@@ -89,6 +89,7 @@ def online_normalization(
 
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
+        is_value = rows.shape[1] == 1 and valid is None  # an example, which is its own mean then
         count = channelwise.positions(rows, valid)
         wide = tf.cast(rows, mean.dtype)
         # No pooling of what was cast: TensorFlow's optimizer would cast all of x for it again.
@@ -103,17 +104,25 @@ def online_normalization(
             """Mean squares about μ, σ² before each example and after the last."""
             # v + α·(μ_i − μ)² by the mean square about μ; the maximum is against rounding.
             lag = tf.square(distance)
-            spread = tf.maximum(square - (1 - keeps) * lag, keeps * lag)
+            spread = keeps * lag
+            if not is_value:  # whose variance is 0
+                spread = tf.maximum(square - (1 - keeps) * lag, spread)
             return square, *recurrence(keeps, (1 - keeps) * spread, variance)
 
         def centred() -> tuple[tf.Tensor, ...]:
             values = channelwise.centre(wide, flattened(means))
             return values, tf.zeros_like(means), *follow(mean_square(values))
 
+        def centred_value() -> tuple[tf.Tensor, ...]:
+            values = channelwise.at_positions(flattened(distance))
+            return values, None, *follow(tf.square(distance))
+
         def mean_square(values: tf.Tensor) -> tf.Tensor:
             return grouped(channelwise.mean_square(values, valid))
 
-        if rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
+        if is_value:
+            found = centred_value()
+        elif rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
             found = centred()
         else:
             # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
@@ -127,7 +136,8 @@ def online_normalization(
         values, centres, square, variances, last_variance = found
         rstd = tf.math.rsqrt(variances + epsilon)
         factor = gamma * flattened(rstd)
-        y = channelwise.affine(values, factor, beta - factor * flattened(centres))
+        offset = beta if centres is None else beta - factor * flattened(centres)
+        y = channelwise.affine(values, factor, offset)
         # Not ClipByValue, which takes three times as long as both of these in place.
         y = y if clamp is None else tf.clip_by_value(y, -clamp, clamp)
         y = tf.cast(y, rows.dtype)
@@ -138,7 +148,9 @@ def online_normalization(
                 bound = float(rows.dtype.as_numpy_dtype(clamp))  # rounded as y is
                 dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), bound)
             product, total = fused.sums(dy, values, valid)
-            dgamma = (product - flattened(centres) * total) * flattened(rstd)
+            if centres is not None:
+                product -= flattened(centres) * total
+            dgamma = product * flattened(rstd)
             own_y = distance * rstd
             own_square = square * tf.square(rstd)
             mean_g, mean_product = (
@@ -151,7 +163,9 @@ def online_normalization(
             sums, last_sum = recurrence(keeps, mean_g * rstd, gradient_sum)
             keep(last_sum, last_product, tf.reduce_sum(counts, 1))
             through = -leak * products * tf.square(rstd)
-            offset = -leak * sums - through * centres
+            offset = -leak * sums
+            if centres is not None:
+                offset -= through * centres
             # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
             with tf.control_dependencies([product, total]):
                 direct = dy * channelwise.at_positions(factor)
