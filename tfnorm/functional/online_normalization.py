@@ -160,18 +160,21 @@ def online_normalization(
             leak = 1 - keeps
             products, last_product = recurrence(1 - leak * own_square, mean_product, product_sum)
             mean_g -= leak * products * own_y
-            sums, last_sum = recurrence(keeps, mean_g * rstd, gradient_sum)
+            mean_h = mean_g * rstd
+            sums, last_sum = recurrence(keeps, mean_h, gradient_sum)
             keep(last_sum, last_product, tf.reduce_sum(counts, 1))
+            of_parameters = tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
+            if is_value:
+                dx = channelwise.at_positions(flattened(mean_h - leak * sums))
+                return tf.cast(dx, rows.dtype), *of_parameters
             through = -leak * products * tf.square(rstd)
-            offset = -leak * sums
-            if centres is not None:
-                offset -= through * centres
+            offset = -leak * sums - through * centres
             # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
             with tf.control_dependencies([product, total]):
                 direct = dy * channelwise.at_positions(factor)
             through = channelwise.affine(values, flattened(through), flattened(offset))
             dx = tf.cast(direct + channelwise.keep(through, valid), rows.dtype)
-            return dx, tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
+            return dx, *of_parameters
 
         return (y, last_mean, last_variance), gradient
 
