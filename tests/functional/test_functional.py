@@ -166,13 +166,23 @@ def test_every_layout_of_the_fused_kernels(
 
 
 @pytest.mark.parametrize(
-    ("fixture", "synchronized"), [("by_kernels", False), ("by_kernels", True), ("rng", False)]
+    ("fixture", "synchronized", "shape"),
+    [
+        ("by_kernels", False, (3, 16, 4)),
+        ("by_kernels", True, (3, 16, 4)),
+        ("rng", False, (3, 16, 4)),
+        # As many positions as channels, one of them, and one position.
+        ("by_kernels", False, (1, 16, 16)),
+        ("rng", True, (1, 16, 16)),
+        ("rng", False, (3, 16, 1)),
+        ("rng", True, (1, 1, 4)),
+    ],
 )
-def test_derivatives_of_both_orders(rng, request, fixture, synchronized):
+def test_derivatives_of_both_orders(rng, request, fixture, synchronized, shape):
     """Of a tf.function, by kernels and without, they are those that float64 has."""
     request.getfixturevalue(fixture)
-    x, weights = rng.normal(1, 2, (2, 3, 16, 4))
-    gamma, beta, *_ = parameters(rng, 4)
+    x, weights = rng.normal(1, 2, (2, *shape))
+    gamma, beta, *_ = parameters(rng, shape[-1])
     normalize = functional.batch_normalization
     if synchronized:
         normalize = functools.partial(

@@ -56,16 +56,11 @@ def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
     return _traced_once(function, lambda shape: [*shape[:1], *map(_open, shape[1:])])
 
 
-def traced_for_any_width(function: Callable[P, R]) -> Callable[P, R]:
-    """`traced_once` for arguments of any number of channels, the last dimension of each."""
-    return _traced_once(function, lambda shape: [*shape[:-1], *map(_open, shape[-1:])])
-
-
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments whose last two sizes may be any; 1 stays 1.
 
-    Layers of all widths and of images of all sizes share one trace. Where all the sizes left open
-    are the same, what it returns has that size; else callers say what they know of it.
+    Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
+    of the sizes of what it returns.
     """
     return _traced_once(function, lambda shape: [*shape[:-2], *map(_open, shape[-2:])])
 
@@ -97,9 +92,7 @@ def _traced_once(
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
             trace = traced[key] = _trace(function, args, specs, options)
         with _unoptimized():
-            result = trace(*map(as_argument, tensors))
-        _set_size(result, tensors, shapes)
-        return result
+            return trace(*map(as_argument, tensors))
 
     return call
 
@@ -126,21 +119,6 @@ def _without_optimizer(serialized: bytes | None) -> Any:
     config = tf.compat.v1.ConfigProto.FromString(serialized or b"")
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     return config
-
-
-def _set_size(result: Any, tensors: list[tf.Tensor], shapes: list) -> None:
-    """Says what size was left open, where it was one."""
-    left = {
-        size
-        for x, shape in zip(tensors, shapes)
-        for size, kept in zip(x.shape if shape else (), shape or ())
-        if kept is None
-    }
-    if len(left) == 1 and None not in left:
-        (size,) = left
-        for x in tf.nest.flatten(result):
-            if tf.is_tensor(x) and x.shape.rank:
-                x.set_shape([size if known is None else known for known in x.shape])
 
 
 def as_argument(x: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,6 @@ from tfnorm.functional import Moments, PastMoments, ring
 from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import (
     traced_for_any_inner_size,
-    traced_for_any_width,
     traced_once,
 )
 from tfnorm.layers import history, linear, state
@@ -178,7 +177,7 @@ def _if_after(
     return tf.cond(is_after, then, otherwise) if burn_in_steps else then()
 
 
-@traced_for_any_width
+@traced_for_any_inner_size
 def _put_moments(
     step: tf.Tensor, held: tuple, own: tuple, is_seen: tf.Tensor, *, burn_in_steps: int
 ) -> list[tf.Tensor]:
