@@ -69,9 +69,9 @@ class CrossIterationBatchNormalization(ChannelNormalization):
     Cost: after the burn-in, one more kernel gradient a step, and a pass over the state. With
     `sampled_positions` S in place of both, the products of (window − 1)·(S + 1) patches and the
     kernel, as many as the convolution itself makes for so many of its outputs: in ResNet-50 at
-    64×64, 8 images, S = 8, a step takes 1.2 times the processor's time under Keras' BN, without the
-    option 1.8 times; state 21 MB for 660, memory of a run 1.2 times Keras' for 2.3. In ResNet-20,
-    where kernels are small, it saves some time and no memory.
+    64×64, 8 images, S = 8, a step takes 1.1 times the processor's time under Keras' BN, without the
+    option 1.5 times; state 21 MB for 660, memory of a run 1.1 times Keras' for 2.1. In ResNet-20,
+    where kernels are small, a step takes 1.2 times for 1.4, and memory is the same.
 
     What 8 sampled positions lose (`python -m benchmarks.sampled_positions`): of a step, the error
     of the standard deviation is 0.28 %, where that without any compensation is 0.76 %. Short runs
