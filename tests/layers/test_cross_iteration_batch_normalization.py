@@ -11,6 +11,7 @@ import tensorflow as tf
 from tests import references
 from tests.functional.test_references import GOLDENS
 from tests.layers import running
+from tfnorm import functional
 from tfnorm.layers import BatchNormalization, CrossIterationBatchNormalization
 
 STEPS = 6
@@ -169,6 +170,24 @@ def test_samples_of_all_positions_are_the_derivative(rng, virtual_replicas, samp
             layer.layer.kernel.assign_add(data.normal(0, 0.3, layer.layer.kernel.shape))
     for actual, wanted in zip(both[samples], both[None], strict=True):
         running.assert_close(actual, wanted, 1e-9)
+
+
+@pytest.mark.parametrize("channel_groups", [1, 2])
+@pytest.mark.parametrize("few", [True, False])
+def test_large_derivatives_and_small_ones_are_used_alike(rng, few, channel_groups):
+    """Equations 7 and 8 about the mean, by whichever operations suit the size."""
+    mean, variance = rng.normal(size=(2, 3, 2, 4 * channel_groups))
+    patch, kernel = (
+        rng.normal(size=(3, 2, 6, channel_groups)),
+        rng.normal(size=(6, channel_groups, 4)),
+    )
+    covariance = rng.normal(size=(*patch.shape, 4))
+    past = functional.PastMoments(*map(tf.constant, (mean, variance, np.ones((3, 2, 1)))))
+    found = functional.compensate(past, *map(tf.constant, (patch, covariance, kernel)), few=few)
+    wanted = np.einsum("kbqg,qgc->kbgc", patch, kernel).reshape(mean.shape)
+    running.assert_close(found.mean, wanted, 1e-9)
+    grown = np.einsum("kbqgc,qgc->kbgc", covariance, kernel).reshape(mean.shape)
+    running.assert_close(found.variance, grown - variance - (wanted - mean) ** 2, 1e-9)
 
 
 def test_nothing_is_estimated_while_the_kernel_stays(rng):
