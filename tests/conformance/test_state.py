@@ -49,8 +49,9 @@ def test_one_bad_example(name, bad):
         networks.assert_identical(layer.state(), clean.state())
 
 
-def test_a_graph_says_it_too(rng):
-    layer = Single("bn", SHAPE).layer
+@pytest.mark.parametrize("name", ["bn", "mabn", "bkn", "on"])
+def test_a_graph_says_it_too(name):
+    layer = Single(name, SHAPE).layer
     step = tf.function(lambda x: layer(x, training=True))
     step(tf.zeros(SHAPE))
     with pytest.warns(UserWarning, match="leaves its statistics as they are") as caught:

@@ -67,7 +67,7 @@ def test_every_kind_of_layer(rng, wrapper, make, shape, by_channel):
     ],
 )
 def test_kernels_that_are_larger_than_images(rng, make, shape, monkeypatch):
-    """Centralized without writing a kernel: outputs and gradients are those of W − mean(W)."""
+    """Centralized without writing a kernel: as with one, in derivatives of both orders."""
     layer = WeightCentralization(make())
     layer.build(shape)
     kernel, bias = (rng.normal(1, 1, v.shape) for v in layer.layer.variables)
@@ -75,11 +75,15 @@ def test_kernels_that_are_larger_than_images(rng, make, shape, monkeypatch):
     x = tf.constant(rng.normal(1, 1, shape), tf.float32)
 
     def derivatives():
-        with tf.GradientTape() as tape:
+        sources = [x, *layer.trainable_variables]
+        with tf.GradientTape() as outer, tf.GradientTape() as tape:
+            outer.watch(x)
             tape.watch(x)
             y = layer(x)
-            loss = tf.reduce_sum(y * weights[: y.shape[-1]])
-        return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
+            loss = tf.reduce_sum(weights[: y.shape[-1]] * y**2)
+            first = tape.gradient(loss, sources)
+            penalty = tf.add_n([tf.reduce_sum(value**2) for value in first])
+        return [y, *first, *outer.gradient(penalty, sources)]
 
     weights = tf.constant(rng.normal(size=16), tf.float32)
     calls = []

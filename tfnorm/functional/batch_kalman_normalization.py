@@ -229,7 +229,7 @@ def batch_kalman_normalization(
         y, kept, derived = _normalize(
             x, parameters, given, mask, then.arguments, then=then.function, **options
         )
-        own, estimate = channelwise.moments_of(x, mask, kept.own), kept.estimated[:2]
+        own, estimate = channelwise.with_known_sizes(x, mask, kept.own), kept.estimated[:2]
         used = Moments(own.count, kept.estimated.mean, kept.estimated.variance, derived=derived)
         for values in estimate:
             values.set_shape([x.shape[0], *[x.shape[-1]] * (values.shape.rank - 1)])

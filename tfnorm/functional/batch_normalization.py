@@ -60,7 +60,7 @@ def batch_normalization(
         y, own, derived = _normalize(
             x, parameters, mask, then.arguments, by=by, then=then.function, epsilon=epsilon
         )
-        own = channelwise.moments_of(x, mask, own)
+        own = channelwise.with_known_sizes(x, mask, own)
         values = None if own.saved else x  # of which what it needs is saved
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:

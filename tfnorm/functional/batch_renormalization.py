@@ -72,7 +72,7 @@ def batch_renormalization(
         y, own, kept, derived = _normalize(
             x, parameters, moving, bounds, mask, then.arguments, **options
         )
-        own = channelwise.moments_of(x, mask, own)
+        own = channelwise.with_known_sizes(x, mask, own)
         values = None if own.saved else x  # of which what it needs is saved
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:

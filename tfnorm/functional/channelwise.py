@@ -4,7 +4,7 @@ x is [G, M, C]: see view.py. Per-channel arrays are [G, C] or, shared by all gro
 [G, M, 1], True where a position is valid, or None. Statistics are float32, or float64 for a float64
 x, whatever the dtype of x.
 
-Methods call what fused.py has of these functions there: it takes faster kernels where they apply.
+Methods call these functions from where suited.py finds faster ones: fused.py or small.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def shaped(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return dy
 
 
-def moments_of(x: tf.Tensor, mask: tf.Tensor | None, own: Moments) -> Moments:
+def with_known_sizes(x: tf.Tensor, mask: tf.Tensor | None, own: Moments) -> Moments:
     """The moments of x that what is traced for any size returns, with what is known of them here.
 
     The count is a constant again where shapes tell it.

@@ -294,8 +294,8 @@ def cross_iteration_batch_normalization(
         y, own, kept, derived = _normalize(
             x, parameters, past, mask, then.arguments, then=then.function, **options
         )
-        own = channelwise.moments_of(x, mask, own)
-        window = channelwise.moments_of(
+        own = channelwise.with_known_sizes(x, mask, own)
+        window = channelwise.with_known_sizes(
             x, mask, own._replace(mean=kept.mean, variance=kept.variance)
         )
         window = window._replace(derived=derived)

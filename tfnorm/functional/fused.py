@@ -1,9 +1,10 @@
-"""The functions of channelwise.py by TensorFlow's fused kernels, wherever these apply.
+"""The functions of channelwise.py by TensorFlow's fused kernels, for what these apply to.
 
-They do for one group without a mask in a dtype that they know: on a CPU forward and backward of
-batch normalization together take 0.4 of the time of the separate operations of Keras' layer
-(`python -m benchmarks.layers`). What is traced for XLA takes the plain functions: it fuses by
-itself, and has E[x²] − E[x]² in place of the kernel, which cancels beside a large mean.
+They do to one group without a mask in a dtype that they know: on a CPU forward and backward of
+batch normalization of large tensors together take 0.4 of the time of the separate operations of
+Keras' layer (`python -m benchmarks.layers`). suited.py says for which tensors they are taken. What
+is traced for XLA takes the plain functions: it fuses by itself, and has E[x²] − E[x]² in place of
+the kernel, which cancels beside a large mean.
 """
 
 import functools
@@ -27,8 +28,7 @@ _POOLED_POSITIONS = 4096
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None, *, epsilon: float) -> Moments:
     """`channelwise.moments`; ε is what the kernel wants for the backward pass."""
-    if not applies(x, mask):
-        return channelwise.moments(x, mask)
+    del mask
     mean, variance, *saved = _moments(x, epsilon=epsilon)
     return Moments(channelwise.positions(x), mean, variance, (*saved,))
 
@@ -65,8 +65,6 @@ def normalize(
     epsilon: float,
 ) -> tf.Tensor:
     """`channelwise.normalize`, in one pass over x in place of three."""
-    if not applies(x):
-        return channelwise.normalize(x, mean, variance, scale, offset, epsilon)
     mean = tf.zeros_like(variance) if mean is None else mean
     y = tf.raw_ops.FusedBatchNormV3(
         x=as_images(x),
@@ -90,8 +88,7 @@ def normalize_gradient(
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`channelwise.normalize_gradient`, in two passes (0.4 of the time)."""
-    if not applies(x, mask):
-        return channelwise.normalize_gradient(dy, x, mean, variance, scale, epsilon, mask)
+    del mask
     mean = tf.zeros_like(variance) if mean is None else mean
     return _normalize_gradient(dy, x, mean, variance, scale, epsilon=epsilon)
 
@@ -130,8 +127,7 @@ def add_affine(
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """`channelwise.add_affine`, in one operation in place of three (0.6 of the time)."""
-    if not applies(x, mask):
-        return channelwise.add_affine(direct, x, mean, factor, offset, mask)
+    del mask
     return _add_affine(direct, x, mean, factor, offset)
 
 
@@ -157,8 +153,7 @@ def batch_normalize(
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Moments]:
     """`channelwise.batch_normalize`, in one kernel."""
-    if not applies(x, mask):
-        return channelwise.batch_normalize(x, scale, offset, epsilon, mask)
+    del mask
     return _batch_normalize(x, scale, offset, epsilon)
 
 
@@ -172,8 +167,7 @@ def batch_normalize_gradient(
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`channelwise.batch_normalize_gradient`, in one kernel."""
-    if not own.saved:
-        return channelwise.batch_normalize_gradient(dy, x, own, scale, mask, epsilon=epsilon)
+    del x, mask
     values, *reserved = own.saved
     return _gradient(dy, values, scale, reserved, epsilon, is_training=True)
 

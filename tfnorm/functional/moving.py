@@ -35,15 +35,16 @@ def move_mean_and_deviation(
     return [of_groups(a, b, is_seen) for a, b in zip(moved, old)]
 
 
-def count_in_doubt(count: tf.Tensor | None) -> tf.Tensor | None:
-    """The count, or None where it is known to be above 0: what is traced once sees no constants."""
-    return None if count is None or is_statically_positive(count) else count
+def which_have_seen(count: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which groups have seen something that may go into the state, and which are finite, [G, 1].
 
-
-def which_have_seen(count: tf.Tensor | None, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(Which groups have seen something, which are finite), [G, 1]; count None is above 0."""
+    Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
+    finite, which make the variance [G, C] so.
+    """
     is_finite = tf.reduce_all(tf.math.is_finite(variance), -1, keepdims=True)
-    return is_finite if count is None else tf.logical_and(is_finite, count > 0), is_finite
+    if is_statically_positive(count):
+        return is_finite, is_finite
+    return tf.logical_and(is_finite, count > 0), is_finite
 
 
 def average(old: tf.Tensor, new: tf.Tensor, momentum: float) -> tf.Tensor:

@@ -156,8 +156,8 @@ def _normalize(
     steps_before, old, held = past
     step = steps_before + 1
     square = channelwise.mean_square(x, mask)
-    count = moving.count_in_doubt(channelwise.positions(x, mask))
-    is_seen = unless_finite(*moving.which_have_seen(count, square), *arguments)
+    found = moving.which_have_seen(channelwise.positions(x, mask), square)
+    is_seen = unless_finite(*found, *arguments)
     average, buffers = ring.put_and_average(held, step, square, is_seen)
     square = tf.where(step <= last_step_of_warmup, square, average)
     r = tf.sqrt((square + epsilon) / (old + epsilon))

@@ -1,8 +1,8 @@
 """Large values that are almost equal, of which rounding the mean makes a variance.
 
 Of many equal values of 1e10 in float32 it is 1.7e7 and not 0. Some values of each channel say where
-it may be so. Of a kernel its moments say it; then all values are taken less one of them, and the
-kernel runs again: hardly ever.
+it may be so. Of kernels and of few values the moments say it; then all values are taken less one of
+them, and the moments again: hardly ever.
 """
 
 from collections.abc import Callable

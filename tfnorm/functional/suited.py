@@ -12,7 +12,10 @@ _SMALL = 65536
 
 
 def suited(x: tf.Tensor, mask: tf.Tensor | None = None) -> ModuleType:
-    """The module whose functions are the best for x [G, M, C] and its mask."""
+    """The module whose functions are the best for x [G, M, C] and its mask.
+
+    What has not a size that is known counts as large.
+    """
     if not fused.applies(x, mask):
         return channelwise
     size = x.shape.num_elements()

@@ -2,8 +2,9 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, fused, xla
+from tfnorm.functional import channelwise, examplewise, xla
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 
 # Of a normalization by the moments 0 and 1: any that a fused kernel takes.
@@ -57,7 +58,7 @@ def switchable_normalization(
         tf.nn.softmax(tf.cast(weights, flat.dtype)) for weights in (mean_weights, variance_weights)
     )
     if view.has_one_position and mask is None:
-        batch = fused.moments(flat, epsilon=epsilon)
+        batch = suited(flat).moments(flat, epsilon=epsilon)
         if moving is None:
             y = _normalize_one_position(flat, batch, gamma, beta, of_mean, of_variance, epsilon)
         else:
@@ -163,7 +164,7 @@ def _normalize_one_position(
                 of_examples = channelwise.at_positions(channelwise.mean(values))
                 return tf.reduce_mean(values, 2, keepdims=True), of_examples
 
-            direct, *sums = fused.normalize_gradient(dy, unit, *known, _EPSILON)
+            direct, *sums = suited(unit).normalize_gradient(dy, unit, *known, _EPSILON)
             dgamma, dbeta = map(channelwise.over_groups, sums)
             dgamma *= both
             direct *= rstd
@@ -188,7 +189,7 @@ def _normalize_one_position(
             dof_variance = tf.stack([nothing, -through_layer / 2, -through_batch / 2])
             return dx, dgamma, dbeta, dof_mean, dof_variance
 
-        return fused.normalize(unit, *known, beta, _EPSILON), gradient
+        return suited(unit).normalize(unit, *known, beta, _EPSILON), gradient
 
     return compute(x, gamma, beta, of_mean, of_variance)
 

@@ -9,7 +9,7 @@ from tfnorm.functional.traced_once import traced_for_any_size
 
 
 class Then(NamedTuple):
-    """A function that is called with what a method knows by then, and with arguments of its own.
+    """A function that is called with what is known by then, if anything, and its own arguments.
 
     function: one object for all layers that want the same, else each would be traced for itself.
     arguments: tensors.

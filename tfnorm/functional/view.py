@@ -5,16 +5,8 @@ is valid, or None.
 """
 
 import math
-from typing import NamedTuple
 
 import tensorflow as tf
-
-
-class Layout(NamedTuple):
-    """Which axis of a tensor has the channels, and into how many groups its batch is split."""
-
-    axis: int
-    groups: int = 1
 
 
 class View:

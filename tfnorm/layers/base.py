@@ -283,7 +283,7 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
         finite, which make the variance so [G, C]. A warning says that once.
         """
-        found = moving.which_have_seen(moving.count_in_doubt(count), variance)
+        found = moving.which_have_seen(count, variance)
         return notices.unless_finite(*found, notices.key(self))
 
     def then_move(
@@ -300,13 +300,14 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         removed the control dependency that went through it). `keep_moved` takes what it returns.
         """
         old = tuple(map(state.read, self._moving)) if old is None else old
-        move = _moving_or_saying(move, momentum=self.momentum, **options)
+        move = _moving_with_notice(move, momentum=self.momentum, **options)
         return functional.Then(move, (*old, notices.key(self)))
 
     def keep_moved(self, then: functional.Then, moved: Sequence[tf.Tensor]) -> tf.Tensor:
         """Assigns what `then_move` has made; returns which groups went into it, [G, 1]."""
         *moved, is_seen = moved
-        state.Writer().assign_all(self._moving, moved, then.arguments[:2])
+        old = then.arguments[:2]
+        state.Writer().assign_all(self._moving, moved, old)
         return is_seen
 
     def update_moments(self, own: functional.Moments, *args: Any, **options: Any) -> tf.Tensor:
@@ -369,13 +370,13 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
 
 
 @functools.cache
-def _moving_or_saying(move: Callable, **options: float) -> Callable:
+def _moving_with_notice(move: Callable, **options: float) -> Callable:
     """One function for all layers that move alike."""
 
     def run(
         own: functional.Moments, mean: tf.Tensor, variance: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        found = moving.which_have_seen(moving.count_in_doubt(own.count), own.variance)
+        found = moving.which_have_seen(own.count, own.variance)
         is_seen = notices.unless_finite(*found, key)
         return *move(own, (mean, variance), is_seen, **options), is_seen
 

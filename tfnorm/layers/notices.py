@@ -44,8 +44,8 @@ def unless_finite(is_seen: tf.Tensor, is_finite: tf.Tensor, key: tf.Tensor) -> t
         return is_seen if is_finite.numpy().all() else tf.constant(_say(key, is_seen.numpy()))
 
     def say() -> tf.Tensor:
-        # With no effect that TensorFlow knows of: it would run all layers one after the other. Of
-        # what is not constant, or its optimizer would run it.
+        # With no effect that TensorFlow knows of: it would run all layers one after the other. And
+        # of `is_seen`, because of constants alone its optimizer would run it at once.
         said = tf.numpy_function(_say, [key, is_seen], tf.bool, stateful=False)
         return tf.ensure_shape(said, is_seen.shape)
 

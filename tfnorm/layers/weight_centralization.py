@@ -27,8 +27,9 @@ class WeightCentralization(KernelWrapper):
     `MovingAverageBatchNormalization` wants it before itself, because it subtracts no mean.
 
     Source: Yan et al. 2020, equation 18, after Qiao et al. 2019. Cost: six passes over the kernel
-    a step; three, and some over input and output, where these are smaller; of a kernel 1 wide, over
-    the input alone. Nothing after folding, which bakes the centralized kernel in.
+    a step; three, and some over input and output, where these are much smaller, in float32 and
+    with channels last; of a kernel 1 wide, over the input alone, where that is smaller. Nothing
+    after folding, which bakes the centralized kernel in.
 
     Paper: https://arxiv.org/abs/1903.10520
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.functional import fused
+from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 from tfnorm.layers.batch_method import method_of
 from tfnorm.layers.replicas import gather
@@ -160,7 +160,8 @@ def _one_row_if(is_empty: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _moments(layer: keras.layers.Layer, x: tf.Tensor, mask: tf.Tensor | None) -> list[tf.Tensor]:
     """Count [1], mean [C] and variance [C] of the valid positions."""
     view = View(x, layer.axis)
-    own = fused.moments(view.flatten(x), view.flatten_mask(mask), epsilon=layer.epsilon)
+    x, mask = view.flatten(x), view.flatten_mask(mask)
+    own = suited(x, mask).moments(x, mask, epsilon=layer.epsilon)
     return [tf.cast(tf.reshape(own.count, [1]), own.mean.dtype), own.mean[0], own.variance[0]]
 
 

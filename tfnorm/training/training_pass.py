@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.errors import UserError
-from tfnorm.functional import channelwise, fused
+from tfnorm.functional import channelwise
+from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 from tfnorm.layers.batch_method import method_of
 from tfnorm.models import truth
@@ -106,7 +107,7 @@ class _View:
 
     def moments(self, values: tf.Tensor) -> channelwise.Moments:
         """Of the valid positions."""
-        return fused.moments(values, self._valid, epsilon=self._epsilon)
+        return suited(values, self._valid).moments(values, self._valid, epsilon=self._epsilon)
 
 
 def _statistics(
