@@ -47,13 +47,19 @@ def shaped(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return dy
 
 
+def of_channels(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Values [..., C] of the channels of x, which they may not know."""
+    values.set_shape([*values.shape[:-1], x.shape[-1]])
+    return values
+
+
 def with_known_sizes(x: tf.Tensor, mask: tf.Tensor | None, own: Moments) -> Moments:
     """The moments of x that what is traced for any size returns, with what is known of them here.
 
     The count is a constant again where shapes tell it.
     """
     for values in (own.mean, own.variance):
-        values.set_shape([x.shape[0], x.shape[-1]])
+        of_channels(values, x)
     return own if mask is not None else own._replace(count=positions(x))
 
 

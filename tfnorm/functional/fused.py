@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, xla
-from tfnorm.functional.channelwise import Moments, at_positions
+from tfnorm.functional.channelwise import Moments, at_positions, of_channels
 from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import traced_for_any_size
 
@@ -30,6 +30,7 @@ def moments(x: tf.Tensor, mask: tf.Tensor | None = None, *, epsilon: float) -> M
     """`channelwise.moments`; ε is what the kernel wants for the backward pass."""
     del mask
     mean, variance, *saved = _moments(x, epsilon=epsilon)
+    mean, variance = (of_channels(values, x) for values in (mean, variance))
     return Moments(channelwise.positions(x), mean, variance, (*saved,))
 
 
@@ -90,7 +91,8 @@ def normalize_gradient(
     """`channelwise.normalize_gradient`, in two passes (0.4 of the time)."""
     del mask
     mean = tf.zeros_like(variance) if mean is None else mean
-    return _normalize_gradient(dy, x, mean, variance, scale, epsilon=epsilon)
+    direct, *sums = _normalize_gradient(dy, x, mean, variance, scale, epsilon=epsilon)
+    return channelwise.shaped(direct, x), *(of_channels(values, x) for values in sums)
 
 
 @traced_for_any_size
@@ -128,7 +130,7 @@ def add_affine(
 ) -> tf.Tensor:
     """`channelwise.add_affine`, in one operation in place of three (0.6 of the time)."""
     del mask
-    return _add_affine(direct, x, mean, factor, offset)
+    return channelwise.shaped(_add_affine(direct, x, mean, factor, offset), x)
 
 
 @traced_for_any_size
@@ -234,7 +236,8 @@ def _batch_normalize(
     x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, epsilon: float
 ) -> tuple[tf.Tensor, Moments]:
     y, mean, variance, *saved = _by_kernel(x, scale, offset, epsilon=epsilon)
-    return y, Moments(channelwise.positions(x), mean, variance, (*saved,))
+    mean, variance = (of_channels(values, x) for values in (mean, variance))
+    return channelwise.shaped(y, x), Moments(channelwise.positions(x), mean, variance, (*saved,))
 
 
 @traced_for_any_size
