@@ -8,6 +8,8 @@ import math
 
 import tensorflow as tf
 
+from tfnorm.functional.sizes import dimensions
+
 
 class View:
     """Sees tensors of one shape and channel axis as [G, M, C], and brings results back."""
@@ -94,8 +96,5 @@ def _all_positions(x: tf.Tensor) -> tf.Tensor | int:
 
 def _without(axis: int, x: tf.Tensor) -> list[int | tf.Tensor]:
     """The sizes of x but for one axis, as tensors where they are not known beforehand."""
-    sizes = list(x.shape)
-    if None in sizes:
-        shape = tf.unstack(tf.shape(x), len(sizes))
-        sizes = [shape[i] if size is None else size for i, size in enumerate(sizes)]
+    sizes = dimensions(x)
     return sizes[:axis] + sizes[axis + 1 :]
