@@ -150,3 +150,20 @@ def test_another_choice_between_equals_is_no_error_but_many_are(outputs):
     assert max(worst(AFTER.inner_errors(other, own)).values()) == 0
     other["regions"][:, 10:20] += [0, 0, 4, 4]
     assert worst(AFTER.inner_errors(other, own))["regions"] > FAR
+
+
+def test_masks_are_compared_of_objects_that_both_have_found(outputs):
+    """Where an image is empty scores are equal, and rounding chooses among many boxes."""
+    own = plain(outputs)
+
+    def with_others(rows):
+        other = plain(outputs)
+        other["boxes"][:, rows] += 4
+        other["mask_logits"][:, rows] += 1
+        return other
+
+    assert worst(AFTER.inner_errors(with_others(slice(30)), own))["mask_logits"] == 0
+    assert worst(AFTER.inner_errors(with_others(slice(80)), own))["mask_logits"] > FAR
+    wrong = with_others(slice(30))
+    wrong["mask_logits"][:, 60:] += 1
+    assert worst(AFTER.inner_errors(wrong, own))["mask_logits"] > FAR

@@ -19,7 +19,8 @@ from tfnorm.functional.traced_once import traced_for_any_size
 class Moments(NamedTuple):
     """Number [G, 1], mean [G, C] and biased variance [G, C] of a channel's valid positions.
 
-    `saved` is what the function that computed them wants to see again in the backward pass.
+    `saved` is what the function that computed them wants to see again in the backward pass; the
+    first of it has the shape of x.
     `derived` is what a `Then` has made of them.
     """
 
@@ -60,6 +61,8 @@ def with_known_sizes(x: tf.Tensor, mask: tf.Tensor | None, own: Moments) -> Mome
     """
     for values in (own.mean, own.variance):
         of_channels(values, x)
+    for values in own.saved[:1]:
+        shaped(values, x)
     return own if mask is not None else own._replace(count=positions(x))
 
 

@@ -43,7 +43,7 @@ def _centre(x: tf.Tensor) -> tuple[tf.Tensor, Moments]:
     """Computes x − mean, and the moments; in the backward pass a kernel sees it, of mean 0."""
     mean, variance, centred = rounding.again_where_rounded(_about_mean, x)
     reserved = fused.of_one_group(tf.zeros_like(mean)), fused.of_one_group(variance), tf.zeros([0])
-    saved = fused.as_images(centred), *reserved
+    saved = centred, *reserved
     return centred, Moments(channelwise.positions(x), mean, variance, saved)
 
 

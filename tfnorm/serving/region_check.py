@@ -26,6 +26,8 @@ CONTINUOUS = (*_FIRST_STAGE, *_OF_REGIONS)
 # The largest share of regions and of detections that one network has and the other has not: of
 # proposals that overlap by just the threshold, one or the other is looked at.
 _TIES = 0.05
+# And of detections, whose scores are the same wherever an image is empty.
+_OTHER_DETECTIONS = 0.5
 # Boxes of one class that are nearer than this, in pixels of the canvas, are the same detection.
 _SAME = 0.5
 # Scores below this share of the threshold are no candidates, whatever is rounded.
@@ -36,8 +38,9 @@ def inner_errors(found: Arrays, expected: Arrays, side: float) -> dict[str, Erro
     """The errors of a network's outputs, by name.
 
     Regions are compared with the nearest, and so are masks with those of the nearest object of the
-    same class. The worst of them, a share of `_TIES`, are left out. What a network finds follows
-    from the rest, and is compared by `errors`.
+    same class. The worst of them, a share of `_TIES`, are left out, and masks of objects that the
+    other network has not found, if these are at most `_OTHER_DETECTIONS`. What a network finds
+    follows from the rest, and is compared by `errors`.
 
     Args:
         found: outputs of a network.
@@ -55,12 +58,16 @@ def inner_errors(found: Arrays, expected: Arrays, side: float) -> dict[str, Erro
         found, expected, scales,
     )  # fmt: skip
     if "mask_logits" in expected:
-        nearest = [
-            _nearest(*(_with_class(x, image) for x in (found, expected)))
-            for image in range(len(found["boxes"]))
-        ]
         scale = largest(expected["mask_logits"]) or 1.0
-        result |= _compared(nearest, found, expected, {"mask_logits": scale})
+        images = range(len(found["boxes"]))
+        own, other = ([_with_class(x, image) for image in images] for x in (found, expected))
+        nearest = list(map(_nearest, own, other))
+        (errors,) = _compared(nearest, found, expected, {"mask_logits": scale}).values()
+        for image, places in enumerate(nearest):
+            is_other = np.abs(own[image] - other[image][places]).max(-1) > _SAME
+            if is_other.mean() <= _OTHER_DETECTIONS:
+                errors.difference[image, is_other] = 0.0
+        result["mask_logits"] = errors
     return result
 
 
