@@ -17,9 +17,14 @@ import tensorflow as tf
 from tfnorm.functional import channelwise, forward_mode, rounding, second_derivative, xla
 from tfnorm.functional.channelwise import Moments, at_positions, of_channels
 from tfnorm.functional.sizes import dimensions
-from tfnorm.functional.traced_once import traced_for_any_size
+from tfnorm.functional.traced_once import traced_once
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
+KEEPS_SIZES = True
+"""One kernel may not run at once for two widths: it keeps the width in itself while it runs.
+
+So what is traced with these functions is for inputs of one shape.
+"""
 # Any that a GPU's kernel takes: at least 1e-5.
 _UNIT_EPSILON = 1e-3
 # A pooling kernel adds one position after the other, which of many more would round too much.
@@ -34,7 +39,7 @@ def moments(x: tf.Tensor, mask: tf.Tensor | None = None, *, epsilon: float) -> M
     return Moments(channelwise.positions(x), mean, variance, (*saved,))
 
 
-@traced_for_any_size
+@traced_once
 def _moments(x: tf.Tensor, *, epsilon: float) -> tuple[tf.Tensor, ...]:
     """(Mean, variance, what the kernel wants to see in the backward pass)."""
     own: Any = None
@@ -95,7 +100,7 @@ def normalize_gradient(
     return channelwise.shaped(direct, x), *(of_channels(values, x) for values in sums)
 
 
-@traced_for_any_size
+@traced_once
 def _normalize_gradient(
     dy: tf.Tensor,
     x: tf.Tensor,
@@ -133,7 +138,7 @@ def add_affine(
     return channelwise.shaped(_add_affine(direct, x, mean, factor, offset), x)
 
 
-@traced_for_any_size
+@traced_once
 def _add_affine(
     direct: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor
 ) -> tf.Tensor:
@@ -240,7 +245,7 @@ def _batch_normalize(
     return channelwise.shaped(y, x), Moments(channelwise.positions(x), mean, variance, (*saved,))
 
 
-@traced_for_any_size
+@traced_once
 def _by_kernel(
     x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, *, epsilon: float
 ) -> tuple[tf.Tensor, ...]:

@@ -124,7 +124,7 @@ def moving_average_batch_normalization(
         return channelwise.shaped(y, x), gradient
 
     y = normalize(x, *channelwise.scale_and_offset(x, gamma, beta))
-    return view.restore(y), tf.nest.map_structure(tf.stop_gradient, moved)
+    return view.restore(y), moved
 
 
 class _Kept(NamedTuple):
@@ -165,7 +165,9 @@ def _normalize(
     r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
     y = by.normalize(x, None, square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
-    return y, _Kept(square, r, is_seen), MovedAverages(moved, buffers)
+    # Detached here, where it is done once for all layers.
+    moved = tf.nest.map_structure(tf.stop_gradient, MovedAverages(moved, buffers))
+    return y, _Kept(square, r, is_seen), moved
 
 
 @traced_for_any_size

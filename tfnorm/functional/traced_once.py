@@ -44,7 +44,7 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
             variables. Keyword arguments are constants, part of what is traced.
     """
-    return _traced_once(function, lambda shape: list(shape))
+    return _traced_once(function, lambda shape, _: [*shape])
 
 
 def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,16 +53,23 @@ def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
     Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
     of the sizes of what it returns.
     """
-    return _traced_once(function, lambda shape: [*shape[:1], *map(_open, shape[1:])])
+    return _traced_once(function, lambda shape, _: [*shape[:1], *map(_open, shape[1:])])
 
 
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments whose last two sizes may be any; 1 stays 1.
 
     Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
-    of the sizes of what it returns.
+    of the sizes of what it returns. Where an option is a module that KEEPS_SIZES (fused.py), what
+    has three dimensions or more keeps its own.
     """
-    return _traced_once(function, lambda shape: [*shape[:-2], *map(_open, shape[-2:])])
+
+    def opened(shape: tf.TensorShape, keeps_sizes: bool) -> list[int | None]:
+        if keeps_sizes and shape.rank > 2:
+            return [*shape]
+        return [*shape[:-2], *map(_open, shape[-2:])]
+
+    return _traced_once(function, opened)
 
 
 def _open(size: int | None) -> int | None:
@@ -70,7 +77,7 @@ def _open(size: int | None) -> int | None:
 
 
 def _traced_once(
-    function: Callable[P, R], opened: Callable[[tf.TensorShape], list[int | None]]
+    function: Callable[P, R], opened: Callable[[tf.TensorShape, bool], list[int | None]]
 ) -> Callable[P, R]:
     traced: dict[Any, Callable] = {}
     _all_traced.append(traced)
@@ -81,7 +88,8 @@ def _traced_once(
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
         if not _is_for_a_graph(tensors):
             return function(*args, **options)
-        shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
+        keeps_sizes = any(getattr(x, "KEEPS_SIZES", False) for x in options.values())
+        shapes = [None if x.shape.rank is None else opened(x.shape, keeps_sizes) for x in tensors]
         key = (
             tuple(x is None for x in given),
             tuple((x.dtype, None if s is None else (*s,)) for x, s in zip(tensors, shapes)),
