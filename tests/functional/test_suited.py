@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused, small
 from tfnorm.functional.suited import suited
+from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.xla import is_for_cpu
 
 FUNCTIONS = (
@@ -48,3 +49,18 @@ def test_all_take_the_same_arguments(name):
         for module in (channelwise, fused, small)
     )
     assert wanted[:1] and all(names == wanted for names in others)
+
+
+@pytest.mark.parametrize(("by", "number"), [(small, 1), (channelwise, 1), (fused, 2)])
+def test_what_is_traced_with_kernels_is_for_one_width(by, number):
+    """oneDNN's gradient keeps the width in the kernel: two at once wrote past their memory."""
+    widths = []
+
+    @traced_for_any_size
+    def mean(x, *, by):
+        widths.append(x.shape[-1])
+        return by.moments(x, epsilon=1e-3).mean
+
+    for width in (3, 4, 3):
+        tf.function(lambda x: mean(x, by=by))(tf.ones([1, 5, width]))
+    assert len(widths) == number
