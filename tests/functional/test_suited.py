@@ -10,15 +10,6 @@ from tfnorm.functional.suited import suited
 from tfnorm.functional.traced_once import traced_for_any_size
 from tfnorm.functional.xla import is_for_cpu
 
-FUNCTIONS = (
-    "add_affine",
-    "batch_normalize",
-    "batch_normalize_gradient",
-    "moments",
-    "normalize",
-    "normalize_gradient",
-)
-
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "module"),
@@ -42,7 +33,7 @@ def test_a_mask_takes_the_plain_functions():
     assert suited(tf.ones([1, 2, 3]), tf.ones([1, 2, 1], tf.bool)) is channelwise
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", small.__all__)
 def test_all_take_the_same_arguments(name):
     wanted, *others = (
         list(inspect.signature(getattr(module, name)).parameters)

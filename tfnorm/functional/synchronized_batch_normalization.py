@@ -58,7 +58,7 @@ def synchronized_batch_normalization(
         packed.set_shape([1 + 2 * channels])  # for the collectives
         y, merged = _normalize(x, gather(packed), parameters, **options)
         for values in merged[1:3]:
-            values.set_shape([1, channels])
+            channelwise.of_channels(values, x)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy = channelwise.shaped(dy, x)
