@@ -300,7 +300,7 @@ def _differentiate(
     down, dgamma, through = _estimate_gradient(
         destimate, sums, observed, estimated, transition, gamma, epsilon
     )
-    count = channelwise.at_least_one(channelwise.positions(x, mask))
+    count = channelwise.at_least_one(own.count)
     if is_full:
         direct += channelwise.covariance_gradient(down.covariance, x, own, mask)
         factor = tf.zeros_like(down.mean)

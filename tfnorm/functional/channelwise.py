@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfnorm.functional import rounding, xla
+from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import traced_for_any_size
 
 
@@ -90,11 +91,10 @@ def positions(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     dtype = statistics_dtype(x)
     if mask is not None:
         return tf.reduce_sum(tf.cast(mask, dtype), axis=1)
-    groups, size = x.shape[:2]
-    if groups is not None and size is not None:
+    groups, size, _ = dimensions(x)
+    if isinstance(groups, int) and isinstance(size, int):
         return tf.constant(size, dtype, [groups, 1])
-    shape = tf.shape(x)
-    return tf.fill([shape[0], 1], tf.cast(shape[1], dtype))
+    return tf.fill([groups, 1], tf.cast(size, dtype))
 
 
 def is_statically_positive(count: tf.Tensor) -> bool:
@@ -335,10 +335,12 @@ def add_scaled(
     return tf.cast(tf.cast(direct, factor.dtype) + through, x.dtype)
 
 
-def mean_square(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """The mean of x² [G, C] over the valid positions."""
+def mean_square(
+    x: tf.Tensor, mask: tf.Tensor | None = None, count: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The mean of x² [G, C] over the valid positions; `count` is their number, if it is known."""
     squares = _sum_of_squares(tf.cast(x, statistics_dtype(x)), mask)
-    return squares / at_least_one(positions(x, mask))
+    return squares / at_least_one(positions(x, mask) if count is None else count)
 
 
 def mean_cotangent(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:

@@ -20,11 +20,8 @@ from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import traced_once
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
-KEEPS_SIZES = True
-"""One kernel may not run at once for two widths: it keeps the width in itself while it runs.
-
-So what is traced with these functions is for inputs of one shape.
-"""
+KEEPS_WIDTH = True
+"""One kernel may not run at once for two widths: it keeps the width in itself while it runs."""
 # Any that a GPU's kernel takes: at least 1e-5.
 _UNIT_EPSILON = 1e-3
 # A pooling kernel adds one position after the other, which of many more would round too much.
@@ -110,19 +107,13 @@ def _normalize_gradient(
     *,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The kernel's gradient at inference is these three.
-
-    What the kernel knows as constants, TensorFlow takes for constants: a gradient of this gradient
-    reaches the statistics through a factor of 1 and a shift of 0 instead.
-    """
-    fixed_mean, fixed_variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-    rstd = tf.math.rsqrt(variance + epsilon)
-    one, shift = rstd / tf.stop_gradient(rstd), rstd * (fixed_mean - mean)
-    known = of_one_group(fixed_mean), of_one_group(fixed_variance), tf.zeros([0])
-    direct, dy_x_sum, dy_sum = _gradient(dy, x, scale * one, known, epsilon, is_training=False)
+    """The kernel's gradient at inference is these three."""
+    known = of_one_group(mean), of_one_group(variance), tf.zeros([0])
+    direct, *sums = _gradient(dy, x, scale, known, epsilon, is_training=False)
     if x.dtype != mean.dtype:
+        rstd = tf.math.rsqrt(variance + epsilon)
         direct = tf.cast(dy, mean.dtype) * at_positions(scale * rstd)
-    return direct, one * dy_x_sum + shift * dy_sum, dy_sum
+    return direct, *sums
 
 
 def add_affine(
@@ -147,7 +138,8 @@ def _add_affine(
         return channelwise.add_scaled(direct + at_positions(offset - factor * mean), x, factor)
     # factor·(x − mean) + offset is a normalization by the variance 1.
     fixed_mean = tf.stop_gradient(mean)
-    offset += factor * (fixed_mean - mean)  # as in `_normalize_gradient`
+    # The kernel's mean is a constant of its gradient.
+    offset += factor * (fixed_mean - mean)
     unit = tf.zeros_like(fixed_mean) + (1 - _UNIT_EPSILON)
     return direct + normalize(x, fixed_mean, unit, factor, offset, _UNIT_EPSILON)
 
@@ -275,12 +267,13 @@ def _training_kernel(
     count = channelwise.positions(x)
     # The kernel's public variance is Bessel's; reserve_space_2 is the biased one on a CPU or TPU,
     # but 1/σ on a GPU, so the public one it is.
-    several = max(x.shape[1], 2) if x.shape[1] is not None else tf.maximum(count, 2)
+    several = tf.maximum(count, 2) if x.shape[1] is None else max(x.shape[1], 2)
     biased = tf.expand_dims(result.batch_variance, 0) * ((several - 1) / several)
     mean = tf.expand_dims(result.batch_mean, 0)
     if not channelwise.is_statically_positive(count):
         # The kernel's moments of no positions are NaN.
-        mean, biased = (tf.where(count > 0, v, tf.zeros_like(v)) for v in (mean, biased))
+        is_any = count > 0
+        mean, biased = (tf.where(is_any, v, tf.zeros([], v.dtype)) for v in (mean, biased))
     reserved = result.reserve_space_1, result.reserve_space_2, result.reserve_space_3
     return [mean, biased, _from_images(result.y, x), x, *reserved]
 
@@ -301,18 +294,10 @@ def _gradient(
     # At inference this kernel alone is slower on many images (1.1 times); in training it has to
     # see what the forward kernel saw.
     view = _as_images if is_training else _as_image
-    with second_derivative.in_graphs():
-        result = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=view(dy),
-            x=view(x),
-            scale=of_one_group(scale),
-            reserve_space_1=reserved[0],
-            reserve_space_2=reserved[1],
-            reserve_space_3=reserved[2],
-            epsilon=epsilon,
-            is_training=is_training,
-        )
-    return _from_images(result.x_backprop, dy), result.scale_backprop, result.offset_backprop
+    dx, *sums = second_derivative.kernel_gradient(
+        view(dy), view(x), of_one_group(scale), *reserved, epsilon=epsilon, is_training=is_training
+    )
+    return _from_images(dx, dy), *sums
 
 
 def _as_image(x: tf.Tensor) -> tf.Tensor:
@@ -325,12 +310,16 @@ def _as_images(x: tf.Tensor) -> tf.Tensor:
 
     With oneDNN these take 0.92 to 0.96 of the time of one image forward and 0.88 to 0.96 at
     inference for 64 channels, 0.88 to 0.96 and 0.84 to 0.88 for 256; in bfloat16 0.96 to 1.02 for
-    64. cuDNN takes up to 65,535 images.
+    64.
     """
+    if not xla.is_for_cpu():  # cuDNN takes up to 65,535 images
+        return _as_image(x)
     _, positions, channels = dimensions(x)
-    fits = (positions % 16 == 0) & (positions // 16 <= 65535)
-    size = tf.where(fits, 16, positions) if tf.is_tensor(fits) else 16 if fits else positions
-    return tf.reshape(x, [positions // size, size, 1, channels])
+    divides = positions % 16 == 0
+    size = (
+        tf.where(divides, 16, positions) if tf.is_tensor(divides) else 16 if divides else positions
+    )
+    return tf.reshape(x, [-1, size, 1, channels])
 
 
 def _from_images(y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

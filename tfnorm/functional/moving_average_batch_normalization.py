@@ -128,8 +128,12 @@ def moving_average_batch_normalization(
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs of the forward pass: χ̄², r, and which groups have seen x."""
+    """What the backward pass needs of the forward pass.
 
+    count: the number of valid positions, at least 1. square: χ̄². is_seen: which groups have seen x.
+    """
+
+    count: tf.Tensor
     square: tf.Tensor
     r: tf.Tensor
     is_seen: tf.Tensor
@@ -155,19 +159,20 @@ def _normalize(
     gamma, beta = parameters
     steps_before, old, held = past
     step = steps_before + 1
-    square = channelwise.mean_square(x, mask)
-    found = moving.which_have_seen(channelwise.positions(x, mask), square)
+    count = channelwise.positions(x, mask)
+    square = channelwise.mean_square(x, mask, count)
+    found = moving.which_have_seen(count, square)
     is_seen = unless_finite(*found, *arguments)
     average, buffers = ring.put_and_average(held, step, square, is_seen)
     square = tf.where(step <= last_step_of_warmup, square, average)
     r = tf.sqrt((square + epsilon) / (old + epsilon))
     r = tf.clip_by_value(r, 1 / correction_limit, correction_limit)
-    r = tf.where(step <= correction_start_step, tf.ones_like(r), r)
+    r = tf.where(step <= correction_start_step, tf.ones([], r.dtype), r)
     y = by.normalize(x, None, square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
     # Detached here, where it is done once for all layers.
     moved = tf.nest.map_structure(tf.stop_gradient, MovedAverages(moved, buffers))
-    return y, _Kept(square, r, is_seen), moved
+    return y, _Kept(channelwise.at_least_one(count), square, r, is_seen), moved
 
 
 @traced_for_any_size
@@ -185,10 +190,11 @@ def _differentiate(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
     """(∂L/∂x, ∂L/∂γ, ∂L/∂β, the buffers of Ψ_B after the step) (equations 19 and 20)."""
     gamma, _ = parameters
-    square, r, is_seen = kept
+    count, square, r, is_seen = kept
     steps_before, held, loss_scale = history
-    direct, dy_y_sum, dy_sum = by.normalize_gradient(dy, x, None, square, gamma * r, epsilon, mask)
-    psi = gamma * r * dy_y_sum / channelwise.at_least_one(channelwise.positions(x, mask))
+    scale = gamma * r
+    direct, dy_y_sum, dy_sum = by.normalize_gradient(dy, x, None, square, scale, epsilon, mask)
+    psi = scale * dy_y_sum / count
     average, buffers = _put_and_average(held, steps_before + 1, psi, is_seen, loss_scale)
     psi = tf.where(steps_before < last_step_of_warmup, psi, average)
     dx = channelwise.add_scaled(direct, x, -psi / (square + epsilon), mask)

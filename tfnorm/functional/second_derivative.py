@@ -1,42 +1,73 @@
-"""The derivative of the gradient of TensorFlow's fused batch normalization.
+"""The gradient of TensorFlow's fused batch normalization, with a derivative of its own.
 
-TensorFlow's own needs a tape, which records nothing where a tf.autodiff.ForwardAccumulator
-differentiates a whole tf.function: there is no derivative of that then.
+TensorFlow's takes the statistics of inference for constants, and needs a tape, which records
+nothing where a tf.autodiff.ForwardAccumulator differentiates a whole tf.function.
 """
 
-import contextlib
-from typing import Any
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 _NAME = "TfnormSecondDerivativeOfBatchNormalization"
 
+Gradients = tuple[tf.Tensor | None, ...]
 
-def in_graphs() -> contextlib.AbstractContextManager:
-    """What stands in it has this derivative where it is in a graph."""
-    if tf.executing_eagerly():
-        return contextlib.nullcontext()
-    graph = tf.compat.v1.get_default_graph()
-    return graph.gradient_override_map({"FusedBatchNormGradV3": _NAME})
+
+def kernel_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    *reserved: tf.Tensor,
+    epsilon: float,
+    is_training: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(dx, Σ dy·x̂, Σ dy) of images, by the kernel.
+
+    `reserved` is what the forward kernel has saved in training, at inference (mean, variance,
+    nothing).
+    """
+
+    def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        names = "y_backprop", "x", "scale", "reserve_space_1", "reserve_space_2", "reserve_space_3"
+        result = tf.raw_ops.FusedBatchNormGradV3(
+            **dict(zip(names, inputs, strict=True)), epsilon=epsilon, is_training=is_training
+        )
+        return result.x_backprop, result.scale_backprop, result.offset_backprop
+
+    inputs = dy, x, scale, *reserved
+    if not tf.executing_eagerly():
+        # The operations that tf.custom_gradient adds are more than these.
+        graph = tf.compat.v1.get_default_graph()
+        with graph.gradient_override_map({"FusedBatchNormGradV3": _NAME}):
+            return run(*inputs)
+
+    @tf.custom_gradient
+    def differentiable(*inputs: tf.Tensor):  # noqa: ANN202
+        def second(*along: tf.Tensor) -> Gradients:
+            return _differentiate(inputs, along, epsilon, is_training)
+
+        return run(*inputs), second
+
+    return differentiable(*inputs)
 
 
 @tf.RegisterGradient(_NAME)
-def _second_derivative(
-    op: tf.Operation,
-    along_dx: tf.Tensor,
-    along_dscale: tf.Tensor,
-    along_doffset: tf.Tensor,
-    *_: Any,
-) -> tuple[tf.Tensor | None, ...]:
-    """The gradient of the kernel's gradient to dy, x and scale.
+def _of_operation(op: tf.Operation, *along: tf.Tensor) -> Gradients:
+    return _differentiate(op.inputs, along[:3], op.get_attr("epsilon"), op.get_attr("is_training"))
+
+
+def _differentiate(
+    inputs: Sequence[tf.Tensor], along: Sequence[tf.Tensor], epsilon: float, is_training: bool
+) -> Gradients:
+    """The gradient of the kernel's gradient to dy, x, scale and, at inference, mean and variance.
 
     It is that of <a, dx> + <b, dscale> + <c, doffset>, with r = 1/σ and x̂ = r·(x − mean). At
     inference dx = scale·r·dy; in training, with m = mean(dy·x̂), dx = scale·r·(dy − mean(dy) − x̂·m).
     """
-    dy, x, scale, mean, variance, _ = op.inputs
+    dy, x, scale, mean, variance, _ = inputs
+    a, b, c = along
     dtype = x.dtype
-    dy, x, a = (tf.cast(v, scale.dtype) for v in (dy, x, along_dx))
-    b, c = along_dscale, along_doffset
+    dy, x, a = (tf.cast(v, scale.dtype) for v in (dy, x, a))
 
     def average(values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(values, [0, 1, 2])
@@ -44,12 +75,11 @@ def _second_derivative(
     def total(values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(values, [0, 1, 2])
 
-    is_training = op.get_attr("is_training")
     if is_training:
         # Not of what the forward kernel saved: that is another thing on every device.
         mean = average(x)
         variance = average(tf.math.squared_difference(x, mean))
-    r = tf.math.rsqrt(variance + op.get_attr("epsilon"))
+    r = tf.math.rsqrt(variance + epsilon)
     x = (x - mean) * r
     if is_training:
         dy, a = dy - average(dy), a - average(a)
@@ -61,6 +91,9 @@ def _second_derivative(
             + (scale * r * n - b) * dy
             + scale * r * m * a
         )
+        to_statistics = None, None
     else:
         to_dy, to_x, to_scale = scale * r * a + b * x + c, b * r * dy, total(a * r * dy)
-    return tf.cast(to_dy, dtype), tf.cast(to_x, dtype), to_scale, None, None, None
+        to_variance = -0.5 * r * r * (scale * to_scale + b * total(dy * x))
+        to_statistics = -b * r * total(dy), to_variance
+    return tf.cast(to_dy, dtype), tf.cast(to_x, dtype), to_scale, *to_statistics, None

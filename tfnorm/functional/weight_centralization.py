@@ -10,11 +10,10 @@ def centralize(kernel: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
     kernel where these are six.
     """
 
-    @tf.custom_gradient
-    def subtract(kernel: tf.Tensor):  # noqa: ANN202
-        return kernel - mean(kernel, axes), lambda gradient: centralize(gradient, axes)
+    def subtract(kernel: tf.Tensor) -> tf.Tensor:
+        return kernel - mean(kernel, axes)
 
-    return subtract(kernel)
+    return tf.custom_gradient(lambda kernel: (subtract(kernel), subtract))(kernel)
 
 
 def with_mean(kernel: tf.Tensor, axes: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
