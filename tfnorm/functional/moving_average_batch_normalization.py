@@ -32,9 +32,10 @@ class PastAverages(NamedTuple):
 class MovedAverages(NamedTuple):
     """The state after the forward pass of a step.
 
-    mean_square: χ̂² [C]. squares: of χ²_B.
+    step: the number of training calls, []. mean_square: χ̂² [C]. squares: of χ²_B.
     """
 
+    step: tf.Tensor
     mean_square: tf.Tensor
     squares: Sequence[tf.Tensor]
 
@@ -171,7 +172,7 @@ def _normalize(
     y = by.normalize(x, None, square, gamma * r, beta, epsilon)
     moved = moving.of_groups(moving.average(old, square, momentum), old, is_seen)
     # Detached here, where it is done once for all layers.
-    moved = tf.nest.map_structure(tf.stop_gradient, MovedAverages(moved, buffers))
+    moved = tf.nest.map_structure(tf.stop_gradient, MovedAverages(step, moved, buffers))
     return y, _Kept(channelwise.at_least_one(count), square, r, is_seen), moved
 
 

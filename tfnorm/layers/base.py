@@ -123,10 +123,17 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
                 f"input of shape {tuple(input_shape)}. Give its size in keras.Input."
             )
         self.channels = channels
+        # TensorFlow has a kernel for each name of a variable, which takes twice as long to make as
+        # all the rest of it: here layers have one name for each. (Keras has paths, as ever.)
+        with tf.name_scope("tfnorm/"):
+            self._create_variables()
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis: channels})
+
+    def _create_variables(self) -> None:
         if self.scale:
             self.gamma = self.add_weight(
                 name="gamma",
-                shape=(channels,),
+                shape=(self.channels,),
                 initializer=self.gamma_initializer,
                 regularizer=self.gamma_regularizer,
                 constraint=self.gamma_constraint,
@@ -135,7 +142,7 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         if self.center:
             self.beta = self.add_weight(
                 name="beta",
-                shape=(channels,),
+                shape=(self.channels,),
                 initializer=self.beta_initializer,
                 regularizer=self.beta_regularizer,
                 constraint=self.beta_constraint,
@@ -146,7 +153,6 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
             "moving_variance", (), self.moving_variance_initializer
         )
         self.build_state()
-        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis: channels})
 
     def add_state(
         self, name: str, leading: tuple[int, ...] = (), initializer: Any = "zeros"

@@ -144,7 +144,7 @@ class MovingAverageBatchNormalization(ChannelNormalization):
         backward_writer.open()
         writer.assign_all(squares, moved.squares, past.squares)
         writer.assign(self.moving_variance, moved.mean_square, past.mean_square)
-        self.count_step(self.step, past.step)
+        writer.assign(self.step, moved.step, past.step)
         return outputs
 
     def averaged_steps(self) -> AveragedSteps:
