@@ -1,4 +1,4 @@
-"""The derivative of the kernel's gradient, against that of the plain functions in float64."""
+"""Derivatives of what backward passes take of kernels, against the plain functions in float64."""
 
 import numpy as np
 import pytest
@@ -9,28 +9,39 @@ from tfnorm.functional import channelwise, fused
 EPSILON = 1e-3
 
 
+def derivatives(by, wrap, dtype, compute, values, along):
+    """Of the sum of all that `compute` returns, by weights, to all that it is given."""
+    arguments, weights = ([tf.constant(v, dtype) for v in each] for each in (values, along))
+
+    @wrap
+    def run(arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            results = tf.nest.flatten(compute(by, *arguments))
+            loss = tf.add_n([tf.reduce_sum(a * b) for a, b in zip(results, weights, strict=True)])
+        return tape.gradient(loss, arguments)
+
+    return run(arguments)
+
+
+def gradient_at_inference(by, dy, x, mean, variance, scale):
+    return by.normalize_gradient(dy, x, mean, tf.square(variance) + 0.5, scale, EPSILON)
+
+
+def affine(by, direct, x, mean, factor, offset):
+    return by.add_affine(direct, x, mean, factor, offset)
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_of_all_that_the_gradient_at_inference_takes(rng, wrap):
-    shapes = [(1, 32, 5), (1, 32, 5), (1, 5), (1, 5), (5,)]
-    values = [rng.normal(size=shape) for shape in shapes]
-    values[3] = np.square(values[3]) + 0.5
-    along = [rng.normal(size=shape) for shape in ((1, 32, 5), (5,), (5,))]
-
-    def derivatives(by, dtype):
-        arguments = [tf.constant(v, dtype) for v in values]
-        weights = [tf.constant(v, dtype) for v in along]
-
-        @wrap
-        def compute(arguments):
-            with tf.GradientTape() as tape:
-                tape.watch(arguments)
-                results = by.normalize_gradient(*arguments, EPSILON)
-                loss = tf.add_n([tf.reduce_sum(a * b) for a, b in zip(results, weights)])
-            return tape.gradient(loss, arguments)
-
-        return compute(arguments)
-
-    wanted = derivatives(channelwise, tf.float64)
-    for got, want in zip(derivatives(fused, tf.float32), wanted, strict=True):
-        assert np.abs(want).max() > 0.1
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("compute", [gradient_at_inference, affine])
+def test_of_all_that_is_taken(rng, compute, wrap):
+    image, channels = (1, 32, 5), (1, 5)
+    values = [rng.normal(size=shape) for shape in (image, image, channels, channels, channels)]
+    along = [rng.normal(size=image)]
+    if compute is gradient_at_inference:
+        along += [rng.normal(size=5) for _ in range(2)]
+    wanted = derivatives(channelwise, wrap, tf.float64, compute, values, along)
+    got = derivatives(fused, wrap, tf.float32, compute, values, along)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -22,8 +22,6 @@ from tfnorm.functional.traced_once import traced_once
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 KEEPS_WIDTH = True
 """One kernel may not run at once for two widths: it keeps the width in itself while it runs."""
-# Any that a GPU's kernel takes: at least 1e-5.
-_UNIT_EPSILON = 1e-3
 # A pooling kernel adds one position after the other, which of many more would round too much.
 _POOLED_POSITIONS = 4096
 
@@ -136,12 +134,8 @@ def _add_affine(
     if x.dtype != mean.dtype:
         # Rounded to half precision only once both parts are added, because they may cancel.
         return channelwise.add_scaled(direct + at_positions(offset - factor * mean), x, factor)
-    # factor·(x − mean) + offset is a normalization by the variance 1.
-    fixed_mean = tf.stop_gradient(mean)
-    # The kernel's mean is a constant of its gradient.
-    offset += factor * (fixed_mean - mean)
-    unit = tf.zeros_like(fixed_mean) + (1 - _UNIT_EPSILON)
-    return direct + normalize(x, fixed_mean, unit, factor, offset, _UNIT_EPSILON)
+    y = second_derivative.kernel_affine(_as_images(x), *map(of_one_group, (factor, offset, mean)))
+    return direct + _from_images(y, x)
 
 
 def batch_normalize(

@@ -1,14 +1,18 @@
-"""The gradient of TensorFlow's fused batch normalization, with a derivative of its own.
+"""What backward passes take of TensorFlow's fused batch normalization, with derivatives of its own.
 
-TensorFlow's takes the statistics of inference for constants, and needs a tape, which records
-nothing where a tf.autodiff.ForwardAccumulator differentiates a whole tf.function.
+TensorFlow's take the statistics of inference for constants. That of its gradient needs a tape,
+which records nothing where a tf.autodiff.ForwardAccumulator differentiates a whole tf.function. And
+they are kernels again, which one trace for all widths may not have (fused.py): these are plain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-_NAME = "TfnormSecondDerivativeOfBatchNormalization"
+_OF_GRADIENT = "TfnormDerivativeOfBatchNormalizationGradient"
+_OF_AFFINE = "TfnormDerivativeOfAffine"
+# Any that a GPU's kernel takes: at least 1e-5.
+_UNIT_EPSILON = 1e-3
 
 Gradients = tuple[tf.Tensor | None, ...]
 
@@ -34,29 +38,71 @@ def kernel_gradient(
         )
         return result.x_backprop, result.scale_backprop, result.offset_backprop
 
+    def differentiate(inputs: Sequence[tf.Tensor], along: Sequence[tf.Tensor]) -> Gradients:
+        return _differentiate_gradient(inputs, along, epsilon, is_training)
+
     inputs = dy, x, scale, *reserved
+    return _differentiable(run, inputs, differentiate, {"FusedBatchNormGradV3": _OF_GRADIENT})
+
+
+def kernel_affine(x: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    """Computes factor·(x − mean) + offset of images, by the kernel."""
+
+    def run(*inputs: tf.Tensor) -> tf.Tensor:
+        # It is a normalization by the variance 1.
+        unit = tf.fill(tf.shape(mean), tf.constant(1 - _UNIT_EPSILON, mean.dtype))
+        names = "x", "scale", "offset", "mean"
+        result = tf.raw_ops.FusedBatchNormV3(
+            **dict(zip(names, inputs, strict=True)),
+            variance=unit,
+            epsilon=_UNIT_EPSILON,
+            is_training=False,
+        )
+        return result.y
+
+    inputs = x, factor, offset, mean
+    return _differentiable(run, inputs, _differentiate_affine, {"FusedBatchNormV3": _OF_AFFINE})
+
+
+def _differentiable(
+    run: Callable, inputs: Sequence[tf.Tensor], differentiate: Callable, names: dict[str, str]
+) -> tf.Tensor | tuple[tf.Tensor, ...]:
+    """`run` of the inputs, with the gradient that `differentiate` makes of them and cotangents.
+
+    In a graph it is that of the operations of these `names`: what tf.custom_gradient adds to a
+    graph is more than they are.
+    """
     if not tf.executing_eagerly():
-        # The operations that tf.custom_gradient adds are more than these.
-        graph = tf.compat.v1.get_default_graph()
-        with graph.gradient_override_map({"FusedBatchNormGradV3": _NAME}):
+        with tf.compat.v1.get_default_graph().gradient_override_map(names):
             return run(*inputs)
 
     @tf.custom_gradient
-    def differentiable(*inputs: tf.Tensor):  # noqa: ANN202
-        def second(*along: tf.Tensor) -> Gradients:
-            return _differentiate(inputs, along, epsilon, is_training)
+    def compute(*inputs: tf.Tensor):  # noqa: ANN202
+        return run(*inputs), lambda *along: differentiate(inputs, along)
 
-        return run(*inputs), second
-
-    return differentiable(*inputs)
+    return compute(*inputs)
 
 
-@tf.RegisterGradient(_NAME)
-def _of_operation(op: tf.Operation, *along: tf.Tensor) -> Gradients:
-    return _differentiate(op.inputs, along[:3], op.get_attr("epsilon"), op.get_attr("is_training"))
+@tf.RegisterGradient(_OF_AFFINE)
+def _of_affine(op: tf.Operation, *along: tf.Tensor) -> Gradients:
+    return *_differentiate_affine(op.inputs[:4], along[:1]), None
 
 
-def _differentiate(
+def _differentiate_affine(inputs: Sequence[tf.Tensor], along: Sequence[tf.Tensor]) -> Gradients:
+    x, factor, _, mean = inputs
+    (dy,) = along
+    dy_sum = tf.reduce_sum(dy, [0, 1, 2])
+    to_factor = tf.reduce_sum(dy * (x - mean), [0, 1, 2])
+    return factor * dy, to_factor, dy_sum, -factor * dy_sum
+
+
+@tf.RegisterGradient(_OF_GRADIENT)
+def _of_gradient(op: tf.Operation, *along: tf.Tensor) -> Gradients:
+    attributes = op.get_attr("epsilon"), op.get_attr("is_training")
+    return _differentiate_gradient(op.inputs, along[:3], *attributes)
+
+
+def _differentiate_gradient(
     inputs: Sequence[tf.Tensor], along: Sequence[tf.Tensor], epsilon: float, is_training: bool
 ) -> Gradients:
     """The gradient of the kernel's gradient to dy, x, scale and, at inference, mean and variance.
