@@ -114,6 +114,16 @@ class Shifted(layers.MovingAverageBatchNormalization):
         return super().normalize_for_inference(inputs) + 1
 
 
+class Inner(layers.BatchNormalization):
+    def by_moving_statistics(self, inputs):
+        return 2 * super().by_moving_statistics(inputs)
+
+
+class Absolute(layers.BatchNormalization):
+    def as_numbers(self, inputs):
+        return abs(super().as_numbers(inputs))
+
+
 class Stated(layers.BatchNormalization):
     def normalize_for_inference(self, inputs):
         return 3 * super().normalize_for_inference(inputs)
@@ -133,14 +143,15 @@ class Tripled(layers.WeightCentralization):
 
 def test_only_what_infers_as_it_says_is_folded(randomized, difference):
     x = y = keras.Input(IMAGE)
-    for kind in (Doubled, Shifted, Stated, Renamed):
+    for kind in (Doubled, Shifted, Inner, Absolute, Stated, Renamed):
         y = kind(name=kind.__name__.lower())(keras.layers.Conv2D(4, 1)(y))
     y = layers.BatchNormalization(name="last")(Tripled(keras.layers.Conv2D(4, 3))(y))
     model = randomized(keras.Model(x, y))
     folded, report = tfnorm.fold(model)
     assert difference(model, folded) < 1e-4
     assert {row.name: row.folded for row in report.rows} == {
-        "doubled": False, "shifted": False, "stated": True, "renamed": True, "last": False,
+        "doubled": False, "shifted": False, "inner": False, "absolute": False,
+        "stated": True, "renamed": True, "last": False,
     }  # fmt: skip
     reasons = {row.name: row.reason for row in report.rows}
     assert reasons["doubled"] == "Doubled may do more than its base class; left as it is"

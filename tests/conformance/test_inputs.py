@@ -209,6 +209,17 @@ def test_rank_1_is_one_position(name, rng):
 
 
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
+def test_images_of_unknown_size(name, rng):
+    x = tf.constant(rng.normal(size=(4, 5, 7, 3)), tf.float32)
+    layers = [Single(name, (None, None, None, 3)).layer for _ in range(2)]
+    spec = tf.TensorSpec([None, None, None, 3])
+    of_any = tf.function(lambda x: call(layers[0], x, training=True), input_signature=[spec])
+    for _ in range(2):
+        wanted = call(layers[1], x, training=True)
+        running.assert_close(of_any(x), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", networks.NORMALIZERS)
 def test_ragged_tensors(name, rng):
     """Those of one number of channels, as what they hold; the others by name."""
     values = rng.normal(size=(5, 3)).astype(np.float32)
@@ -229,11 +240,16 @@ def test_ragged_tensors(name, rng):
 
 
 # Online normalization's backward pass is not the derivative of its forward pass.
-@pytest.mark.parametrize("case", ["plain", "masked", "of a tf.function"])
+@pytest.mark.parametrize(
+    "case", ["plain", "masked", "of a tf.function", "without variance", "of one example"]
+)
 @pytest.mark.parametrize("name", sorted(set(networks.NORMALIZERS) - {"on"}))
 def test_forward_mode(name, case, rng):
     """tf.autodiff.ForwardAccumulator gives the derivative of which the gradient is the adjoint."""
-    x, v = (tf.constant(rng.normal(size=(6, 3)), tf.float32) for _ in range(2))
+    x, v = (rng.normal(size=(1 if case == "of one example" else 6, 3)) for _ in range(2))
+    if case == "without variance":
+        x[:, 1] = 0  # as behind a ReLU that lets nothing through
+    x, v = (tf.constant(values, tf.float32) for values in (x, v))
     mask = tf.constant([True, True, False, True, True, True]) if case == "masked" else None
     layers = [Single(name, (6, 3)).layer for _ in range(2)]
 
@@ -250,7 +266,8 @@ def test_forward_mode(name, case, rng):
         tape.watch(x)
         z = call(layers[1], x, training=True, mask=mask)
     wanted = tf.einsum("abcd,cd->ab", tape.jacobian(z, x), v)
-    valid = np.ones(6, bool) if mask is None else mask.numpy()
+    valid = np.ones(len(x), bool) if mask is None else mask.numpy()
+    assert np.isfinite(wanted).all()
     running.assert_close(forward.jvp(y).numpy()[valid], wanted.numpy()[valid], 1e-5)
     # Ψ is of a loss, and here is none.
     np.testing.assert_array_equal(running.number(history), held)

@@ -147,3 +147,17 @@ def test_alone_the_synchronized_layer_is_the_plain_one(rng):
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert sizes[0] == sizes[1]
+
+
+def test_second_derivative_of_one_valid_position():
+    """The mean is that position, in float32 as well: γ's gradient does not depend on x."""
+    x, mask = tf.constant([[1.0, 2.0], [3.0, 0.0]]), tf.constant([True, False])
+    layer = BatchNormalization()
+    layer(x)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            y = layer(x, training=True, mask=mask)
+            loss = tf.reduce_sum(y[0] * [1.0, 2.0])
+        total = tf.reduce_sum(inner.gradient(loss, layer.gamma.value))
+    np.testing.assert_array_equal(outer.gradient(total, x)[0], [0, 0])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import rounding, xla
+from tfnorm.functional import forward_mode, rounding, xla
 from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.traced_once import traced_for_any_size
 
@@ -262,9 +262,9 @@ def normalize_gradient(
     """The gradient of `normalize` beside its statistics: (scale/σ·dy, Σ dy·x̂, Σ dy).
 
     The sums are [G, C] (or [C], of one group by a fused kernel) and take the valid positions only;
-    x̂ = (x − mean)/sqrt(variance + ε). What
-    reaches x through the statistics as well is for `add_affine` to add: the first of the three is
-    in the dtype of the statistics, because it may cancel against that.
+    x̂ = (x − mean)/sqrt(variance + ε). What reaches x through the statistics as well is for
+    `add_affine` to add: the first of the three is in the dtype of the statistics, because it may
+    cancel against that.
     """
     rstd = tf.math.rsqrt(variance + epsilon)
     dy = tf.cast(dy, statistics_dtype(x))
@@ -382,7 +382,7 @@ def _sum(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def _sum_of_squares(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    if xla.is_compiling() or x.shape[1] == 1:
+    if xla.is_compiling() or x.shape[1] == 1 or forward_mode.follows(x):
         return _sum(tf.square(x), mask)
     # Makes no array of squares, but XLA lacks it: bn in 16 groups takes 0.92 of its time so.
     return _squared_norm(keep(x, mask))

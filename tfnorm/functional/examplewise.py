@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
 from tfnorm.functional.channelwise import Moments
+from tfnorm.functional.sizes import dimensions
 
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
@@ -71,7 +72,7 @@ def awaited(parameter: tf.Tensor):  # noqa: ANN201
 
 def of_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
     """[n, ...] as [G, n/G, ...], the examples of each group together."""
-    return tf.reshape(values, [groups, -1, *values.shape[1:]])
+    return tf.reshape(values, [groups, -1, *dimensions(values)[1:]])
 
 
 def of_batch(own: Moments, groups: int) -> Moments:

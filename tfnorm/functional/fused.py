@@ -21,7 +21,10 @@ from tfnorm.functional.traced_once import traced_once
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 KEEPS_WIDTH = True
-"""One kernel may not run at once for two widths: it keeps the width in itself while it runs."""
+"""One kernel may not run at once for two widths: it keeps the width in itself while it runs.
+
+So what is traced with these functions is for inputs of one width.
+"""
 # A pooling kernel adds one position after the other, which of many more would round too much.
 _POOLED_POSITIONS = 4096
 

@@ -66,7 +66,8 @@ def mean_without(x: tf.Tensor, mask: tf.Tensor | None, mean: tf.Tensor) -> tf.Te
         for reduce, otherwise in ((tf.reduce_min, np.inf), (tf.reduce_max, -np.inf))
     )
     is_rounded = tf.abs(largest - mean) < _ROUNDING * tf.abs(largest)
-    return tf.where((least == largest) & is_rounded, tf.stop_gradient(largest), mean)
+    # It differs from the mean by what both have no derivative of, and exactly.
+    return tf.where((least == largest) & is_rounded, mean + tf.stop_gradient(largest - mean), mean)
 
 
 def typical(x: tf.Tensor, mask: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, xla
+from tfnorm.functional import channelwise, examplewise, forward_mode, xla
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
@@ -202,7 +202,7 @@ def _both(of_mean: tf.Tensor) -> tf.Tensor:
 @tf.custom_gradient
 def _squared_norm(x: tf.Tensor):  # noqa: ANN202
     """Of each example; its own gradient, because the norm's is 0/0 where that is 0."""
-    if xla.is_compiling():
+    if xla.is_compiling() or forward_mode.follows(x):
         total = tf.reduce_sum(tf.square(x), -1, keepdims=True)
     else:  # which makes no array of squares
         total = tf.square(tf.math.reduce_euclidean_norm(x, -1, keepdims=True))

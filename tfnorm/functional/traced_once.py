@@ -44,7 +44,7 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
             variables. Keyword arguments are constants, part of what is traced.
     """
-    return _traced_once(function, lambda shape: [*shape])
+    return _traced_once(function, lambda shape, _: [*shape])
 
 
 def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,16 +53,21 @@ def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
     Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
     of the sizes of what it returns.
     """
-    return _traced_once(function, lambda shape: [*shape[:1], *map(_open, shape[1:])])
+    return _traced_once(function, lambda shape, _: [*shape[:1], *map(_open, shape[1:])])
 
 
 def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments whose last two sizes may be any; 1 stays 1.
 
-    Layers of all widths, and of images of all sizes, share one trace. Callers say what they know
-    of the sizes of what it returns.
+    As `traced_for_any_inner_size`; but where an option is a module that KEEPS_WIDTH (fused.py),
+    what has three dimensions or more keeps the last of them.
     """
-    return _traced_once(function, lambda shape: [*shape[:-2], *map(_open, shape[-2:])])
+
+    def opened(shape: tf.TensorShape, keeps_width: bool) -> list[int | None]:
+        sizes = [*shape[:-2], *map(_open, shape[-2:])]
+        return [*sizes[:-1], shape[-1]] if keeps_width and shape.rank > 2 else sizes
+
+    return _traced_once(function, opened)
 
 
 def _open(size: int | None) -> int | None:
@@ -70,7 +75,7 @@ def _open(size: int | None) -> int | None:
 
 
 def _traced_once(
-    function: Callable[P, R], opened: Callable[[tf.TensorShape], list[int | None]]
+    function: Callable[P, R], opened: Callable[[tf.TensorShape, bool], list[int | None]]
 ) -> Callable[P, R]:
     traced: dict[Any, Callable] = {}
     _all_traced.append(traced)
@@ -81,7 +86,8 @@ def _traced_once(
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
         if not _is_for_a_graph(tensors):
             return function(*args, **options)
-        shapes = [None if x.shape.rank is None else opened(x.shape) for x in tensors]
+        keeps_width = any(getattr(x, "KEEPS_WIDTH", False) for x in options.values())
+        shapes = [None if x.shape.rank is None else opened(x.shape, keeps_width) for x in tensors]
         key = (
             tuple(x is None for x in given),
             tuple((x.dtype, None if s is None else (*s,)) for x, s in zip(tensors, shapes)),
@@ -92,32 +98,9 @@ def _traced_once(
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
             trace = traced[key] = _trace(function, args, specs, options)
         with _unoptimized():
-            result = trace(*map(as_argument, tensors))
-        _name_instance(result, _widths(tensors, options))
-        return result
+            return trace(*map(as_argument, tensors))
 
     return call
-
-
-def _widths(tensors: list[tf.Tensor], options: dict[str, Any]) -> list[int]:
-    """Of the arguments [G, M, C], where kernels in the trace keep theirs (fused.py)."""
-    if not any(getattr(option, "KEEPS_WIDTH", False) for option in options.values()):
-        return []
-    return sorted({x.shape[-1] for x in tensors if x.shape.rank == 3 and x.shape[-1] != 1})
-
-
-def _name_instance(result: Any, widths: list[int]) -> None:
-    """Has the call that returned `result` run an instance of its function for these widths alone.
-
-    TensorFlow makes an instance of a function, with kernels of its own, for each set of attributes
-    that it is called with. This one says nothing else.
-    """
-    if not widths:
-        return
-    call = next(x for x in tf.nest.flatten(result) if tf.is_tensor(x)).op
-    function = tf.compat.v1.AttrValue(func=call.get_attr("f"))
-    function.func.attr["_widths"].s = ",".join(map(str, widths)).encode()
-    call._set_attr("f", function)  # there is no public way
 
 
 @contextlib.contextmanager

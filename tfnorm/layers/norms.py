@@ -171,7 +171,14 @@ def keeps_statistics(layer: Any) -> bool:
     return isinstance(layer, (ChannelNormalization, keras.layers.BatchNormalization))
 
 
-_INFERENCE = {"__call__", "call", "infer", "normalize_for_inference"}
+_INFERENCE = {
+    "__call__",
+    "as_numbers",
+    "by_moving_statistics",
+    "call",
+    "infer",
+    "normalize_for_inference",
+}
 _ANSWERS = {"inference_scale_and_offset", "effective_kernel"}
 
 
