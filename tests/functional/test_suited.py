@@ -45,8 +45,9 @@ def test_all_take_the_same_arguments(name):
 
 
 @pytest.mark.parametrize(("by", "number"), [(small, 1), (channelwise, 1), (fused, 2)])
-def test_what_is_traced_with_kernels_is_for_one_width(by, number):
+def test_what_is_traced_with_kernels_is_for_one_width(by, number, monkeypatch):
     """oneDNN's gradient keeps the width in the kernel: two at once wrote past their memory."""
+    monkeypatch.setattr(fused, "RUNS_ALONE", False)
     shapes = []
 
     @traced_for_any_size
@@ -58,6 +59,17 @@ def test_what_is_traced_with_kernels_is_for_one_width(by, number):
         found = tf.function(lambda x: mean(x, by=by))(tf.ones([1, size, width]))
         np.testing.assert_allclose(found, np.ones([1, width]))
     assert len(shapes) == number
+
+
+@pytest.mark.parametrize("runs_alone", [True, False])
+def test_kernels_of_a_call_of_its_own(runs_alone, monkeypatch):
+    """Before TensorFlow 2.21 no two layers may share a kernel; a graph has it for itself then."""
+    monkeypatch.setattr(fused, "RUNS_ALONE", runs_alone)
+    layer, x = layers.BatchRenormalization(), tf.ones([8, 64, 64, 8])
+    layer(x)
+    graph = tf.function(lambda x: layer(x, training=True)).get_concrete_function(x).graph
+    operations = {operation.type for operation in graph.get_operations()}
+    assert ("FusedBatchNormV3" in operations) == runs_alone
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -25,6 +25,11 @@ KEEPS_WIDTH = True
 
 So what is traced with these functions is for inputs of one width.
 """
+RUNS_ALONE = [int(part) for part in tf.__version__.split(".")[:2]] < [2, 21]
+"""One kernel may not run at once for two calls: before TensorFlow 2.21 it keeps statistics, too.
+
+So each layer's graph has these functions for itself there.
+"""
 # A pooling kernel adds one position after the other, which of many more would round too much.
 _POOLED_POSITIONS = 4096
 

@@ -7,6 +7,7 @@ tracing and optimizing operations: about a millisecond for each of them.
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
@@ -38,7 +39,8 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
 
     In a graph a call of it is one operation, which runs a function that is not inlined; a
     tf.function would be traced for each replica, and inlined again for each call. Eagerly, for XLA,
-    under forward-mode differentiation and within another such function it is the function itself.
+    under forward-mode differentiation and within another such function it is the function itself,
+    and so is what belongs to a module that RUNS_ALONE, or has one for an option (fused.py).
 
     Args:
         function: of tensors (or structures of them, or None) alone: it reads and writes no
@@ -79,14 +81,17 @@ def _traced_once(
 ) -> Callable[P, R]:
     traced: dict[Any, Callable] = {}
     _all_traced.append(traced)
+    home = sys.modules[function.__module__]
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         given = tf.nest.flatten(args)
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
-        if not _is_for_a_graph(tensors):
+        parts = home, *options.values()
+        runs_alone = any(getattr(part, "RUNS_ALONE", False) for part in parts)
+        if runs_alone or not _is_for_a_graph(tensors):
             return function(*args, **options)
-        keeps_width = any(getattr(x, "KEEPS_WIDTH", False) for x in options.values())
+        keeps_width = any(getattr(part, "KEEPS_WIDTH", False) for part in parts)
         shapes = [None if x.shape.rank is None else opened(x.shape, keeps_width) for x in tensors]
         key = (
             tuple(x is None for x in given),
