@@ -5,9 +5,12 @@ which records nothing where a tf.autodiff.ForwardAccumulator differentiates a wh
 they are kernels again, which one trace for all widths may not have (fused.py): these are plain.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
+
+from tfnorm.functional.traced_once import is_traced
 
 _OF_GRADIENT = "TfnormDerivativeOfBatchNormalizationGradient"
 _OF_AFFINE = "TfnormDerivativeOfAffine"
@@ -38,11 +41,13 @@ def kernel_gradient(
         )
         return result.x_backprop, result.scale_backprop, result.offset_backprop
 
-    def differentiate(inputs: Sequence[tf.Tensor], along: Sequence[tf.Tensor]) -> Gradients:
-        return _differentiate_gradient(inputs, along, epsilon, is_training)
-
-    inputs = dy, x, scale, *reserved
-    return _differentiable(run, inputs, differentiate, {"FusedBatchNormGradV3": _OF_GRADIENT})
+    inputs, names = (dy, x, scale, *reserved), {"FusedBatchNormGradV3": _OF_GRADIENT}
+    if is_training:  # of which a tape that sees it has TensorFlow's own, which is right
+        with _overridden(names):
+            return run(*inputs)
+    return _differentiable(
+        run, inputs, lambda *of: _differentiate_gradient(*of, epsilon, is_training), names
+    )
 
 
 def kernel_affine(x: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
@@ -69,11 +74,11 @@ def _differentiable(
 ) -> tf.Tensor | tuple[tf.Tensor, ...]:
     """`run` of the inputs, with the gradient that `differentiate` makes of them and cotangents.
 
-    In a graph it is that of the operations of these `names`: what tf.custom_gradient adds to a
-    graph is more than they are.
+    Within what is traced once it is that of the operations of these `names`: what
+    tf.custom_gradient adds to a graph is more than they are.
     """
-    if not tf.executing_eagerly():
-        with tf.compat.v1.get_default_graph().gradient_override_map(names):
+    if is_traced():
+        with _overridden(names):
             return run(*inputs)
 
     @tf.custom_gradient
@@ -81,6 +86,16 @@ def _differentiable(
         return run(*inputs), lambda *along: differentiate(inputs, along)
 
     return compute(*inputs)
+
+
+def _overridden(names: dict[str, str]) -> contextlib.AbstractContextManager:
+    """Operations of a graph have these gradients for those who differentiate the graph.
+
+    A tape that sees the operations themselves does not.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    return tf.compat.v1.get_default_graph().gradient_override_map(names)
 
 
 @tf.RegisterGradient(_OF_AFFINE)

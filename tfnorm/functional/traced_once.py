@@ -153,10 +153,15 @@ class _Trace(threading.local):
 _trace_here = _Trace()
 
 
+def is_traced() -> bool:
+    """Whether what runs now is being traced, to be one operation in the graphs of others."""
+    return _trace_here.is_made
+
+
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
-    if _trace_here.is_made:  # whose one operation this is a part of
+    if is_traced():  # and this is a part of that operation
         return False
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
