@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, forward_mode, xla
+from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
@@ -111,7 +111,7 @@ def _of_one_position(
     batch_mean, batch_variance = map(channelwise.at_positions, of_batch)
     layer_mean = tf.reduce_mean(x, -1, keepdims=True)
     about_layer = x - layer_mean
-    layer_variance = _squared_norm(about_layer) / x.shape[-1]
+    layer_variance = channelwise.squared_norm(about_layer, -1) / x.shape[-1]
     share = of_mean[2] / _both(of_mean)
     # By products of the means alone, which are few.
     centred = about_layer + (share * layer_mean - share * batch_mean)
@@ -197,16 +197,6 @@ def _normalize_one_position(
 def _both(of_mean: tf.Tensor) -> tf.Tensor:
     """The weight of layer and batch together; no 0, to divide by."""
     return tf.maximum(of_mean[1] + of_mean[2], 1e-30)
-
-
-@tf.custom_gradient
-def _squared_norm(x: tf.Tensor):  # noqa: ANN202
-    """Of each example; its own gradient, because the norm's is 0/0 where that is 0."""
-    if xla.is_compiling() or forward_mode.follows(x):
-        total = tf.reduce_sum(tf.square(x), -1, keepdims=True)
-    else:  # which makes no array of squares
-        total = tf.square(tf.math.reduce_euclidean_norm(x, -1, keepdims=True))
-    return total, lambda dtotal: 2 * x * dtotal
 
 
 def _unbiased(own: Moments) -> Moments:
