@@ -69,10 +69,14 @@ def test_ramps_are_at_the_papers_parts_of_the_run():
         ("mabn", 300, {"correction_start_step": 300, "warmup_steps": 75}),
         ("mabn", 150, {"correction_start_step": 300, "warmup_steps": 75, "window": 8}),
         ("mabn", 3, {"correction_start_step": 300, "warmup_steps": 1, "window": 1}),
+        ("on", 100, {"momentum": 0.8}),
+        ("on", 800, {"momentum": 0.95}),
+        ("on", 39_000, {"momentum": 0.998974}),
+        ("on", 40_000, {}),
         ("bn", 400, {}),
     ],
 )
-def test_burn_in_warm_up_and_correction(norm, steps, expected):
+def test_burn_in_warm_up_correction_and_memory(norm, steps, expected):
     assert config(f"--norm={norm}").normalizer(steps).options == expected
 
 

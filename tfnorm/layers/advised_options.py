@@ -41,3 +41,13 @@ def cbn_of_steps(steps: int) -> dict[str, Any]:
 def cbn_of_images(images: int) -> dict[str, Any]:
     """A window of at least 16 images, in at most 8 steps (Yao et al. 2021)."""
     return {"window": min(math.ceil(16 / images), 8)}
+
+
+def on_of_steps(steps: int) -> dict[str, Any]:
+    """A memory of as many images as a fortieth of the steps, of 5 to the paper's 1,000; ours.
+
+    ON's statistics remember 1/(1 - momentum) images. With one image a step these are as many steps,
+    in which the network has become another one: runs of 1,200 steps diverge with the paper's.
+    """
+    memory = min(max(steps / 40, 5), 1000)
+    return {"momentum": round(1 - 1 / memory, 6)} if memory < 1000 else {}

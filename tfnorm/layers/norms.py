@@ -299,6 +299,7 @@ for _normalizer in (
         "on",
         OnlineNormalization,
         "online normalization, example by example",
+        of_steps=advised_options.on_of_steps,
         advice="mabn, gn, or gn_ws",
         colour="#332288",
         marker="p",

@@ -37,9 +37,10 @@ class OnlineNormalization(ChannelNormalization):
 
     When: one to some images on each device, in networks that are trained from the start with it;
     the recurrences need learning rates that do not change the statistics faster than 1/(1 − α)
-    examples follow. Cost: the passes over x of batch normalization, and recurrences over [C]; where
-    examples have one position, as behind a dense layer, the recurrences are most of it, more than
-    twice what Keras' batch normalization takes there. Nothing is communicated.
+    examples follow: with one image in each of N steps about α = 1 − 40/N, which the trainer takes.
+    Cost: the passes over x of batch normalization, and recurrences over [C]; where examples have
+    one position, as behind a dense layer, the recurrences are most of it, more than twice what
+    Keras' batch normalization takes there. Nothing is communicated.
     Its backward pass is not the derivative of its forward pass: tf.autodiff.ForwardAccumulator
     gives that derivative, but of a whole tf.function what TensorFlow makes of its gradient.
 
