@@ -266,6 +266,8 @@ def test_colors_change_by_one_number_an_example(rng, what):
         assert limits[0] - 1e-3 <= number.mean() <= limits[1] + 1e-3
         numbers.append(number.mean())
     assert np.std(numbers) > 0.25 * (limits[1] - limits[0]) / 2
+    unchanged = 1 if limits[0] > 0 else 0
+    assert min(numbers) < unchanged < max(numbers)
 
 
 def test_values_of_masks_become_classes(rng):

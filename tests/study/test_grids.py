@@ -156,3 +156,11 @@ def test_quick_studies_are_small_keep_their_kind_of_network_and_judge_no_claims(
 def test_the_comparison_is_quick_as_it_is():
     # Its data set has fewer images than the other studies take.
     assert grids.quick(grids.STUDIES["compare"]) is grids.STUDIES["compare"]
+
+
+@pytest.mark.parametrize("norm", ["brn", "cbn", "mabn", "on"])
+def test_schedules_are_those_of_the_trainer_where_steps_are_accumulated(norm):
+    base = dataclasses.replace(BASE, steps=200, accumulate_steps=4)
+    of_trainer = dataclasses.replace(base, norm=norm).options_of_run(800)
+    found = options(comparison([norm], [0], base), norm)
+    assert {name: found[name] for name in of_trainer} == of_trainer

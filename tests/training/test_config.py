@@ -1,12 +1,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from tfnorm import models, training
 from tfnorm.data import AUGMENTATIONS
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
+from tfnorm.schedules import LinearRamp
 from tfnorm.training import flags, options
 
 CHANGED = {
@@ -192,6 +194,44 @@ def test_values_of_another_kind(field, value, message):
     with pytest.raises(UserError) as error:
         training.Config(**{field: value})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("classification", {"width": "abc"}, "a whole number of 1 or more, received 'abc'"),
+        ("classification", {"width": 2.5}, "a whole number of 1 or more, received 2.5"),
+        ("classification", {"stem_stride": 0}, "a whole number of 1 or more, received 0"),
+        ("segmentation", {"output_stride": 7}, "a power of two, or 0 for the network's own, "),
+        ("detection", {"head_width": -8}, "a whole number of 1 or more, received -8"),
+        ("detection", {"head_convolutions": -1}, "a whole number of 0 or more, received -1"),
+        ("instance_segmentation", {"anchor_size": -1}, "a number above 0, received -1"),
+        ("instance_segmentation", {"regions": True}, "a whole number of 1 or more, received True"),
+    ],
+)
+def test_options_that_no_network_takes(task, options, message):
+    with pytest.raises(UserError) as error:
+        training.Config(task=task, model_options=options)
+    (name,) = options
+    assert str(error.value).startswith(f"{name} of model '")
+    assert f" must be {message}" in str(error.value)
+
+
+def test_numbers_of_numpy_and_schedules_are_kept_as_json_has_them():
+    config = training.Config(
+        norm="brn", steps=np.int64(2), learning_rate=np.float32(0.5),
+        norm_options={"r_max": LinearRamp(1.0, 3.0, 5, 10), "momentum": np.float64(0.9)},
+    )  # fmt: skip
+    again = training.Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and type(config.steps) is int and config.learning_rate == 0.5
+    assert config.norm_options["r_max"]["config"]["end_step"] == 10
+    config.normalizer().make(4)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection", "instance_segmentation"])
+def test_labels_are_smoothed_in_classification_alone(task, tmp_path):
+    with pytest.raises(UserError, match="is for --task=classification"):
+        training.train(training.Config(task=task, label_smoothing=0.1, model_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,27 @@ def test_freezing_nothing_or_all(small, pattern, message):
     with pytest.raises(UserError) as error:
         make(small(freeze=pattern))
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_that_of_keras(rng, nesterov):
+    values, gradients = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
+    found = []
+    for make in (
+        lambda: optimizer.build("momentum", 0.1, 0.9, 0.0, {"nesterov": nesterov}),
+        lambda: keras.optimizers.SGD(0.1, 0.9, nesterov=nesterov),
+    ):
+        variable, own = keras.Variable(values, name="kernel"), make()
+        own.build([variable])
+        for gradient in gradients:
+            own.apply([tf.constant(gradient, "float32")], [variable])
+        found.append(variable.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_what_is_true_or_false():
+    with pytest.raises(UserError) as error:
+        optimizer.build("momentum", 0.1, 0.9, 0.0, {"nesterov": 2})
+    assert str(error.value) == (
+        "nesterov of optimizer 'momentum' must be true or false, received 2"
+    )

@@ -119,6 +119,53 @@ def test_a_finished_run_returns_its_result(small, tmp_path, notices):
         np.testing.assert_array_equal(a, b)
 
 
+def test_other_examples_make_epochs_of_another_length(interrupted, notices):
+    """After step 9, the 3rd of an epoch of 6, the 1st of one of 4; no loss counts twice."""
+    config = interrupted(learning_rate=1e-6)
+    before = training.train(
+        dataclasses.replace(config, model_dir=None, epochs=2), notice=notices.append
+    )
+    result = training.train(dataclasses.replace(config, train_examples=35), notice=notices.append)
+    assert "steps 9 to 12, 4 an epoch" in notices[-1]
+    assert result.steps == 12
+    assert result.train_loss == pytest.approx(before.train_loss, rel=0.15)
+
+
+def test_fewer_examples_than_a_step_had_before(small, tmp_path, notices):
+    config = small(model_dir=str(tmp_path), replica_batch_size=32, epochs=1, warmup_epochs=0)
+    training.train(config, notice=notices.append, validate=False)
+    changes = dict(replica_batch_size=8, train_examples=20, steps=6)
+    result = training.train(dataclasses.replace(config, **changes), notice=notices.append)
+    assert result.steps == 6
+
+
+def test_a_checkpoint_within_the_first_epoch_that_is_the_last(small, tmp_path, notices):
+    config = small(model_dir=str(tmp_path), steps=4, warmup_epochs=0.1, checkpoint_every=2)
+    training.train(config, notice=notices.append)
+    (tmp_path / "checkpoints" / "ckpt-4.index").unlink()  # as if killed
+    result = training.train(dataclasses.replace(config, steps=2), notice=notices.append)
+    assert result.steps == 2 and [row["step"] for row in result.history] == [2]
+    assert result.test_loss > 0 and 0 < result.train_loss < 10
+
+
+def test_a_run_that_was_trained_alone_is_evaluated_once_it_is_asked_for(small, tmp_path, notices):
+    config = small(model_dir=str(tmp_path))
+    first = training.train(config, notice=notices.append, validate=False)
+    assert first.test_loss is None
+    second = training.train(config, notice=notices.append)
+    found = training.evaluate(config)
+    assert (second.test_loss, second.metrics) == (found.loss, found.metrics)
+    assert "val_loss" in (tmp_path / "history.csv").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"train_examples": 0}, {"train_split": "train[:100]"}])
+def test_an_evaluation_standardizes_as_the_training_did(small, tmp_path, notices, changes):
+    config = small(model_dir=str(tmp_path))
+    result = training.train(config, notice=notices.append)
+    found = training.evaluate(dataclasses.replace(config, **changes))
+    assert found.loss == pytest.approx(result.test_loss, rel=1e-6)
+
+
 @pytest.mark.parametrize("broken", ["data-00000-of-00001", "index"])
 def test_a_truncated_checkpoint_is_passed_over(interrupted, tmp_path, notices, broken):
     config = interrupted()

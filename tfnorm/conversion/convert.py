@@ -71,9 +71,10 @@ def convert(
     Normalizers that share their convolution go on to share it. Converting back undoes a conversion.
 
     In place, γ, β and kernels stay the same variables, so that a compiled optimizer goes on with
-    what it knows of them; where a kind has further trainable variables, the optimizer is made
-    anew. Models trace `fit` again; a tf.function of one's own has to be traced anew. Other
-    functional models over the same layers are converted with it.
+    what it knows of them; where a kind has other trainable variables besides, it is made anew and
+    takes over what it knew of those that stay, its counts and its loss scale. Models trace `fit`
+    again; a tf.function of one's own has to be traced anew. Other functional models over the same
+    layers are converted with it.
 
     Saving what was converted in place: `save_weights`, and `load_weights` into a new model that
     was converted alike; or `model.save("....keras")`, which writes the new layers down beside the
@@ -221,7 +222,7 @@ def _select(found: list[Found], where: Where | None) -> list[Found]:
     if where is None:
         return found
     if callable(where):
-        return [one for one in found if where(one.layer)]
+        return _any_of([one for one in found if where(one.layer)], found, where)
     try:
         pattern = re.compile(where)
     except (re.error, TypeError) as error:
@@ -230,9 +231,12 @@ def _select(found: list[Found], where: Where | None) -> list[Found]:
             "for the paths of normalizers, such as where='conv5_.*', or a function of the layer "
             "that returns True or False."
         ) from error
-    selected = [one for one in found if pattern.search(one.path)]
-    if not selected:
-        names = ", ".join(one.path for one in found) or "none"
+    return _any_of([one for one in found if pattern.search(one.path)], found, where)
+
+
+def _any_of(selected: list[Found], found: list[Found], where: Where) -> list[Found]:
+    if found and not selected:
+        names = ", ".join(one.path for one in found)
         raise UserError(f"where={where!r} selects no normalizer. Those of the model are: {names}.")
     return selected
 

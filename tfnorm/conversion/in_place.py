@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
-from keras.src.utils.tracking import DotNotTrackScope  # Keras has no public name for it
 
+from tfnorm.conversion.optimizers import Renewal, renewals
 from tfnorm.conversion.parts import AbsorbedPart, AroundPart, KernelPart, SequencePart
 from tfnorm.conversion.places import Found, expand_wrappers, find, found_layer
 from tfnorm.conversion.placing import norm_part, substitute, what_is_lost
@@ -52,7 +52,7 @@ class InPlace:
         self._parts: dict[keras.Layer, Part] = {}  # what is to stand in the place of each layer
         self._replaced: dict[keras.Layer, keras.Layer] = {}
         self._old_values: list[tuple[keras.Variable, np.ndarray]] = []
-        self._optimizers: _Optimizers = []
+        self._optimizers: list[Renewal] = []
         layers = layers_below(model, lambda layer: norms.name_of(layer) is not None)
         self.found = [
             found_layer(path, layer) for path, layer in layers if norms.name_of(layer) is not None
@@ -88,15 +88,22 @@ class InPlace:
             self._restore_values()
             raise unsuitable(self._model.name, norm, error) from error
         replace_layers(self._model, self._replaced)
-        self._optimizers = _renew_optimizers(self._model)
+        removed = [v for layer in self._replaced for v in layer.variables]
+        try:
+            self._optimizers = renewals(self._model, removed)
+        except UserError:
+            self.undo()
+            raise
+        for renewal in self._optimizers:
+            renewal.do()
         return self._model
 
     def undo(self) -> None:
         """Makes the model what it was."""
         replace_layers(self._model, {new: old for old, new in self._replaced.items()})
         self._restore_values()
-        for model, optimizer in self._optimizers:
-            _set_optimizer(model, optimizer)
+        for renewal in self._optimizers:
+            renewal.undo()
 
     def _place_plainly(self, one: Found, norm: Normalizer) -> Placed:
         """Where nothing needs to be known of the layers before and after."""
@@ -213,28 +220,3 @@ def _scope_around(layer: keras.Layer) -> Iterator[None]:
         for name in (layer.path or "").split("/")[:-1]:
             stack.enter_context(keras.name_scope(name))
         yield
-
-
-_Optimizers = list[tuple[keras.Model, keras.optimizers.Optimizer]]
-
-
-def _renew_optimizers(model: keras.Layer) -> _Optimizers:
-    """Makes optimizers anew that do not know all variables any more; returns the old ones."""
-    old = []
-    for compiled in model._flatten_layers():
-        optimizer = getattr(compiled, "optimizer", None)
-        if not getattr(optimizer, "built", False):
-            continue
-        known = {id(v) for v in optimizer._trainable_variables}
-        if any(id(v) not in known for v in compiled.trainable_variables):
-            old.append((compiled, optimizer))
-            fresh = type(optimizer).from_config(optimizer.get_config())
-            fresh.build(compiled.trainable_variables)
-            fresh.iterations.assign(optimizer.iterations)
-            _set_optimizer(compiled, fresh)
-    return old
-
-
-def _set_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    with DotNotTrackScope():
-        model.optimizer = optimizer

@@ -58,7 +58,7 @@ def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
     part = AroundPart(place.part, norm.layer_class, inner, given, values)
     graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
     graph.remove(before)
-    return f"around {before.part.path}{note}"
+    return _all_of(f"around {before.part.path}{note}", what_is_lost(place.source, norm))
 
 
 def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
@@ -210,6 +210,5 @@ def _without_bias(place: Place, before: Call) -> tuple[dict[str, np.ndarray], st
     bias = before.part.weights()[1:]
     if not bias:
         return values, ""
-    if "moving_mean" in values:
-        values["moving_mean"] = values["moving_mean"] - np.asarray(bias[0])
+    values["moving_mean"] = values.get("moving_mean", 0) - np.asarray(bias[0])
     return values, ", its bias part of moving_mean"

@@ -36,6 +36,7 @@ from tfnorm.export.writing import (
     Answering,
     answering_of,
     check_weights_dtype,
+    left_alone,
     round_weights,
     write_saved_model,
 )
@@ -137,95 +138,110 @@ def export_saved_model(
     warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
     batches = record(model, signature, examples, batch_sizes) if verify else None
     folded, report = fold(model)
-    report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
-    given, moved, before = batches, None, 0.0
-    if batches is not None and postprocessing is not None:
-        # What folding changes, where postprocessing may hide it, such as all but the best class.
-        before = compare_outputs(
-            "The folded model, before postprocessing,",
-            batches,
-            before_postprocessing(folded, signature, batches),
-            default_tolerance(folded, batches) if tolerance is None else tolerance,
-            postprocessing,
+    shared = _shared(model, folded)
+    if shared and quantize is not None and "saved_model" in formats:
+        names = ", ".join(dict.fromkeys(v.path.rpartition("/")[0] or v.path for v in shared))
+        raise UserError(
+            f"quantize={quantize!r} changes layers, and the export shares these with the model, "
+            f"because no copies can be made of them: {names}. Give their class a get_config with "
+            "all arguments of its constructor, or leave quantize out."
         )
-    by_keras = quantize is not None and "saved_model" in formats
-    labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
-    scales = None
-    if quantize is not None and not by_keras:
-        scales = calibration_inputs(signature, calibration)
-    if weights_dtype is not None:
-        round_weights(folded, weights_dtype)
-    if by_keras:
-        quantize_by_keras(folded, quantize)
-    if batches is not None and (weights_dtype is not None or by_keras):
-        allowed = TOLERANCE if by_keras else default_tolerance(model, given, weights_dtype)
-        batches = record(folded, signature, examples, batch_sizes)
-        moved = compare(
-            f"The model with weights in {weights_dtype or quantize}",
-            given,
-            answers_of(batches),
-            allowed if tolerance is None else tolerance,
-            postprocessing,
-        )
-    if tolerance is None and batches is not None:
-        tolerance = TOLERANCE if scales is not None else default_tolerance(model, batches)
-        tolerance = max(tolerance, KERAS_TOLERANCE) if by_keras else tolerance
-
-    def write(model: keras.Model, path: Path) -> Answering:
-        if "saved_model" in formats:
-            answering = write_saved_model(model, signature, path, weights_dtype)
-        else:
-            answering = answering_of(model, signature, weights_dtype)
-        convert(formats, path, answering._replace(calibration=scales))
-        return answering
-
-    def write_unfolded(path: Path) -> None:
-        unfolded = build(inline(read(model)))
-        if by_keras:
-            quantize_by_keras(unfolded, quantize)
-        write(unfolded, path)
-
-    with new_version(paths.local(directory, "directory")) as (draft, place):
-        answering = write(folded, draft)
-        extra = draft / "assets.extra"
-        extra.mkdir()
-        if warmup and "saved_model" in formats:
-            write_warmup(draft / WARMUP_FILE, model.name, signature, warmup.values())
-        verification = quantization = None
-        if batches is not None:
-            verification = verify_export(
-                draft,
+    with left_alone(shared):
+        report = dataclasses.replace(report, notes=(*report.notes, *_notes(signature)))
+        given, moved, before = batches, None, 0.0
+        if batches is not None and postprocessing is not None:
+            # What folding changes, where postprocessing, such as the best class, may hide it.
+            before = compare_outputs(
+                "The folded model, before postprocessing,",
                 batches,
-                tolerance,
-                [runtime for name in formats for runtime in FORMATS[name].runtimes],
+                before_postprocessing(folded, signature, batches),
+                default_tolerance(folded, batches) if tolerance is None else tolerance,
                 postprocessing,
             )
-            verification = dataclasses.replace(
-                verification, difference=max(verification.difference, before)
+        by_keras = quantize is not None and "saved_model" in formats
+        labelled = None if evaluation is None else Labelled(model, signature, *evaluation)
+        scales = None
+        if quantize is not None and not by_keras:
+            scales = calibration_inputs(signature, calibration)
+        if weights_dtype is not None:
+            round_weights(folded, weights_dtype)
+        if by_keras:
+            quantize_by_keras(folded, quantize)
+        if batches is not None and (weights_dtype is not None or by_keras):
+            allowed = TOLERANCE if by_keras else default_tolerance(model, given, weights_dtype)
+            batches = record(folded, signature, examples, batch_sizes)
+            moved = compare(
+                f"The model with weights in {weights_dtype or quantize}",
+                given,
+                answers_of(batches),
+                allowed if tolerance is None else tolerance,
+                postprocessing,
             )
-            if weights_dtype is not None:
-                verification = dataclasses.replace(verification, rounding=moved)
-        if given is not None and quantize is not None:
-            runtime = FORMATS[formats[0]].runtimes[0]
-            quantization = measure(
-                quantize, runtime, signature, draft, write_unfolded, given, labelled
+        if tolerance is None and batches is not None:
+            tolerance = TOLERANCE if scales is not None else default_tolerance(model, batches)
+            tolerance = max(tolerance, KERAS_TOLERANCE) if by_keras else tolerance
+
+        def write(model: keras.Model, path: Path) -> Answering:
+            if "saved_model" in formats:
+                answering = write_saved_model(model, signature, path, weights_dtype)
+            else:
+                answering = answering_of(model, signature, weights_dtype)
+            convert(formats, path, answering._replace(calibration=scales))
+            return answering
+
+        def write_unfolded(path: Path) -> None:
+            unfolded = build(inline(read(model)))
+            if by_keras:
+                quantize_by_keras(unfolded, quantize)
+            write(unfolded, path)
+
+        with new_version(paths.local(directory, "directory")) as (draft, place):
+            answering = write(folded, draft)
+            extra = draft / "assets.extra"
+            extra.mkdir()
+            if warmup and "saved_model" in formats:
+                write_warmup(draft / WARMUP_FILE, model.name, signature, warmup.values())
+            verification = quantization = None
+            if batches is not None:
+                verification = verify_export(
+                    draft,
+                    batches,
+                    tolerance,
+                    [runtime for name in formats for runtime in FORMATS[name].runtimes],
+                    postprocessing,
+                )
+                verification = dataclasses.replace(
+                    verification, difference=max(verification.difference, before)
+                )
+                if weights_dtype is not None:
+                    verification = dataclasses.replace(verification, rounding=moved)
+            if given is not None and quantize is not None:
+                runtime = FORMATS[formats[0]].runtimes[0]
+                quantization = measure(
+                    quantize, runtime, signature, draft, write_unfolded, given, labelled
+                )
+            (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+            card = model_card(
+                model.name,
+                signature,
+                answering.function,
+                report,
+                verification,
+                formats=formats,
+                weights_dtype=weights_dtype,
+                training=training,
+                metrics=metrics,
+                quantization=quantization,
             )
-        (extra / "fold_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        card = model_card(
-            model.name,
-            signature,
-            answering.function,
-            report,
-            verification,
-            formats=formats,
-            weights_dtype=weights_dtype,
-            training=training,
-            metrics=metrics,
-            quantization=quantization,
-        )
-        write_model_card(extra, card, report)
-        path = place()
-    return ExportResult(path, int(path.name), report, verification, quantization)
+            write_model_card(extra, card, report)
+            path = place()
+        return ExportResult(path, int(path.name), report, verification, quantization)
+
+
+def _shared(model: keras.Model, folded: keras.Model) -> list[keras.Variable]:
+    """Variables of layers that the folded model has from the model itself."""
+    own = {id(v) for v in model.variables}
+    return [v for v in folded.variables if id(v) in own]
 
 
 def _notes(signature: Signature) -> list[str]:

@@ -1,7 +1,8 @@
 """A model as a bare SavedModel: a graph, the variables and tables that it reads, no Keras."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -122,6 +123,17 @@ def _round(variable: keras.Variable, dtype: str) -> None:
     del value
     _let_go(variable)  # There may not be memory for both.
     _assign(variable, tf.cast(rounded, variable.dtype))
+
+
+@contextlib.contextmanager
+def left_alone(variables: Iterable[keras.Variable]) -> Iterator[None]:
+    """At its end they are what they are now, whatever was rounded or let go meanwhile."""
+    values = [(v, tf.convert_to_tensor(v)) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in values:
+            _assign(variable, value)
 
 
 def _let_go(variable: keras.Variable) -> None:

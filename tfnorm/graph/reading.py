@@ -5,7 +5,7 @@ from keras.src.models.functional import Functional  # Keras has no public name f
 
 from tfnorm.errors import UserError
 from tfnorm.graph.graph import Call, Graph, Part, Tensor
-from tfnorm.graph.opening import nodes_of, open_model, shape_of
+from tfnorm.graph.opening import nodes_of, open_model
 
 
 def read(model: keras.Model) -> Graph:
@@ -111,7 +111,7 @@ def _why_not(model: object) -> str:
         "can be read, because it is subclassed. Build it as a functional model, "
         "keras.Model(inputs, outputs), or as a keras.Sequential"
     )
-    if shape_of(model) is None:
+    if not model.built:
         return f"{why_not}; or call it once on data, and its code is read."
     return (
         f"{why_not}. Its code cannot be run on symbolic tensors, does something else in training, "

@@ -40,7 +40,8 @@ def setting(
         "statistics_batch": together * images if kind.takes_batch_statistics else 1,
         **labels,
     }
-    options = {**kind.of_images(images), **kind.of_steps(steps(config)), **(options or {})}
+    calls = steps(config) * config.accumulate_steps
+    options = {**kind.of_images(images), **kind.of_steps(calls), **(options or {})}
     return labels, dataclasses.replace(config, norm_options=options)
 
 

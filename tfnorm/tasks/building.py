@@ -7,8 +7,18 @@ import tensorflow as tf
 
 from tfnorm import models
 from tfnorm.data import Dataset, Example, Transform
+from tfnorm.errors import UserError
 from tfnorm.layers.norms import Normalizer
 from tfnorm.tasks.task import Serving, Settings
+
+
+def refuse_label_smoothing(settings: Settings) -> None:
+    """Raises a UserError if labels are to be smoothed, of a task whose loss does not do it."""
+    if settings.label_smoothing:
+        raise UserError(
+            f"label_smoothing={settings.label_smoothing} is for --task=classification, and the "
+            f"loss of --task={settings.task} smooths no labels; leave it out"
+        )
 
 
 def build(

@@ -20,12 +20,16 @@ def confusion_matrix(
     Returns:
         [C, C] float32: in row t and column p the weight of pixels of class t that were taken for p.
     """
-    counts = tf.cast(truth != IGNORED, tf.float32)
-    counts *= tf.reshape(weight, [-1] + [1] * (truth.shape.rank - 1))
+    # In whole numbers: a sum of ones in float32 ends at 2^24, a large image or some small ones.
+    is_counted = tf.cast(truth != IGNORED, tf.int32)
     cell = tf.where(truth == IGNORED, 0, truth * num_classes + found)
-    flat = tf.math.unsorted_segment_sum(
-        tf.reshape(counts, [-1]), tf.reshape(cell, [-1]), num_classes**2
+    images, cells = tf.shape(truth)[0], num_classes**2
+    cell += cells * tf.reshape(tf.range(images), [-1] + [1] * (truth.shape.rank - 1))
+    counts = tf.math.unsorted_segment_sum(
+        tf.reshape(is_counted, [-1]), tf.reshape(cell, [-1]), images * cells
     )
+    counts = tf.cast(tf.reshape(counts, [images, cells]), tf.float32)
+    flat = tf.reduce_sum(counts * weight[:, None], 0)
     return tf.reshape(flat, [num_classes, num_classes])
 
 

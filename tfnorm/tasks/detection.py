@@ -40,6 +40,7 @@ class Detection:
     )  # fmt: skip
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        building.refuse_label_smoothing(settings)
         self._settings = settings
         self.dataset = dataset
         self._detector = detectors.detector(settings)

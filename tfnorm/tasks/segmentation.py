@@ -28,6 +28,7 @@ class Segmentation:
     defaults = Defaults(dataset="digit_scenes", model="unet", backbone="resnet8")
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        building.refuse_label_smoothing(settings)
         self._settings = settings
         self.dataset = dataset
         self._classes = len(dataset.mask_classes.names)
@@ -85,10 +86,15 @@ class Segmentation:
         return {"miou": float(miou), "pixel_accuracy": float(accuracy)}
 
     def by_class(self, sums: np.ndarray) -> ByClass:
-        """Each class's iou and accuracy, the fraction of its pixels that is found, by its name."""
+        """Each class's iou and accuracy, the fraction of its pixels that is found, by its name.
+
+        NaN for a class that has none.
+        """
         matrix = sums.reshape(self._classes, self._classes)
-        of_truth = np.maximum(matrix.sum(1), 1)
-        rows = zip(intersection_over_union(matrix), np.diag(matrix) / of_truth)
+        right, of_truth = np.diag(matrix), matrix.sum(1)
+        nothing = np.full(len(right), np.nan)
+        accuracies = np.divide(right, of_truth, out=nothing, where=of_truth > 0)
+        rows = zip(intersection_over_union(matrix), accuracies)
         return {
             name: {"iou": float(iou), "accuracy": float(accuracy)}
             for name, (iou, accuracy) in zip(self.dataset.mask_classes.names, rows)

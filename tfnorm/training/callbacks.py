@@ -150,6 +150,14 @@ class HistoryFile(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Rewrites the file."""
+        self._write()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Rewrites it if there is anything: the last row may have been evaluated since."""
+        if self._rows:
+            self._write()
+
+    def _write(self) -> None:
         text = io.StringIO()
         # A part of the run may have been without validation.
         names = dict.fromkeys(name for row in self._rows for name in row)

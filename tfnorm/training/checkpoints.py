@@ -45,6 +45,7 @@ class Progress(tf.train.experimental.PythonState):
         planned_calls: How often normalizers were to be called when the run began: windows follow
             from it, and with them the shapes of what is kept; 0 in older checkpoints, whose windows
             are the layers' own.
+        steps_per_epoch: Of the part of the run before; 0 in older checkpoints.
     """
 
     step: int = 0
@@ -57,6 +58,7 @@ class Progress(tf.train.experimental.PythonState):
     loss_scale: list[float] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     planned_calls: int = 0
+    steps_per_epoch: int = 0
 
     def keep_replicas(self, state: np.ndarray | None) -> None:
         """Keeps the state of each replica, [replicas, values] float64, beside their mean."""
@@ -78,7 +80,7 @@ class Progress(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: bytes) -> None:
         """The inverse, in place."""
-        vars(self).update(json.loads(string_value))
+        vars(self).update({"steps_per_epoch": 0, **json.loads(string_value)})
 
 
 class Checkpoints:

@@ -10,6 +10,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
+import numpy as np
+
 from tfnorm import data, models, tasks
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
@@ -225,6 +228,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         _check_types(self)
         self._take_defaults_of_the_task()
         self._take_options_of_the_network()
@@ -321,6 +325,9 @@ class Config:
                 f"model '{self.model}' does not take {', '.join(unknown)}; it takes "
                 f"{', '.join(own) or 'no options'}"
             )
+        if not self.model.startswith("hub:"):
+            for name, value in self.model_options.items():
+                _check_option_of_network(self.model, name, value, own[name])
         for name in _OF_THE_NETWORK:
             value = getattr(self, name)
             if value is None:
@@ -438,6 +445,44 @@ def _kind(hint: Any) -> type:
     """`str` of `str | None`, and `Mapping` of `Mapping[str, Any]`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return typing.get_origin(kinds[0]) or kinds[0]
+
+
+_MAY_BE_0 = ("head_convolutions", "output_stride")
+
+
+def _check_option_of_network(model: str, name: str, value: Any, default: Any) -> None:
+    """Raises a UserError unless what is a number in the network is one, and large enough."""
+    if isinstance(default, bool) or not isinstance(default, numbers.Real):
+        return
+    is_whole = isinstance(default, numbers.Integral)
+    least = 0 if name in _MAY_BE_0 else 1
+    kind = numbers.Integral if is_whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not (value >= least if is_whole else value > 0):
+        wanted = f"a whole number of {least} or more" if is_whole else "a number above 0"
+        raise UserError(f"{name} of model '{model}' must be {wanted}, received {value!r:.50}")
+    if name == "output_stride" and value & (value - 1):
+        raise UserError(
+            f"{name} of model '{model}' must be a power of two, or 0 for the network's own, "
+            f"received {value}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers of NumPy and schedules as Python's and as configurations."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if callable(getattr(value, "get_config", None)):
+        return keras.saving.serialize_keras_object(value)
+    return value
+
+
+def _make_plain(config: Config) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Mapping):
+            value = {name: _plain(each) for name, each in value.items()}
+        object.__setattr__(config, field.name, _plain(value))
 
 
 def _check_types(config: Config) -> None:

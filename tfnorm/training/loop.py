@@ -93,9 +93,25 @@ class Loop:
             if self._due() or not trainer.config.checkpoint_every:
                 self._save()
             self._stop_if_asked()
+        self._complete()
         self._save()
         trainer.finish()
         listeners.on_train_end()
+
+    def _complete(self) -> None:
+        """Of a run with no steps left: a row, if it has none, and an evaluation, if none was made.
+
+        Its newest checkpoint may lie within its first epoch; and it may have been trained alone.
+        """
+        progress, trainer = self._progress, self._trainer
+        if progress.step and not progress.history:
+            epoch = (progress.step - 1) // trainer.steps_per_epoch
+            means = self._means(epoch * trainer.steps_per_epoch)
+            rate = trainer.learning_rate(progress.step - 1)
+            row = {"epoch": epoch + 1, "step": progress.step, **means, "learning_rate": rate}
+            progress.history.append(row)
+        if self._validate and progress.history and "val_loss" not in progress.history[-1]:
+            self._evaluate()
 
     def _epoch(self, epoch: int, listeners: keras.callbacks.CallbackList) -> dict[str, Any]:
         trainer, progress = self._trainer, self._progress

@@ -71,6 +71,7 @@ class MomentumSGD(_OneCollective, keras.optimizers.SGD):
             lr=tf.cast(learning_rate, variable.dtype),
             grad=gradient,
             momentum=tf.constant(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
         )
 
     def get_config(self) -> dict:
@@ -172,7 +173,7 @@ def build(
     Raises:
         UserError: It does not take one of the options, or not such a value.
     """
-    make, _ = _BUILDERS[name]
+    make, cls = _BUILDERS[name]
     unknown = sorted(set(options) - set(options_of(name)))
     if unknown:
         raise UserError(
@@ -184,7 +185,15 @@ def build(
         raise UserError(
             f"{wrong[0]} of optimizer '{name}' must be a number, received {options[wrong[0]]!r:.50}"
         )
+    parameters = inspect.signature(cls.__init__).parameters
     for option, value in options.items():
+        if isinstance(parameters[option].default, bool):
+            if value not in (False, True):
+                raise UserError(
+                    f"{option} of optimizer '{name}' must be true or false, received {value}"
+                )
+            options = {**options, option: bool(value)}
+            continue
         below = 1 if option in _DECAYS else math.inf
         if not 0 <= value < below:
             raise UserError(

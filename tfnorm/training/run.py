@@ -73,7 +73,9 @@ def train(
             planned = run_directory.planned_calls(directory)
         trainer = Trainer(config, task, strategy, _weights(config, notice), planned)
         stack.callback(trainer.let_go)
-        progress = Progress(global_batch_size=trainer.global_batch_size)
+        progress = Progress(
+            global_batch_size=trainer.global_batch_size, steps_per_epoch=trainer.steps_per_epoch
+        )
         checkpoints = None
         if directory:
             checkpoints = _checkpoints(directory, trainer, progress)
@@ -110,6 +112,7 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
     """
     directory = run_directory.existing(config.model_dir)
     run_directory.check_architecture(config, directory, notice)
+    config = run_directory.standardized_alike(config, directory, notice)
     with _policy(config.mixed_precision):
         strategy = strategies.create(config)
         task = tasks.load(config)
@@ -225,14 +228,22 @@ def _restore(
     state = progress.take_replicas()
     if state is not None and len(state) == trainer.replicas:
         trainer.set_replica_state(state)
+    _count_in_epochs_of_now(progress, trainer)
+
+
+def _count_in_epochs_of_now(progress: Progress, trainer: Trainer) -> None:
+    """Where other flags make other steps or epochs: the place in one, and the sum of its losses."""
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
-    if before != trainer.global_batch_size:
-        # The same place in the same epoch, counted in steps of another size.
-        epoch, old = divmod(progress.step, trainer.task.dataset.num_train // before)
-        new = min(round(old * before / trainer.global_batch_size), trainer.steps_per_epoch - 1)
-        progress.loss_sum *= new / max(old, 1)
-        progress.step = epoch * trainer.steps_per_epoch + new
+    length = progress.steps_per_epoch or max(trainer.task.dataset.num_train // before, 1)
+    progress.steps_per_epoch = trainer.steps_per_epoch
+    epoch, done = divmod(progress.step, length)
+    if before != trainer.global_batch_size:  # the same place in the same epoch
+        now = min(round(done * before / trainer.global_batch_size), trainer.steps_per_epoch - 1)
+        progress.step = epoch * trainer.steps_per_epoch + now
         trainer.set_step(progress.step)
+    else:  # the same step
+        now = progress.step % trainer.steps_per_epoch
+    progress.loss_sum *= now / (done or length)
 
 
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:

@@ -149,6 +149,13 @@ def check_architecture(config: Config, directory: pathlib.Path, notice: Notice) 
     _check_architecture(config, saved_config(directory, notice) or config, directory)
 
 
+def standardized_alike(config: Config, directory: pathlib.Path, notice: Notice) -> Config:
+    """With the training images of the run, whose mean and deviation standardize all others."""
+    saved = saved_config(directory, notice) or config
+    of_images = {name: getattr(saved, name) for name in ("train_split", "train_examples")}
+    return dataclasses.replace(config, **of_images)
+
+
 def _check_architecture(config: Config, saved: Config, directory: pathlib.Path) -> None:
     changes = _changes(config, saved, _ARCHITECTURE)
     if changes:

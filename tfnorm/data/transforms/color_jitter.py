@@ -35,7 +35,8 @@ class ColorJitter:
         common = {"dtype": "float32", "seed": 0}
         self._layers = [
             layers.RandomBrightness(brightness, pixels, **common),
-            layers.RandomContrast(contrast, pixels, **common),
+            # Of one number Keras makes factors above 1 alone.
+            layers.RandomContrast((contrast, contrast), pixels, **common),
             # It counts from 0 (grey) over 0.5 (no change) to 1, and its range is the saturation's.
             layers.RandomSaturation(((1 - saturation) / 2, (1 + saturation) / 2), (0, 1), **common),
             layers.RandomHue(2 * hue, pixels, **common),  # It counts half circles.
