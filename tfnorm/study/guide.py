@@ -17,8 +17,8 @@ Count the images that share statistics: those of one device, or of one virtual r
 
 **One image a device** is where most has been proposed. *Where serving must be free*, the norm has
 to fold into the layer before it: mabn, brn and cbn do, whole; on (online normalization) does but
-for a clip of its outputs, and its paper calls it as accurate as bn without any batch, in long runs:
-in the 1,200 steps here it diverged on one image. *Where serving may cost* the passes over the
+for a clip of its outputs, and its paper calls it as accurate as bn without any batch: in the 1,200
+steps here it has {batch-size on 1} % on one image. *Where serving may cost* the passes over the
 activations that statistics of each image take: gn_ws (group normalization of standardized kernels),
 which its paper has match or surpass bn on large batches; gn alone; sn, whose paper claims it for
 two images and more. A network that is trained already, with bn on two to eight images: evalnorm, by
@@ -41,9 +41,8 @@ price when it serves. cbn wants gradient="window" on two crops and more: with it
 {segmentation cbn 2 whole gradient} on two in place of {segmentation cbn 2}. With one crop neither
 will do: the training loss rises after the burn-in, the more the longer the window and the higher
 the learning rate, because the layers before change within a window (`python -m
-benchmarks.window_variance`). on needs thousands of steps: its averages of 0.999 are not there in
-hundreds, and its runs diverged; with momentum=0.9 it has 14.9 % on one crop (one seed). gn_ws is
-above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
+benchmarks.window_variance`). on has {segmentation on 1} % on one crop with the memory that the
+trainer gives it in so short a run; with that of its paper it diverges. gn_ws is above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
 detection?](#and-in-detection); seeds differ by several points): from scratch brn, with an AP of
 {detection brn 1 all layers from scratch} % on the statistics of one image and
 {detection brn 2 all layers from scratch} on those of two, or mabn
