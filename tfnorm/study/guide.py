@@ -42,7 +42,8 @@ price when it serves. cbn wants gradient="window" on two crops and more: with it
 will do: the training loss rises after the burn-in, the more the longer the window and the higher
 the learning rate, because the layers before change within a window (`python -m
 benchmarks.window_variance`). on has {segmentation on 1} % on one crop with the memory that the
-trainer gives it in so short a run; with that of its paper it diverges. gn_ws is above gn where serving may cost. *Detection* of few kinds of objects in short runs ([And in
+trainer gives it in so short a run; with that of its paper it diverges. gn_ws is above gn where
+serving may cost. *Detection* of few kinds of objects in short runs ([And in
 detection?](#and-in-detection); seeds differ by several points): from scratch brn, with an AP of
 {detection brn 1 all layers from scratch} % on the statistics of one image and
 {detection brn 2 all layers from scratch} on those of two, or mabn
