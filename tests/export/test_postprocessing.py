@@ -139,14 +139,48 @@ def test_other_number_of_labels():
     )
 
 
-def test_second_softmax():
-    x = keras.Input((4,), name="x")
-    for model, name in (
-        (classifier("softmax"), "logits"),
-        (keras.Model(x, L.Softmax(name="last")(x)), "last"),
-        (keras.Model(x, L.Activation("softmax", name="last")(x)), "last"),
-    ):
-        assert message_of(lambda: Signature(model, None, Postprocessing())) == (  # noqa: B023
-            f"The model ends in softmax already, in layer '{name}': a second one would flatten its "
-            "probabilities. Give softmax=False (--nosoftmax) and top_k."
-        )
+def ending_in(*layers):
+    x = inputs = keras.Input((4,), name="x")
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+CLASSIFIERS = {
+    "dense": (lambda: classifier("softmax"), "softmax", "logits"),
+    "layer": (lambda: ending_in(L.Softmax(name="last")), "softmax", "last"),
+    "activation": (lambda: ending_in(L.Activation("softmax", name="last")), "softmax", "last"),
+    "nested": (lambda: ending_in(L.Rescaling(2.0), classifier("softmax")), "softmax", "logits"),
+    "sequential": (
+        lambda: keras.Sequential([keras.Input((4,)), keras.Sequential([classifier("softmax")])]),
+        "softmax",
+        "logits",
+    ),
+    "operation": (lambda: ending_in(keras.ops.softmax), "softmax", "softmax"),
+    "linear": (
+        lambda: ending_in(classifier("softmax"), L.Activation("linear", dtype="float32")),
+        "softmax",
+        "logits",
+    ),
+    "cast": (
+        lambda: ending_in(classifier("softmax"), lambda x: keras.ops.cast(x, "float16")),
+        "softmax",
+        "logits",
+    ),
+    "sigmoid": (lambda: classifier("sigmoid"), "sigmoid", "logits"),
+}
+
+
+@pytest.mark.parametrize("make, kind, name", CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_no_softmax_of_probabilities(make, kind, name):
+    keras.backend.clear_session()
+    assert message_of(lambda: Signature(make(), None, Postprocessing())) == (
+        f"The model ends in {kind} already, in layer '{name}': a softmax after it would flatten "
+        "its probabilities. Give softmax=False (--nosoftmax) and top_k."
+    )
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "linear"])
+def test_softmax_of_what_is_none(activation):
+    Signature(ending_in(classifier(activation), L.Activation("tanh")), None, Postprocessing())
+    Signature(ending_in(classifier(activation)), None, Postprocessing())

@@ -59,15 +59,9 @@ class Postprocessing:
                 f"has {', '.join(map(str, shapes))}."
             )
         (output,) = outputs.values()
-        classes, operation = shapes[0][-1], output._keras_history.operation
-        ends_in = getattr(operation, "activation", None)
-        if self.softmax and (
-            ends_in is keras.activations.softmax or isinstance(operation, keras.layers.Softmax)
-        ):
-            raise UserError(
-                f"The model ends in softmax already, in layer {operation.name!r}: a second one "
-                "would flatten its probabilities. Give softmax=False (--nosoftmax) and top_k."
-            )
+        classes = shapes[0][-1]
+        if self.softmax:
+            _check_not_probabilities(output)
         if self.label_names is not None and len(self.label_names) != classes:
             raise UserError(
                 f"There are {len(self.label_names)} labels for a model of {classes} classes. "
@@ -151,3 +145,27 @@ class Postprocessing:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return dataclasses.asdict(self)
+
+
+def _check_not_probabilities(output: keras.KerasTensor) -> None:
+    """Raises UserError if what makes it, nested models looked through, is softmax or sigmoid."""
+    operation, node, index = output._keras_history
+    if isinstance(operation, keras.Model):
+        own = getattr(operation, "outputs", None)
+        if own:
+            _check_not_probabilities(own[index])
+        return
+    activation = getattr(operation, "activation", None)
+    for name, layer in (("softmax", keras.layers.Softmax), ("sigmoid", ())):
+        is_op = operation.__module__.startswith("keras.src.ops") and (
+            type(operation).__name__.lower() == name
+        )
+        if activation is getattr(keras.activations, name) or isinstance(operation, layer) or is_op:
+            raise UserError(
+                f"The model ends in {name} already, in layer {operation.name!r}: a softmax after "
+                "it would flatten its probabilities. Give softmax=False (--nosoftmax) and top_k."
+            )
+    is_cast = type(operation).__name__ == "Cast"
+    is_linear = isinstance(operation, keras.layers.Activation | keras.layers.Identity)
+    if is_cast or (is_linear and activation in (None, keras.activations.linear)):
+        _check_not_probabilities(operation._inbound_nodes[node].input_tensors[0])
