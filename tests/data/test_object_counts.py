@@ -68,7 +68,9 @@ def test_a_number_that_is_given_wins(boxes, tmp_path, monkeypatch):
     assert dataset.train.spec["boxes"].shape == (4, 4) and not dataset.notices
     with pytest.raises(tf.errors.InvalidArgumentError, match="max_objects=4 has rows for"):
         dataset.train.fetch(tf.constant([2], tf.int64))
-    assert "more objects than --max_objects=4 has rows for: 5" in str(dataset.train.explain())
+    told = str(dataset.train.explain())
+    assert "more objects than --max_objects=4 has rows for: 5" in told
+    assert told.endswith("; give a larger --max_objects, or 0 for as many as an image has at most")
 
 
 def test_instances_are_numbered_and_some_maps_cannot_be_read(tmp_path, rng):

@@ -166,6 +166,16 @@ def test_an_evaluation_standardizes_as_the_training_did(small, tmp_path, notices
     assert found.loss == pytest.approx(result.test_loss, rel=1e-6)
 
 
+@pytest.mark.parametrize("steps, is_told", [(5, True), (6, False)])
+def test_a_warm_up_that_is_longer_than_the_run_is_told(small, notices, steps, is_told):
+    training.train(small(steps=steps), notice=notices.append, validate=False)
+    told = (
+        f"the learning rate would rise until step 6, and the run ends after {steps}; choose a "
+        "shorter --warmup_epochs"
+    )
+    assert (told in notices) is is_told
+
+
 @pytest.mark.parametrize("broken", ["data-00000-of-00001", "index"])
 def test_a_truncated_checkpoint_is_passed_over(interrupted, tmp_path, notices, broken):
     config = interrupted()

@@ -174,10 +174,11 @@ class StreamRecords:
         faults = self.faults(check)
         if not faults:
             return None
-        return RunError(
-            f"{describe(faults)}; mend or replace the files, or leave such examples out with "
-            "--skip_undecodable"
-        )
+        what = describe(faults)
+        cure = "mend or replace the files, or leave such examples out with --skip_undecodable"
+        if "--max_objects=" in what:  # no fault of the files
+            cure = "give a larger --max_objects, or 0 for as many as an image has at most"
+        return RunError(f"{what}; {cure}")
 
     def _check(self, index: tf.Tensor, check: Check | None) -> Example:
         """One decoded example; raises what there is to raise about it."""

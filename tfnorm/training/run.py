@@ -251,6 +251,12 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     left = dataset.num_train % trainer.global_batch_size
     for text in dataset.notices:
         notice(text)
+    warmup = round(config.warmup_epochs * trainer.steps_per_epoch)
+    if warmup > trainer.total_steps:
+        notice(
+            f"the learning rate would rise until step {warmup}, and the run ends after "
+            f"{trainer.total_steps}; choose a shorter --warmup_epochs"
+        )
     size = f"{config.replica_batch_size}"
     if config.accumulate_steps > 1:
         size += f" x {config.accumulate_steps}"
