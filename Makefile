@@ -22,9 +22,9 @@ demo-multiworker: $(READY)
 	$(BIN)/python -m tfnorm.training.local_cluster 2 --num_replicas=2 --norm=brn \
 	  --replica_batch_size=2 --epochs=4 --model_dir=runs/demo-multiworker
 
-# Three processes on two cores, because tests wait for what they start; the one that is done first
-# takes over half of what another has left, so that what a module's tests share is made once, mostly.
-PYTEST := python -m pytest -n 3 --dist=worksteal
+# Two processes; the one that is done first takes over half of what the other has left, so that
+# what a module's tests share is made once, mostly.
+PYTEST := python -m pytest -n 2 --dist=worksteal
 
 # With more extras: one test builds the site and reads it with a browser, another compiles with JAX.
 test: lint types $(EXTRAS_READY)

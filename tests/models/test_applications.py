@@ -65,7 +65,9 @@ def test_tasks_feed_and_export_the_networks_own_scale(task, network, training, r
         image_shape=(8, 8, 3), image_size=(8, 8), label_names=("a", "b"), mean=np.full(3, 0.4),
         mask_classes=MaskClasses(("a", "b"), (0, 1)), sizing=lambda: None,
     )  # fmt: skip
-    settings = types.SimpleNamespace(**network, model_options={}, augment="none")
+    settings = types.SimpleNamespace(
+        **network, model_options={}, augment="none", label_smoothing=0.0
+    )
     task = tasks.get(task)(settings, dataset)
     batch = {
         "image": tf.constant(pixels), "mask": tf.zeros([2, 8, 8], tf.uint8),

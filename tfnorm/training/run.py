@@ -111,8 +111,7 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
         UserError: There is no checkpoint, or it is of another network.
     """
     directory = run_directory.existing(config.model_dir)
-    run_directory.check_architecture(config, directory, notice)
-    config = run_directory.standardized_alike(config, directory, notice)
+    config = run_directory.to_evaluate(config, directory, notice)
     with _policy(config.mixed_precision):
         strategy = strategies.create(config)
         task = tasks.load(config)

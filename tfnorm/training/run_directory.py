@@ -144,14 +144,14 @@ def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
     return config
 
 
-def check_architecture(config: Config, directory: pathlib.Path, notice: Notice) -> None:
-    """Raises UserError if the checkpoints of a directory are of another network."""
-    _check_architecture(config, saved_config(directory, notice) or config, directory)
+def to_evaluate(config: Config, directory: pathlib.Path, notice: Notice) -> Config:
+    """With the training images of the run, whose mean and deviation standardize all others.
 
-
-def standardized_alike(config: Config, directory: pathlib.Path, notice: Notice) -> Config:
-    """With the training images of the run, whose mean and deviation standardize all others."""
+    Raises:
+        UserError: The checkpoints of the directory are of another network.
+    """
     saved = saved_config(directory, notice) or config
+    _check_architecture(config, saved, directory)
     of_images = {name: getattr(saved, name) for name in ("train_split", "train_examples")}
     return dataclasses.replace(config, **of_images)
 
