@@ -290,3 +290,17 @@ def test_a_normalizer_of_a_nested_output_that_nobody_uses_is_left_out(rng, norm)
     assert "unseen" not in {layer.name for layer in converted.layers}
     image = rng.normal(size=(2, 6, 5, 4)).astype("float32")
     np.testing.assert_allclose(converted(image), model(image), rtol=1e-5, atol=1e-6)
+
+
+def test_cbn_in_the_place_of_gn_keeps_the_bias(randomized):
+    inputs = keras.Input((6, 8))
+    model = randomized(keras.Model(inputs, L.GroupNormalization(2)(L.Conv1D(8, 3)(inputs))))
+    converted = tfnorm.convert(model, "cbn")
+    np.testing.assert_allclose(converted.layers[-1].moving_mean, -model.layers[1].bias, rtol=1e-6)
+    note = converted.conversion_report.rows[0].note
+    assert "its bias part of moving_mean" in note and note.endswith("start anew: recalibrate")
+
+
+def test_a_predicate_that_selects_nothing_is_told_the_names():
+    with pytest.raises(tfnorm.UserError, match=r"selects no normalizer\. .* are: bn\."):
+        tfnorm.convert(model_of(L.Conv2D(4, 1), bn()), "brn", where=lambda layer: False)
