@@ -30,7 +30,10 @@ def command(data_dir, capsys):
 
 
 def test_one_step_and_its_evaluation(command, tmp_path):
-    arguments = ("--steps=1", "--width=2", "--replica_batch_size=4", f"--model_dir={tmp_path}")
+    arguments = (
+        "--steps=1", "--warmup_epochs=0", "--width=2", "--replica_batch_size=4",
+        f"--model_dir={tmp_path}",
+    )  # fmt: skip
     code, out, err = command(*arguments)
     assert code == 0
     assert err == (
@@ -143,9 +146,9 @@ def test_what_nobody_foresaw_is_not_hidden():
 
 def test_as_a_program_on_four_replicas(data_dir, tmp_path):
     arguments = [
-        sys.executable, "-m", "tfnorm.train", "--steps=2", "--width=2", "--norm=bn",
-        "--distribution_strategy=mirrored", "--num_replicas=4", "--replica_batch_size=2",
-        f"--data_dir={data_dir}", f"--model_dir={tmp_path}",
+        sys.executable, "-m", "tfnorm.train", "--steps=2", "--warmup_epochs=0", "--width=2",
+        "--norm=bn", "--distribution_strategy=mirrored", "--num_replicas=4",
+        "--replica_batch_size=2", f"--data_dir={data_dir}", f"--model_dir={tmp_path}",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
