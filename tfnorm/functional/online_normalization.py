@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, examplewise, forward_mode, fused, xla
+from tfnorm.functional import channelwise, elementwise, examplewise, forward_mode, fused, xla
 from tfnorm.functional.recurrence import recurrence
 from tfnorm.functional.view import View
 
@@ -137,10 +137,7 @@ def online_normalization(
         rstd = tf.math.rsqrt(variances + epsilon)
         factor = gamma * flattened(rstd)
         offset = beta if centres is None else beta - factor * flattened(centres)
-        y = channelwise.affine(values, factor, offset)
-        # Not ClipByValue, which takes three times as long as both of these in place.
-        y = y if clamp is None else tf.clip_by_value(y, -clamp, clamp)
-        y = tf.cast(y, rows.dtype)
+        y = elementwise.affine(values, factor, offset, bound=clamp, dtype=rows.dtype)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dy = tf.cast(dy, values.dtype)
@@ -171,9 +168,9 @@ def online_normalization(
             offset = -leak * sums - through * centres
             # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
             with tf.control_dependencies([product, total]):
-                direct = dy * channelwise.at_positions(factor)
-            through = channelwise.affine(values, flattened(through), flattened(offset))
-            dx = tf.cast(direct + channelwise.keep(through, valid), rows.dtype)
+                dx = elementwise.add_affine(
+                    dy, factor, values, *map(flattened, (through, offset)), valid, dtype=rows.dtype
+                )
             return dx, *of_parameters
 
         return (y, last_mean, last_variance), gradient

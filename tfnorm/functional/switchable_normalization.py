@@ -5,6 +5,7 @@ import tensorflow as tf
 from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.suited import suited
+from tfnorm.functional.traced_once import compiled_once
 from tfnorm.functional.view import View
 
 # Of a normalization by the moments 0 and 1: any that a fused kernel takes.
@@ -139,59 +140,95 @@ def _normalize_one_position(
     """
 
     @tf.custom_gradient
-    def compute(  # noqa: ANN202
-        x: tf.Tensor,
-        gamma: tf.Tensor,
-        beta: tf.Tensor,
-        of_mean: tf.Tensor,
-        of_variance: tf.Tensor,
-    ):
-        moments = batch.mean, batch.variance
-        centred, rstd, *of_layer = _of_one_position(x, moments, of_mean, of_variance, epsilon)
-        unit = centred * rstd
-        both = _both(of_mean)
-        # By the moments 0 and 1, because a kernel does all that in one pass.
-        one = tf.ones_like(gamma)[None]
-        known = None, one - _EPSILON, both * gamma
+    def compute(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
+        given = x, *parameters, *batch[:3]
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            channels, count = x.shape[-1], channelwise.at_positions(batch.count)
-            batch_mean, batch_variance = map(channelwise.at_positions, moments)
-            layer_mean, layer_variance = of_layer
+            return _one_position_gradient(dy, *given, epsilon=epsilon)
 
-            def means(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                """Over the channels [G, n, 1], and over the examples [G, 1, C]."""
-                of_examples = channelwise.at_positions(channelwise.mean(values))
-                return tf.reduce_mean(values, 2, keepdims=True), of_examples
-
-            direct, *sums = suited(unit).normalize_gradient(dy, unit, *known, _EPSILON)
-            dgamma, dbeta = map(channelwise.over_groups, sums)
-            dgamma *= both
-            direct *= rstd
-            g_of_layer, g_of_batch = (v / both for v in means(direct))
-            q_of_layer, q_of_batch = means(direct * unit * rstd)
-            factor_of_layer = -of_variance[1] * q_of_layer
-            factor_of_batch = -of_variance[2] * q_of_batch
-            offset_of_layer = -of_mean[1] * g_of_layer - factor_of_layer * layer_mean
-            offset_of_batch = -of_mean[2] * g_of_batch - factor_of_batch * batch_mean
-            through = (factor_of_layer + factor_of_batch) * x
-            dx = direct + through + (offset_of_layer + offset_of_batch)
-            # Of the means' weights: Σ g·(x − μ_2) is Σ g·(x − μ_1) and Σ g·(μ_1 − μ_2), these about
-            # a number between the two, and Σ g·(x − mean) is Σ γ·∂L/∂γ.
-            shift = tf.reduce_mean(batch_mean, -1, keepdims=True)
-            between = channels * tf.reduce_sum((layer_mean - shift) * g_of_layer)
-            between -= tf.reduce_sum(count * (batch_mean - shift) * g_of_batch)
-            about_layer = (tf.reduce_sum(gamma * dgamma) - of_mean[2] * between) / both
-            nothing = tf.zeros_like(between)
-            dof_mean = tf.stack([nothing, about_layer, about_layer + between])
-            through_layer = channels * tf.reduce_sum(layer_variance * q_of_layer)
-            through_batch = tf.reduce_sum(count * batch_variance * q_of_batch)
-            dof_variance = tf.stack([nothing, -through_layer / 2, -through_batch / 2])
-            return dx, dgamma, dbeta, dof_mean, dof_variance
-
-        return suited(unit).normalize(unit, *known, beta, _EPSILON), gradient
+        return _one_position(*given, epsilon=epsilon), gradient
 
     return compute(x, gamma, beta, of_mean, of_variance)
+
+
+@compiled_once
+def _one_position(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    of_mean: tf.Tensor,
+    of_variance: tf.Tensor,
+    count: tf.Tensor,
+    *of_batch: tf.Tensor,
+    epsilon: float,
+) -> tf.Tensor:
+    del count
+    centred, rstd, *_ = _of_one_position(x, of_batch, of_mean, of_variance, epsilon)
+    unit = centred * rstd
+    known = _known_moments(gamma, of_mean)
+    return suited(unit).normalize(unit, *known, beta, _EPSILON)
+
+
+@compiled_once
+def _one_position_gradient(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    of_mean: tf.Tensor,
+    of_variance: tf.Tensor,
+    count: tf.Tensor,
+    *of_batch: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """The gradients of x, γ, β, a and b."""
+    del beta
+    centred, rstd, layer_mean, layer_variance = _of_one_position(
+        x, of_batch, of_mean, of_variance, epsilon
+    )
+    unit, both = centred * rstd, _both(of_mean)
+    channels, count = x.shape[-1], channelwise.at_positions(count)
+    batch_mean, batch_variance = map(channelwise.at_positions, of_batch)
+
+    def means(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Over the channels [G, n, 1], and over the examples [G, 1, C]."""
+        of_examples = channelwise.at_positions(channelwise.mean(values))
+        return tf.reduce_mean(values, 2, keepdims=True), of_examples
+
+    known = _known_moments(gamma, of_mean)
+    direct, *sums = suited(unit).normalize_gradient(dy, unit, *known, _EPSILON)
+    dgamma, dbeta = map(channelwise.over_groups, sums)
+    dgamma *= both
+    direct *= rstd
+    g_of_layer, g_of_batch = (v / both for v in means(direct))
+    q_of_layer, q_of_batch = means(direct * unit * rstd)
+    factor_of_layer = -of_variance[1] * q_of_layer
+    factor_of_batch = -of_variance[2] * q_of_batch
+    offset_of_layer = -of_mean[1] * g_of_layer - factor_of_layer * layer_mean
+    offset_of_batch = -of_mean[2] * g_of_batch - factor_of_batch * batch_mean
+    through = (factor_of_layer + factor_of_batch) * x
+    dx = direct + through + (offset_of_layer + offset_of_batch)
+    # Of the means' weights: Σ g·(x − μ_2) is Σ g·(x − μ_1) and Σ g·(μ_1 − μ_2), these about a
+    # number between the two, and Σ g·(x − mean) is Σ γ·∂L/∂γ.
+    shift = tf.reduce_mean(batch_mean, -1, keepdims=True)
+    between = channels * tf.reduce_sum((layer_mean - shift) * g_of_layer)
+    between -= tf.reduce_sum(count * (batch_mean - shift) * g_of_batch)
+    about_layer = (tf.reduce_sum(gamma * dgamma) - of_mean[2] * between) / both
+    nothing = tf.zeros_like(between)
+    dof_mean = tf.stack([nothing, about_layer, about_layer + between])
+    through_layer = channels * tf.reduce_sum(layer_variance * q_of_layer)
+    through_batch = tf.reduce_sum(count * batch_variance * q_of_batch)
+    dof_variance = tf.stack([nothing, -through_layer / 2, -through_batch / 2])
+    return dx, dgamma, dbeta, dof_mean, dof_variance
+
+
+def _known_moments(gamma: tf.Tensor, of_mean: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:
+    """(Mean, variance, scale) by which a normalization is a product with (a_1 + a_2)·γ.
+
+    A kernel does that in one pass, with its gradient.
+    """
+    scale = _both(of_mean) * gamma
+    return None, tf.ones_like(scale)[None] - _EPSILON, scale
 
 
 def _both(of_mean: tf.Tensor) -> tf.Tensor:

@@ -49,6 +49,20 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
     return _traced_once(function, lambda shape, _: [*shape])
 
 
+def compiled_once(function: Callable[P, R]) -> Callable[P, R]:
+    """`traced_once` by XLA, which takes one pass over x where TensorFlow's operations take many.
+
+    Only where that is worth what XLA takes to compile it, 50 ms and more for every shape: on a CPU,
+    for a first argument that is large; else it is the function itself.
+    """
+    return _traced_once(
+        function,
+        lambda shape, _: [*shape],
+        lambda tensors: xla.pays_off(tensors[0]),
+        jit_compile=True,
+    )
+
+
 def traced_for_any_inner_size(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` for arguments of any sizes but that of the first dimension; 1 stays 1.
 
@@ -77,7 +91,10 @@ def _open(size: int | None) -> int | None:
 
 
 def _traced_once(
-    function: Callable[P, R], opened: Callable[[tf.TensorShape, bool], list[int | None]]
+    function: Callable[P, R],
+    opened: Callable[[tf.TensorShape, bool], list[int | None]],
+    pays_off: Callable[[list[tf.Tensor]], bool] = lambda _: True,
+    jit_compile: bool | None = None,
 ) -> Callable[P, R]:
     traced: dict[Any, Callable] = {}
     _all_traced.append(traced)
@@ -89,7 +106,7 @@ def _traced_once(
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
         parts = home, *options.values()
         runs_alone = any(getattr(part, "RUNS_ALONE", False) for part in parts)
-        if runs_alone or not _is_for_a_graph(tensors):
+        if runs_alone or not (_is_for_a_graph(tensors) and pays_off(tensors)):
             return function(*args, **options)
         keeps_width = any(getattr(part, "KEEPS_WIDTH", False) for part in parts)
         shapes = [None if x.shape.rank is None else opened(x.shape, keeps_width) for x in tensors]
@@ -101,7 +118,7 @@ def _traced_once(
         trace = traced.get(key)
         if trace is None:
             specs = [tf.TensorSpec(shape, x.dtype) for x, shape in zip(tensors, shapes)]
-            trace = traced[key] = _trace(function, args, specs, options)
+            trace = traced[key] = _trace(function, args, specs, options, jit_compile)
         with _unoptimized():
             return trace(*map(as_argument, tensors))
 
@@ -166,7 +183,13 @@ def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
-def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options: dict) -> Callable:
+def _trace(
+    function: Callable,
+    args: tuple,
+    specs: list[tf.TensorSpec],
+    options: dict,
+    jit_compile: bool | None,
+) -> Callable:
     structure = tf.nest.map_structure(lambda x: x is not None, args)
 
     def of_tensors(*parts: tf.Tensor) -> Any:
@@ -178,7 +201,12 @@ def _trace(function: Callable, args: tuple, specs: list[tf.TensorSpec], options:
         finally:
             _trace_here.is_made = False
 
-    traced = tf.function(of_tensors, autograph=False, experimental_attributes={"_noinline": True})
+    traced = tf.function(
+        of_tensors,
+        autograph=False,
+        jit_compile=jit_compile,
+        experimental_attributes={"_noinline": True},
+    )
     # Outside of all graphs, devices and replicas: it is everybody's.
     with tf.init_scope(), tf.device(None):
         return traced.get_concrete_function(*specs)

@@ -3,6 +3,9 @@
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+# On a CPU a compiled function takes 100 µs to begin with.
+_SMALL = 131072
+
 
 def is_compiling() -> bool:
     """Whether what is traced now is for XLA: jit_compile=True, or a TPU.
@@ -17,3 +20,9 @@ def is_compiling() -> bool:
 def is_for_cpu() -> bool:
     """Whether kernels run it that only CPUs have, or that were measured to be faster on these."""
     return not is_compiling() and not tf.config.list_physical_devices("GPU")
+
+
+def pays_off(x: tf.Tensor) -> bool:
+    """Whether passes over x alone are worth compiling: on a CPU, of a size known to be large."""
+    size = x.shape.num_elements()
+    return size is not None and size > _SMALL and is_for_cpu() and tf.test.is_built_with_xla()
