@@ -132,7 +132,7 @@ def test_on_every_replica(rng, mirrored, monkeypatch):
                 loss = tf.reduce_sum(tf.sin(layer(x, training=True)))
             return tape.gradient(loss, x)
 
-        run = tf.function(lambda x: strategy.run(step, (x,)))  # noqa: B023
+        run = tf.function(lambda x: strategy.run(step, (x,)))
         found.append([*strategy.experimental_local_results(run(images)), *layer.weights])
     for got, want in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

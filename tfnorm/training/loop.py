@@ -105,11 +105,9 @@ class Loop:
         """
         progress, trainer = self._progress, self._trainer
         if progress.step and not progress.history:
-            epoch = (progress.step - 1) // trainer.steps_per_epoch
-            means = self._means(epoch * trainer.steps_per_epoch)
-            rate = trainer.learning_rate(progress.step - 1)
-            row = {"epoch": epoch + 1, "step": progress.step, **means, "learning_rate": rate}
+            row = self._row((progress.step - 1) // trainer.steps_per_epoch)
             progress.history.append(row)
+            row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         if self._validate and progress.history and "val_loss" not in progress.history[-1]:
             self._evaluate()
 
@@ -131,7 +129,7 @@ class Loop:
                 if self._due():
                     self._save()
                 self._stop_if_asked()
-        row = {"epoch": epoch + 1, "step": progress.step, **self._means(first)}
+        row = self._row(epoch)
         # A run that ended within this epoch and goes on with more steps has a row of it already.
         progress.history[:] = [*(r for r in progress.history if r["epoch"] <= epoch), row]
         is_last = progress.step == trainer.total_steps
@@ -140,6 +138,10 @@ class Loop:
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         row["seconds"] = time.perf_counter() - started
         return row
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        means = self._means(epoch * self._trainer.steps_per_epoch)
+        return {"epoch": epoch + 1, "step": self._progress.step, **means}
 
     def _evaluate(self) -> dict[str, float]:
         """Adds to the newest row, and returns, what the weights are worth on the test images."""

@@ -250,11 +250,10 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     left = dataset.num_train % trainer.global_batch_size
     for text in dataset.notices:
         notice(text)
-    warmup = round(config.warmup_epochs * trainer.steps_per_epoch)
-    if warmup > trainer.total_steps:
+    if trainer.warmup_steps > trainer.total_steps:
         notice(
-            f"the learning rate would rise until step {warmup}, and the run ends after "
-            f"{trainer.total_steps}; choose a shorter --warmup_epochs"
+            f"the learning rate would rise until step {trainer.warmup_steps}, and the run ends "
+            f"after {trainer.total_steps}; choose a shorter --warmup_epochs"
         )
     size = f"{config.replica_batch_size}"
     if config.accumulate_steps > 1:

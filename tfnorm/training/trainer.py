@@ -78,6 +78,7 @@ class Trainer:
         self.global_batch_size = self.replicas * config.replica_batch_size * config.accumulate_steps
         self.steps_per_epoch = pipeline.steps_per_epoch(task.dataset.train, self.global_batch_size)
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
+        self.warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         self.calls = self.total_steps * config.accumulate_steps
         self.planned_calls = self.calls if planned_calls is None else planned_calls
         self._parts = self.replicas * config.accumulate_steps
@@ -104,9 +105,8 @@ class Trainer:
                 f"warmup_epochs={config.warmup_epochs} is more than the {epochs:.3g} epochs of the "
                 "run, which would never reach its learning rate; choose a shorter --warmup_epochs"
             )
-        warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         self._schedule = WarmedUp(
-            config.schedule, peak, warmup_steps, self.total_steps, config.drops()
+            config.schedule, peak, self.warmup_steps, self.total_steps, config.drops()
         )
         optimizer = optimizers.build(
             config.optimizer,
