@@ -37,14 +37,14 @@ _PLOT = "growth.png"
 # By name the module and its flags. Together they take 14 minutes on two cores with nothing else to
 # do; rounds are what they can be made shorter by.
 PARTS: dict[str, tuple[str, ...]] = {
-    "layers": ("layers", "--rounds=16"),
+    "layers": ("layers", "--rounds=12"),
     "synchronized": ("synchronized", "--rounds=12"),
-    "training": ("training", "--rounds=12"),
+    "training": ("training", "--rounds=9"),
     "startup": ("startup", "--rounds=2"),
     "memory": ("memory",),
-    "inference": ("inference", "--rounds=12"),
-    "dense": ("dense", "--networks=pspnet,retinanet", "--memory_of=", "--rounds=10"),
-    "growth": ("growth", "--rounds=6"),
+    "inference": ("inference", "--rounds=8"),
+    "dense": ("dense", "--networks=pspnet,retinanet", "--memory_of=", "--rounds=8"),
+    "growth": ("growth", "--rounds=4"),
     "scaling": ("scaling", "--replicas=1,2,4", "--workers=", "--rounds=4", "--steps_per_loop=5"),
 }
 # Those that nobody waits for: they are run where they are asked for.

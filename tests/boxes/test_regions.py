@@ -219,6 +219,23 @@ def test_targets_of_regions(rng):
     assert (ignored[1].numpy() == B.IGNORED).all()
 
 
+def test_regions_without_area_or_objects_are_background():
+    """And give no gradient that is not a number."""
+    regions = tf.constant([[[4, 4, 12, 14], [5, 5, 5, 5], [0, 0, 0, 0]]], tf.float32)
+    objects, classes = tf.constant([[[4, 5, 13, 14]]], tf.float32), tf.constant([[1]])
+    moves = tf.random.normal([1, 3, 2, 4])
+    with tf.GradientTape() as tape:
+        tape.watch((regions, moves))
+        targets = B.match_regions(regions, objects, classes)
+        loss = tf.reduce_sum(B.region_losses(tf.zeros([1, 3, 3]), moves, targets).boxes)
+    assert targets.classes.numpy().tolist() == [[1, B.BACKGROUND, B.BACKGROUND]]
+    assert not targets.deltas[0, 1:].numpy().any()
+    of_regions, of_moves = tape.gradient(loss, (regions, moves))
+    assert of_regions is None and np.isfinite(of_moves).all() and of_moves[0, 0].numpy().any()
+    nobody = B.match_regions(regions, objects[:, :0], classes[:, :0])
+    assert (nobody.classes.numpy() == B.BACKGROUND).all()
+
+
 def cross_entropy(logits, label):
     shifted = logits - logits.max()
     return np.log(np.exp(shifted).sum()) - shifted[label]

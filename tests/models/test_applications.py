@@ -226,3 +226,8 @@ def test_a_preset_of_kerashub(tmp_path, rng):
 def test_all_names_are_keras_own():
     assert len(applications.NAMES) >= 38
     assert all(callable(getattr(keras.applications, name)) for name in applications.NAMES)
+
+
+def test_a_network_of_one_size_in_one_for_images_of_any():
+    with pytest.raises(UserError, match="NASNetMobile is for images of one size"):
+        models.build("unet", norms.get("bn"), (None, None, 3), 4, backbone="NASNetMobile")

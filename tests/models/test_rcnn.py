@@ -245,3 +245,13 @@ def test_what_there_is_not_is_named():
         build(box_head="3fc")
     with pytest.raises(UserError, match="does not take extra_heads"):
         build(extra_heads=())
+
+
+def test_feature_maps_that_do_not_fit_the_anchors_are_named():
+    """VGG drops the last row of an odd map."""
+    options = {**SMALL, "min_level": 3, "max_level": 4}
+    model = models.build(
+        "faster_rcnn", norms.get("none"), (None, None, 3), CLASSES, backbone="VGG16", **options
+    )
+    with pytest.raises(ValueError, match=r"Level 4 has 75 anchors in images of 72×72, .* for 48\."):
+        model(tf.zeros([1, 72, 72, 3]))

@@ -161,3 +161,31 @@ def test_street_scenes_are_cropped_to_train_and_seen_whole(data_dir):
     assert [*result.metrics_by_class][:3] == ["sky", "building", "pole"]
     assert "void" not in result.metrics_by_class  # It is ignored.
     assert 0 < result.metrics["pixel_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_options": {"anchors_per_cell": 3}}, "predicts 960 boxes .* has 2880 anchors"),
+        ({"stem_stride": 3}, "a --stem_stride that is a power of two"),
+        ({"model_options": {"output_stride": 2}}, "and no output_stride"),
+        (
+            {"backbone": "VGG16", "norm": "none", "image_size": "72,72"},
+            "an --image_size of multiples of 32",
+        ),
+        (
+            {"model": "faster_rcnn", "backbone": "MobileNetV3Small", "image_size": "72,72"},
+            "an --image_size of multiples of 32",
+        ),
+    ],
+)
+def test_a_network_whose_maps_do_not_fit_the_anchors(changes, message, config):
+    options = {**SMALL["detection"], **changes.get("model_options", {})}
+    if "backbone" in changes:
+        changes = {**changes, "width": None, "stem_stride": None}
+        options |= {"min_level": 3, "max_level": 5}
+    made = config("detection")
+    made = dataclasses.replace(made, **{**changes, "model_options": options})
+    task = tasks.load(made)
+    with pytest.raises(UserError, match=message):
+        task.build_model(made.normalizer())

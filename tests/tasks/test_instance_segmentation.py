@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests.training.running import on_replicas
 from tfnorm import boxes, tasks, training
 from tfnorm.errors import UserError
-from tfnorm.serving.canvas import boxes_of_images
+from tfnorm.serving.canvas import boxes_of_images, frames_of_images
 from tfnorm.tasks.instance_segmentation import InstanceSegmentation
 from tfnorm.training import strategies
 from tfnorm.training.trainer import Trainer
@@ -42,8 +42,10 @@ def perfect(monkeypatch):
         objects = tf.tile(tf.range(there[0].shape[1])[None], [tf.shape(there[0])[0], 1])
         order = tf.argsort(-tf.cast(there[1] >= 0, tf.int32), stable=True)
         own = [tf.gather(x, order, batch_dims=1) for x in (*there, objects)]
+        of_images = batch["size"], tuple(batch["image"].shape[1:3])
         return {
-            "boxes": boxes_of_images(own[0], batch["size"], tuple(batch["image"].shape[1:3])),
+            "boxes": boxes_of_images(own[0], *of_images),
+            "frames": frames_of_images(own[0], *of_images),
             "classes": own[1],
             "scores": tf.ones_like(own[1], tf.float32),
             "count": tf.reduce_sum(tf.cast(there[1] >= 0, tf.int32), -1),

@@ -60,6 +60,7 @@ def found(number, *detections):
         "classes": np.zeros(rows, np.int32), "masks": np.zeros((rows, 28, 28), np.float32),
         "count": np.int32(len(detections)), "size": np.int32(SIZE), "number": np.int64(number),
     }  # fmt: skip
+    example["frames"] = example["boxes"]
     for i, (box, kind, score) in enumerate(detections):
         example["boxes"][i], example["classes"][i], example["scores"][i] = box, kind, score
         example["masks"][i] = 0.9
@@ -94,6 +95,17 @@ def test_masks_in_the_pixels_of_the_file_and_boxes_around_them():
     assert 0.9 < iou < 1 and metrics["mask_ap"] == pytest.approx(expected)
     assert by_class["cell"] == {"mask_ap": ONE, "ap": ONE}
     assert by_class["nucleus"]["mask_ap"] == pytest.approx(np.sum(thresholds <= iou) / 10)
+
+
+def test_a_mask_whose_box_reaches_over_the_border_is_not_squeezed():
+    """The object fills the left half of the mask, which is what the image shows of it."""
+    border = rectangle(10, 60, 40, 80)
+    detection = found(0, ([10, 60, 40, 80], 0, 0.9))
+    detection["frames"] = detection["boxes"].copy()
+    detection["frames"][0] = [10, 60, 40, 100]
+    detection["masks"][0, :, 14:] = 0.1
+    metrics, _ = results([scene([border], [0], exact=True)], [detection])
+    assert metrics["mask_ap"] == ONE and metrics["ap"] == ONE
 
 
 def test_masks_that_overlap_are_compared_whole_where_the_file_has_them():

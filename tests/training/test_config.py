@@ -207,14 +207,24 @@ def test_values_of_another_kind(field, value, message):
         ("detection", {"head_convolutions": -1}, "a whole number of 0 or more, received -1"),
         ("instance_segmentation", {"anchor_size": -1}, "a number above 0, received -1"),
         ("instance_segmentation", {"regions": True}, "a whole number of 1 or more, received True"),
+        ("instance_segmentation", {"object_share": 3.0}, "a share of at most 1, received 3.0"),
+        ("dilated", {"rates": 6}, "a list such as [6,12,18], received 6"),
+        ("dilated", {"rates": [6, "x"]}, "a whole number of 1 or more, received 'x'"),
     ],
 )
 def test_options_that_no_network_takes(task, options, message):
+    model = {"task": "segmentation", "model": "deeplabv3plus"} if task == "dilated" else {}
     with pytest.raises(UserError) as error:
-        training.Config(task=task, model_options=options)
+        training.Config(**{"task": task, **model}, model_options=options)
     (name,) = options
     assert str(error.value).startswith(f"{name} of model '")
     assert f" must be {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_rows_for_objects_where_there_are_none(task, tmp_path):
+    with pytest.raises(UserError, match=f"--task={task} has none; leave it out"):
+        training.train(training.Config(task=task, max_objects=5, model_dir=str(tmp_path)))
 
 
 def test_numbers_of_numpy_and_schedules_are_kept_as_json_has_them():

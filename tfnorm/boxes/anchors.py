@@ -45,6 +45,11 @@ class AnchorGrid:
         levels = range(self.min_level, self.max_level + 1)
         return tf.concat([self.of_level(level, height, width) for level in levels], 0)
 
+    def number(self, height: int, width: int) -> int:
+        """How many anchors an image of that size has."""
+        strides = [2**level for level in range(self.min_level, self.max_level + 1)]
+        return self.per_cell * sum(-(-height // s) * -(-width // s) for s in strides)
+
     def of_level(self, level: int, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
         """Those of one level of an image of that size."""
         stride = 2**level

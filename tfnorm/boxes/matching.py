@@ -22,8 +22,8 @@ class Targets(NamedTuple):
 
     Attributes:
         classes: [batch, anchors] int32: that of its object, BACKGROUND or IGNORED.
-        deltas: [batch, anchors, 4]: its object's box, encoded; of use where classes are 0 or more.
-        objects: [batch, anchors] int32: the index of its object; likewise.
+        deltas: [batch, anchors, 4]: its object's box, encoded; 0 where there is none.
+        objects: [batch, anchors] int32: the index of its object, −1 where there is none.
     """
 
     classes: tf.Tensor
@@ -60,8 +60,24 @@ def match(
         negative: the IoU from which on an anchor is no background.
         match_every_object: whether every object has an anchor.
     """
-    boxes = tf.cast(boxes, tf.float32)
     anchors = tf.cast(anchors, tf.float32)
+    classes, own, found = _assign(
+        anchors, boxes, classes, crowd, positive, negative, match_every_object
+    )
+    return _targets(classes, encode(own, anchors), found)
+
+
+def _assign(
+    anchors: tf.Tensor,
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    crowd: tf.Tensor | None,
+    positive: float,
+    negative: float,
+    match_every_object: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The class of each anchor, and box and number of an object, its own if that is 0 or more."""
+    boxes = tf.cast(boxes, tf.float32)
     if anchors.shape.rank == 2:
         anchors = anchors[None]
     exists = (classes >= 0) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
@@ -87,13 +103,15 @@ def match(
     padded_boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]])
     padded_classes = tf.pad(tf.cast(classes, tf.int32), [[0, 0], [0, 1]])
     rest = tf.where((best < negative) & ~in_crowd, BACKGROUND, IGNORED)
-    own = tf.gather(padded_classes, found, batch_dims=1)
-    targets = encode(tf.gather(padded_boxes, found, batch_dims=1), anchors)
-    return Targets(
-        tf.where(is_positive, own, rest),
-        tf.where(is_positive[..., None], targets, 0.0),
-        tf.where(is_positive, found, -1),
-    )
+    own_class, own_box = (tf.gather(v, found, batch_dims=1) for v in (padded_classes, padded_boxes))
+    return tf.where(is_positive, own_class, rest), own_box, found
+
+
+def _targets(classes: tf.Tensor, deltas: tf.Tensor, objects: tf.Tensor) -> Targets:
+    """Those of anchors without an object are 0: of one without area they would be infinite."""
+    has_object = classes >= 0
+    deltas = tf.where(has_object[..., None], deltas, 0.0)
+    return Targets(classes, tf.stop_gradient(deltas), tf.where(has_object, objects, -1))
 
 
 def match_regions(
@@ -110,8 +128,6 @@ def match_regions(
         classes: likewise.
         crowd: likewise.
     """
-    targets = match(
-        regions, boxes, classes, crowd, positive=0.5, negative=0.5, match_every_object=False
-    )
-    own = tf.gather(tf.cast(boxes, tf.float32), tf.maximum(targets.objects, 0), batch_dims=1)
-    return targets._replace(deltas=encode_regions(own, regions))
+    regions = tf.cast(regions, tf.float32)
+    classes, own, found = _assign(regions, boxes, classes, crowd, 0.5, 0.5, False)
+    return _targets(classes, encode_regions(own, regions), found)

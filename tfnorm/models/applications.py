@@ -44,9 +44,14 @@ def application(
 
     Raises:
         UserError: the weights are not there or of another network, the normalizer does not suit
-            the network, or the images are too small for it.
+            the network, or the images are too small for it, or of any size where it takes one.
     """
     size = images.shape[1:3] if name in _OF_ONE_SIZE else (None, None)
+    if name in _OF_ONE_SIZE and None in size:
+        raise UserError(
+            f"{name} is for images of one size, and this network takes images of any; choose "
+            "another --backbone"
+        )
     network = _with_weights(name, (*size, images.shape[-1]), weights)
     features = keras.Model(network.inputs, feature_maps(network), name=name)
     if _preprocessing(name).order != (0, 1, 2):

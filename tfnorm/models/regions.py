@@ -60,13 +60,15 @@ class Regions(keras.layers.Layer):
             Regions [batch, n, 4], and [batch, n] int32: the class of the object that each has, for
             a sample; BACKGROUND everywhere for proposals.
         """
-        images, maps = inputs[0], inputs[1:]
+        images, *maps = inputs
         grid, size = AnchorGrid(**self.anchors), size_of(images)
         levels = range(grid.min_level, grid.max_level + 1)
+        anchors = [grid.of_level(level, *size) for level in levels]
+        _check_numbers(levels, anchors, maps, size)
         proposals = boxes.propose(
             maps[: len(levels)],
             maps[len(levels) :],
-            [grid.of_level(level, *size) for level in levels],
+            anchors,
             size,
             candidates=self.candidates,
             proposals=self.proposals,
@@ -117,6 +119,20 @@ class Regions(keras.layers.Layer):
             "regions": self.regions,
             "objects": self.objects,
         }
+
+
+def _check_numbers(
+    levels: range, anchors: Sequence[tf.Tensor], maps: Sequence[tf.Tensor], size: tuple[Any, Any]
+) -> None:
+    """Raises a ValueError if a feature map is not of its level's size, where both are known."""
+    for level, wanted, predicted in zip(levels, anchors, maps):
+        numbers = predicted.shape[1], wanted.shape[0]
+        if None not in numbers and numbers[0] != numbers[1]:
+            raise ValueError(
+                f"Level {level} has {numbers[1]} anchors in images of {size[0]}×{size[1]}, and the "
+                f"backbone's feature map is of another size, for {numbers[0]}. Give images whose "
+                f"height and width are multiples of {2 ** levels[-1]}."
+            )
 
 
 @keras.saving.register_keras_serializable(package="tfnorm")

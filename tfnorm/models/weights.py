@@ -18,8 +18,10 @@ Weights = str | keras.Model
 def load(body: keras.Model, weights: Weights, normalizer: Normalizer, name: str) -> None:
     """Gives the layers of a backbone the weights of those of the same names in another model.
 
-    The other model's normalizers are converted first where they are of another kind, so that the
-    backbone infers as it did in that model (save that mabn centralizes kernels).
+    The other model's normalizers are converted first where they are of another kind. The backbone
+    infers as it did in that model where `tfnorm.convert` can make it do so: from one normalizer by
+    moving statistics to another, but mabn, which centralizes kernels. To mabn, gn, gn_ws, ln, in,
+    sn and no normalizer it is a start.
 
     Args:
         body: from images to the feature maps of the backbone; its weights are assigned.

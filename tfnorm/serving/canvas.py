@@ -71,9 +71,13 @@ def boxes_of_images(boxes: tf.Tensor, images: tf.Tensor, canvas: tuple[int, int]
         images: [b, 2], height and width of each image.
         canvas: height and width, which the images were resized to fit.
     """
-    shares = tf.tile(image_pixels(images, canvas), [1, 2])[:, None]
     limits = tf.tile(tf.cast(images, tf.float32), [1, 2])[:, None]
-    return tf.clip_by_value(boxes * shares, 0, limits)
+    return tf.clip_by_value(frames_of_images(boxes, images, canvas), 0, limits)
+
+
+def frames_of_images(boxes: tf.Tensor, images: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:
+    """`boxes_of_images` not clipped: what masks were made for, which may reach into the padding."""
+    return boxes * tf.tile(image_pixels(images, canvas), [1, 2])[:, None]
 
 
 def image_pixels(images: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:

@@ -159,8 +159,9 @@ def _mask_errors(found: Arrays, given: Arrays, image: int) -> np.ndarray:
             inside = (y > top - 1) & (y < bottom) & (x > left - 1) & (x < right)
             apart[row] = 0.0 if inside.all() else np.inf
             continue
-        # In the box of the answer, whose own error is another's.
-        sure = _probabilities(given["kept_masks"][image][own], box, mask.shape)
+        # In the box of the answer, whose own error is another's, but not clipped as that is.
+        frame = box + (given["kept_frames"][image][own] - given["kept_boxes"][image][own])
+        sure = _probabilities(given["kept_masks"][image][own], frame, mask.shape)
         differs = (sure >= boxes.MASK_THRESHOLD) != (mask == 1)
         apart[row] = np.max(np.abs(sure - boxes.MASK_THRESHOLD), initial=0.0, where=differs)
     return apart

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfnorm import boxes
 from tfnorm.errors import UserError
 from tfnorm.serving import region_check
-from tfnorm.serving.canvas import boxes_of_images, image_pixels, sizes_of
+from tfnorm.serving.canvas import boxes_of_images, frames_of_images, image_pixels, sizes_of
 from tfnorm.serving.detections import described
 from tfnorm.serving.interface import Arrays, Error
 
@@ -59,7 +59,8 @@ class RegionDetections:
         found = {name: outputs[name] for name in _FOUND}
         found["boxes"] = boxes_of_images(outputs["boxes"], sizes_of(images), self.canvas)
         if self.with_masks:
-            found[MASKS] = _pasted(outputs[MASKS], found["boxes"], tf.shape(images)[1:3])
+            frames = frames_of_images(outputs["boxes"], sizes_of(images), self.canvas)
+            found[MASKS] = _pasted(outputs[MASKS], frames, tf.shape(images)[1:3])
         return found
 
     def scores(
@@ -84,6 +85,7 @@ class RegionDetections:
             "pixels": tf.reduce_max(image_pixels(sizes, self.canvas), -1),
             "largest": tf.reduce_max([tf.reduce_max(tf.abs(x)) for x in continuous]),
             "kept_boxes": boxes_of_images(outputs["boxes"], sizes, self.canvas),
+            "kept_frames": frames_of_images(outputs["boxes"], sizes, self.canvas),
             **{f"kept_{name}": outputs[name] for name in kept},
         }
 
@@ -103,12 +105,12 @@ class RegionDetections:
         return described(self.label_names, "; their masks in its pixels" if self.with_masks else "")
 
 
-def _pasted(masks: tf.Tensor, located: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def _pasted(masks: tf.Tensor, frames: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """[batch, n, height, width] uint8; mask by mask, for their probabilities take four times that.
 
     Args:
         masks: [batch, n, m, m].
-        located: [batch, n, 4], in pixels of the images.
+        frames: [batch, n, 4], the boxes that they are of, in pixels of the images.
         size: [2], height and width of these.
     """
 
@@ -117,6 +119,6 @@ def _pasted(masks: tf.Tensor, located: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         inside = boxes.paste(mask[None], box[None], size)[0] >= boxes.MASK_THRESHOLD
         return tf.cast(inside, tf.uint8)
 
-    flat = tf.reshape(masks, [-1, *masks.shape[2:]]), tf.reshape(located, [-1, 4])
+    flat = tf.reshape(masks, [-1, *masks.shape[2:]]), tf.reshape(frames, [-1, 4])
     pasted = tf.map_fn(paste, flat, fn_output_signature=tf.TensorSpec([None, None], tf.uint8))
-    return tf.reshape(pasted, tf.concat([tf.shape(located)[:2], size], 0))
+    return tf.reshape(pasted, tf.concat([tf.shape(frames)[:2], size], 0))

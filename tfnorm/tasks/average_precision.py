@@ -51,9 +51,9 @@ class AveragePrecision:
 
     Areas are in pixels of the files: small is below 32², large from 96² on. Those of objects are
     what the data set says (COCO's are of masks), those of detections are of their boxes, as in
-    COCO's own evaluation. A measure without any object is NaN. A detection that matches a crowd (by
-    the share of the detection in it, COCO's rule) or a difficult object (by IoU, VOC's rule) counts
-    neither for nor against.
+    COCO's own evaluation. A measure without any object is NaN. What matches a crowd (by the share
+    of the detection in it, COCO's rule), and of the detections of a difficult object (by IoU) the
+    best one, counts neither for nor against.
 
     Args:
         detect: From the network's outputs and a batch to [b, ...] of "boxes", "scores", "classes",

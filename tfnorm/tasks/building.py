@@ -21,6 +21,15 @@ def refuse_label_smoothing(settings: Settings) -> None:
         )
 
 
+def refuse_max_objects(settings: Settings) -> None:
+    """Raises a UserError if rows for objects are asked for, of a task that knows none."""
+    if settings.max_objects:
+        raise UserError(
+            f"max_objects={settings.max_objects} is for tasks with objects, and "
+            f"--task={settings.task} has none; leave it out"
+        )
+
+
 def build(
     settings: Settings,
     dataset: Dataset,

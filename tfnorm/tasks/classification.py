@@ -21,6 +21,7 @@ class Classification:
     defaults = Defaults(dataset="sklearn_digits", model="resnet8")
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        building.refuse_max_objects(settings)
         self._settings = settings
         self.dataset = dataset
 

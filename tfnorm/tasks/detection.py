@@ -68,10 +68,12 @@ class Detection:
         backbone_normalizer: Normalizer | None = None,
         weights: str | keras.Model | None = None,
     ) -> keras.Model:
-        """The network, for images of any size."""
-        return building.build(
+        """The network, for images of any size that its feature maps halve as anchors do."""
+        model = building.build(
             self._settings, self.dataset, normalizer, backbone_normalizer, weights
         )
+        self._detector.check(model, self.dataset.image_shape[:2])
+        return model
 
     def losses(self, outputs: dict[str, tf.Tensor], batch: Example) -> tf.Tensor:
         """[b], the loss of each image as the paper of the network has it."""

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import keras
 import tensorflow as tf
 
 from tfnorm import boxes, models
 from tfnorm.data import Example
 from tfnorm.data.example import left_out
+from tfnorm.errors import UserError
 from tfnorm.models.faster_rcnn import anchor_grid
 from tfnorm.serving import DetectionPostprocessing, Postprocessor, RegionDetections
 from tfnorm.tasks.task import Settings
@@ -19,6 +21,10 @@ class Detector(Protocol):
     """A kind of network that says where objects are."""
 
     def __init__(self, options: Mapping[str, Any]) -> None: ...
+
+    def check(self, model: keras.Model, canvas: tuple[int, int]) -> None:
+        """Raises a UserError unless the network predicts what there are anchors for."""
+        ...
 
     def losses(self, outputs: Outputs, batch: Example) -> tf.Tensor:
         """[b], what the outputs cost on each image."""
@@ -42,6 +48,10 @@ class OneStage:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._grid = boxes.AnchorGrid(options["min_level"], options["max_level"])
+
+    def check(self, model: keras.Model, canvas: tuple[int, int]) -> None:
+        """Compares the numbers of class logits and of anchors."""
+        _check_anchors(model, "class_logits", self._grid, canvas)
 
     def losses(self, outputs: Outputs, batch: Example) -> tf.Tensor:
         """Focal loss, and smooth L1 of the boxes (Lin et al. 2017, section 4)."""
@@ -71,6 +81,10 @@ class TwoStages:
         self._grid = anchor_grid(
             *(options[name] for name in ("min_level", "max_level", "anchor_size"))
         )
+
+    def check(self, model: keras.Model, canvas: tuple[int, int]) -> None:
+        """Compares the numbers of first guesses and of anchors."""
+        _check_anchors(model, "objectness", self._grid, canvas)
 
     def losses(self, outputs: Outputs, batch: Example) -> tf.Tensor:
         """Those of the proposals, of the regions, and of the masks where there are some."""
@@ -109,6 +123,21 @@ def detector(settings: Settings) -> Detector:
     """That of a run's network."""
     options = models.options_of(settings.model, settings.backbone) | settings.model_options
     return _BY_STAGES[models.network(settings.model).stages](options)
+
+
+def _check_anchors(
+    model: keras.Model, output: str, grid: boxes.AnchorGrid, canvas: tuple[int, int]
+) -> None:
+    number = model.compute_output_shape((1, *canvas, model.inputs[0].shape[-1]))[output][1]
+    wanted = grid.number(*canvas)
+    if number != wanted:
+        raise UserError(
+            f"the network predicts {number} boxes in an image of {canvas[0]}×{canvas[1]}, where a "
+            f"pyramid of the levels {grid.min_level} to {grid.max_level} has {wanted} anchors: its "
+            "feature maps are of other sizes. Most networks need an --image_size of multiples of "
+            "32, a --stem_stride that is a power of two and no output_stride; else choose another "
+            "--backbone"
+        )
 
 
 def _anchors(grid: boxes.AnchorGrid, batch: Example) -> tf.Tensor:

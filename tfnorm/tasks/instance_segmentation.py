@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfnorm.data import Example, Transform
 from tfnorm.data.records import compose
+from tfnorm.serving.canvas import frames_of_images
 from tfnorm.tasks.detection import Detection
 from tfnorm.tasks.mask_average_precision import MaskAveragePrecision
 from tfnorm.tasks.task import Defaults, Serving
@@ -48,11 +49,13 @@ class InstanceSegmentation(Detection):
         return dataclasses.replace(own, postprocessing=found)
 
     def _detected(self, outputs: dict[str, tf.Tensor], batch: Example) -> dict[str, tf.Tensor]:
+        _, height, width, _ = batch["image"].shape
         found = super()._detected(outputs, batch)
         names = ("boxes", "scores", "classes", "count")
         return {
             **{name: found[name] for name in names},
             "masks": outputs["masks"],
+            "frames": frames_of_images(outputs["boxes"], batch["size"], (height, width)),
             "size": batch["size"],
         }
 

@@ -32,7 +32,8 @@ class MaskAveragePrecision:
 
     Args:
         detect: From the network's outputs and a batch to [b, ...] of "boxes", "scores", "classes",
-            "count", "masks" (probabilities within the boxes) and "size", in pixels of the files.
+            "count", "masks" (probabilities), "frames" (the boxes that these are of, which may reach
+            over the border of the image) and "size", in pixels of the files.
         label_names: One name a class.
         records: What is evaluated.
 
@@ -64,7 +65,9 @@ class MaskAveragePrecision:
         """What was found in an image and what is there, masks as run lengths."""
         found = slice(0, int(example["count"]))
         size = [int(side) for side in example["size"]]
-        masks = [_pasted(example["masks"][i], example["boxes"][i], size) for i in range(found.stop)]
+        masks = [
+            _pasted(example["masks"][i], example["frames"][i], size) for i in range(found.stop)
+        ]
         return {
             "size": size,
             **{name: example[name][found].tolist() for name in ("boxes", "scores", "classes")},
@@ -123,10 +126,10 @@ class MaskAveragePrecision:
         return of_masks, of_boxes
 
 
-def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> str:
+def _pasted(mask: np.ndarray, frame: np.ndarray, size: Sequence[int]) -> str:
     """The run lengths of one mask in an image, whose pixels are many: not of all at a time."""
     with tf.device("CPU:0"):
-        probabilities = boxes.paste(mask[None], box[None], tuple(size)).numpy()
+        probabilities = boxes.paste(mask[None], frame[None], tuple(size)).numpy()
     return run_lengths.encode(probabilities >= boxes.MASK_THRESHOLD)[0]
 
 

@@ -29,6 +29,7 @@ class Segmentation:
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         building.refuse_label_smoothing(settings)
+        building.refuse_max_objects(settings)
         self._settings = settings
         self.dataset = dataset
         self._classes = len(dataset.mask_classes.names)

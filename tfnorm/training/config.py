@@ -7,7 +7,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -448,10 +448,23 @@ def _kind(hint: Any) -> type:
 
 
 _MAY_BE_0 = ("head_convolutions", "output_stride")
+_SHARES = ("object_share",)
 
 
 def _check_option_of_network(model: str, name: str, value: Any, default: Any) -> None:
-    """Raises a UserError unless what is a number in the network is one, and large enough."""
+    """Raises a UserError unless what is a number in the network is one, and large enough.
+
+    A list of numbers has the limits of each.
+    """
+    if isinstance(default, tuple):
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            form = ",".join(map(str, default))
+            raise UserError(
+                f"{name} of model '{model}' must be a list such as [{form}], received {value!r:.50}"
+            )
+        for each in value:
+            _check_option_of_network(model, name, each, default[0])
+        return
     if isinstance(default, bool) or not isinstance(default, numbers.Real):
         return
     is_whole = isinstance(default, numbers.Integral)
@@ -461,6 +474,8 @@ def _check_option_of_network(model: str, name: str, value: Any, default: Any) ->
     if not is_number or not (value >= least if is_whole else value > 0):
         wanted = f"a whole number of {least} or more" if is_whole else "a number above 0"
         raise UserError(f"{name} of model '{model}' must be {wanted}, received {value!r:.50}")
+    if name in _SHARES and value > 1:
+        raise UserError(f"{name} of model '{model}' must be a share of at most 1, received {value}")
     if name == "output_stride" and value & (value - 1):
         raise UserError(
             f"{name} of model '{model}' must be a power of two, or 0 for the network's own, "

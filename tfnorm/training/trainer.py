@@ -55,6 +55,7 @@ class Trainer:
         global_batch_size: Examples of a step, of all its accumulated micro-batches.
         steps_per_epoch: Whole global batches in the training examples.
         total_steps: Steps of the run.
+        warmup_steps: Of these, those in which the learning rate rises.
         calls: How often its normalizers are called in training.
         planned_calls: How often they were to be when the run began, as of `Progress`.
         payloads: Bytes that a replica hands to each collective of its normalizers in a step;
