@@ -117,16 +117,21 @@ def recomputing_step(layer, is_recomputed):
     return step
 
 
+@pytest.mark.parametrize("given", ["tensors", "variables"])
 @pytest.mark.parametrize("name", networks.NORMALIZERS)
-def test_a_stateless_call_writes_nothing(name):
+def test_a_stateless_call_writes_nothing(name, given):
+    """Whether values or the model's own variables are handed to it."""
     model = networks.network(name)
     before = [running.number(v) for v in model.variables]
     x, dy = (tf.constant(values, tf.float32) for values in networks.batch(0))
     values = [[tf.identity(v.value) for v in model.trainable_variables]]
     values.append([tf.identity(v.value) for v in model.non_trainable_variables])
+    lent = values
+    if given == "variables":
+        lent = [model.trainable_variables, model.non_trainable_variables]
     with tf.GradientTape() as tape:
         tape.watch(values[0])
-        y, new = model.stateless_call(*values, x, training=True)
+        y, new = model.stateless_call(*lent, x, training=True)
         loss = tf.reduce_sum(y * dy)
     tape.gradient(loss, values[0])
     for variable, value in zip(model.variables, before, strict=True):

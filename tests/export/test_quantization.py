@@ -82,6 +82,17 @@ def test_wrong_scales_are_found(classifier, images, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kernel_that_is_computed_is_quantized_as_it_is_used(images, randomized, tmp_path):
+    """Folded or not, the export moves by rounding, and not by a kernel without its scale."""
+    x = keras.Input((8, 8, 3), name="image")
+    y = L.Dense(16)(L.Flatten()(x))
+    y = tfnorm.layers.WeightCentralization(L.Dense(8, use_bias=False))(y)
+    y = tfnorm.layers.MovingAverageBatchNormalization()(y)
+    model = randomized(keras.Model(x, L.Dense(4)(y)))
+    found = export_saved_model(model, tmp_path, quantize="int8", examples=images[:8]).quantization
+    assert 1e-4 < found.difference < 0.05 and 1e-4 < found.unfolded_difference < 0.05
+
+
 def test_keras(classifier, images, labelled, tmp_path):
     result = export_saved_model(
         classifier, tmp_path, quantize="int8", examples=images, evaluation=labelled

@@ -483,3 +483,39 @@ def test_many_layers_called_eagerly_raise_no_warning_of_traces(rng, caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert not [text for text in caplog.messages if "retracing" in text]
+
+
+@pytest.mark.parametrize("mode", [lambda f: f, tf.function], ids=["eager", "function"])
+@pytest.mark.parametrize("options", [{}, {"virtual_replicas": 2}, {"masked": True}])
+@pytest.mark.parametrize("layer_name", ["conv2d_square", "dense", "conv2d_grouped"])
+def test_samples_of_no_example_change_nothing(rng, layer_name, options, mode):
+    """As a replica has it for which no example of the last batch is left."""
+    # Of no image, oneDNN's convolution has the shape of its input.
+    square = (*conv(2, 2, (3, 2), padding="same"), (4, 4, 3, 2))
+    make, _, shape = square if layer_name == "conv2d_square" else LAYERS[layer_name]
+    is_masked = options.get("masked", False)
+    groups = options.get("virtual_replicas", 1)
+    layer = CrossIterationBatchNormalization(
+        make("float32"), window=3, sampled_positions=4, virtual_replicas=groups
+    )
+    x = tf.constant(rng.normal(size=shape), tf.float32)
+    layer(x, training=True)
+    # No static size, as of the last batch of a data set.
+    spec = tf.TensorSpec([None, *shape[1:]], tf.float32)
+
+    def step(x):
+        mask = tf.ones(tf.shape(layer.layer(x))[:-1], tf.bool) if is_masked else None
+        return layer(x, training=True, mask=mask)
+
+    run = step if mode is not tf.function else tf.function(step, input_signature=[spec])
+    run(x)
+    before = [v.numpy() for v in layer.non_trainable_variables if v.name != "step"]
+    assert run(x[:0]).shape[0] == 0
+    after = [v.numpy() for v in layer.non_trainable_variables if v.name != "step"]
+    for new, old in zip(after, before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    run(x)
+    assert any(
+        not np.array_equal(v.numpy(), old)
+        for v, old in zip([v for v in layer.non_trainable_variables if v.name != "step"], before)
+    )

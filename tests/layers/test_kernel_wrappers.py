@@ -182,6 +182,16 @@ def test_stateless_calls_take_the_values_that_they_are_given(rng, wrapper):
         np.testing.assert_array_equal(value, old)
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_quantized_layer_is_refused(rng, wrapper):
+    """Its kernel would be that of the transform of whole numbers, whose scale nobody knows."""
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, wrapper(keras.layers.Dense(4))(inputs))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"was quantized, .* Quantize the model without"):
+        model(rng.normal(size=(2, 8)))
+
+
 def test_what_is_no_linear_layer_is_refused():
     with pytest.raises(ValueError) as error:
         WeightStandardization(keras.layers.Flatten(name="flat"))

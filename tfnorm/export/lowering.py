@@ -49,6 +49,14 @@ def lower(graph: Graph) -> list[Norm]:
     return norms[::-1]
 
 
+def bake_kernels(graph: Graph) -> None:
+    """Makes of each wrapper that computes a kernel the layer in it, with that kernel."""
+    parts = _Parts()
+    for call in graph.calls:
+        if normalizers.effective_kernel(call.part.operation) is not None:
+            call.part = parts.linear(call.part)
+
+
 class _Parts:
     """One new part for each part of the model, so that what was shared stays shared."""
 

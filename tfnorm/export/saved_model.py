@@ -14,6 +14,7 @@ from tfnorm.errors import UserError
 from tfnorm.export.compare import answers_of, compare, compare_outputs
 from tfnorm.export.fold import fold
 from tfnorm.export.formats import FORMATS, check_formats, convert
+from tfnorm.export.lowering import bake_kernels
 from tfnorm.export.model_card import model_card, write_model_card
 from tfnorm.export.quantization import (
     KERAS_TOLERANCE,
@@ -190,7 +191,10 @@ def export_saved_model(
             return answering
 
         def write_unfolded(path: Path) -> None:
-            unfolded = build(inline(read(model)))
+            graph = inline(read(model))
+            if by_keras:
+                bake_kernels(graph)
+            unfolded = build(graph)
             if by_keras:
                 quantize_by_keras(unfolded, quantize)
             write(unfolded, path)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, sampling, xla
 from tfnorm.functional.channelwise import Moments
-from tfnorm.functional.sizes import dimensions
+from tfnorm.functional.sizes import dimensions, with_any_row
 from tfnorm.functional.suited import suited
 from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_size
@@ -172,7 +172,7 @@ def centred_samples(
         count = channelwise.at_least_one(own.count)
         positions = sampling.where_valid(sampling.spread(step, count, samples), valid)
     positions = tf.reshape(positions + size * tf.range(groups)[:, None], [-1])
-    found = tf.gather(tf.reshape(x, [-1, channels]), positions)
+    found = tf.gather(with_any_row(tf.reshape(x, [-1, channels])), positions)
     return positions, channelwise.centre(tf.reshape(found, [groups, samples, channels]), own.mean)
 
 

@@ -18,11 +18,11 @@ def spread(step: tf.Tensor, count: int | tf.Tensor, samples: int) -> tf.Tensor:
 
     Args:
         step: a whole number.
-        count: how many positions there are, at least 1: a number, or [G, 1].
+        count: how many positions there are: a number, or [G, 1].
         samples: S.
 
     Returns:
-        int32, [S] or [G, S], from 0 to count − 1.
+        int32, [S] or [G, S], from 0 to count − 1; 0 of no position.
     """
     count = tf.cast(count, tf.int64)
     parts = np.arange(samples, dtype=np.int64)
@@ -39,8 +39,8 @@ def where_valid(ranks: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         mask: [G, M, 1], True where valid.
 
     Returns:
-        int32 [G, S]; the last position in place of one that is not there.
+        int32 [G, S]; the last position in place of one that is not there, 0 of no position.
     """
     counts = tf.cumsum(tf.cast(tf.squeeze(mask, -1), tf.int32), axis=1)
     found = tf.searchsorted(counts, ranks + 1)
-    return tf.minimum(found, tf.shape(counts)[1] - 1)
+    return tf.maximum(tf.minimum(found, tf.shape(counts)[1] - 1), 0)

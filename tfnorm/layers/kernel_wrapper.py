@@ -53,7 +53,18 @@ class KernelWrapper(keras.layers.Wrapper):
         raise NotImplementedError
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The layer's output under the transformed kernel."""
+        """The layer's output under the transformed kernel.
+
+        Raises:
+            ValueError: Keras has quantized the layer.
+        """
+        if getattr(self.layer, "quantization_mode", None):
+            raise ValueError(
+                f"The layer in {self.name!r} was quantized, and the kernel that it is called with "
+                "is computed from the one that was: it would be wrong by far. Quantize the model "
+                "without such kernels, folded, model, _ = tfnorm.fold(model), or export it with "
+                'quantize="int8".'
+            )
         kernel = tf.convert_to_tensor(self.layer.kernel)
         return self._call_with(self.transform_kernel(kernel, self._axes()), inputs)
 

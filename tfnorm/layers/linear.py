@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.functional.sizes import dimensions
+from tfnorm.functional.sizes import dimensions, with_any_row
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 KINDS = (
@@ -238,8 +238,12 @@ def places_of(layer: Map, inputs: tf.Tensor) -> Places | None:
         return None
     channels = 1 if layer.data_format == "channels_first" else inputs.shape.rank - 1
     rows, *space = [x for i, x in enumerate(dimensions(inputs)) if i != channels]
-    # The batch is a dimension of which each output sees its own place alone.
-    along = [_Along(1, 1, 1, rows, 0), *(_along(layer, i, size) for i, size in enumerate(space))]
+    # The batch is a dimension of which each output sees its own place alone; not 0 to divide by.
+    examples = max(rows, 1) if isinstance(rows, int) else tf.maximum(rows, 1)
+    along = [
+        _Along(1, 1, 1, examples, 0),
+        *(_along(layer, i, size) for i, size in enumerate(space)),
+    ]
     sizes, outputs = [rows, *space], [own.outputs for own in along]
     within = np.indices([own.kernel_size for own in along]).reshape(len(along), -1).T
     known = [
@@ -266,7 +270,7 @@ def patches(
     if layer.data_format == "channels_first":
         inputs = tf.transpose(inputs, [0, *range(2, inputs.shape.rank), 1])
     channels = dimensions(inputs)[-1]
-    rows = tf.reshape(inputs, [-1, channels])
+    rows = with_any_row(tf.reshape(inputs, [-1, channels]))
     if places is None:
         return tf.expand_dims(tf.gather(rows, positions), 2)
     sizes, outputs, following, following_outputs, stride, before = tf.unstack(places.along)

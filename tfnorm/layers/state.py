@@ -93,6 +93,9 @@ class BackwardWriter(Writer):
 
 def handle(variable: keras.Variable) -> tf.Tensor | None:
     """Its resource; none where a keras.StatelessScope lends it a value of its own."""
+    scope = get_stateless_scope()
+    if scope is not None and scope.get_current_value(variable) is not None:
+        return None  # were it that of another variable, perhaps of this one
     return getattr(variable.value, "handle", None)
 
 
