@@ -24,6 +24,7 @@ import tfnorm
 from benchmarks import written_models
 from tfnorm import commands
 from tfnorm.conversion.probe import Probe, difference
+from tfnorm.errors import UserError
 from tfnorm.layers import norms
 from tfnorm.study.summary import text_table
 
@@ -198,9 +199,15 @@ HEAD = (
 
 def run(values: flags.FlagValues) -> None:
     """Prints the table, then what was left and why."""
-    chosen = {n: b for n, b in networks().items() if not values.networks or n in values.networks}
+    known = networks()
+    unknown = sorted(set(values.networks) - set(known))
+    if unknown:
+        raise UserError(
+            f"no such network: {', '.join(unknown)}; the known ones are {', '.join(known)}"
+        )
+    chosen = {n: b for n, b in known.items() if not values.networks or n in values.networks}
     results = {name: outcome(build) for name, build in chosen.items()}
-    print(text_table([HEAD, *(row(name, result) for name, result in results.items())]))
+    print(text_table(HEAD, [row(name, result) for name, result in results.items()]))
     for name, result in results.items():
         for reason in sorted(result.left):
             print(f"{name}: {reason}")

@@ -101,13 +101,12 @@ def _memory(network: str, values: flags.FlagValues) -> dict[str, Any]:
 
 def _define() -> flags.FlagValues:
     values = measuring.define(rounds=12)
-    networks = list(NETWORKS)
-    flags.DEFINE_list("networks", networks, "Names of networks.", flag_values=values)
+    measuring.define_names(values, "networks", NETWORKS, "Names of networks.")
     flags.DEFINE_list("norms", list(NORMS), "Names of norms.", flag_values=values)
-    flags.DEFINE_list("batches", ["1", "2"], "Images of a step.", flag_values=values)
+    measuring.define_numbers(values, "batches", ["1", "2"], "Images of a step.")
     flags.DEFINE_integer("image_size", 128, "Height and width.", flag_values=values)
     text = "Networks whose memory is measured."
-    flags.DEFINE_list("memory_of", networks, text, flag_values=values)
+    measuring.define_names(values, "memory_of", NETWORKS, text)
     measuring.define_alone(values)
     return values
 

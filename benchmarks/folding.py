@@ -55,10 +55,20 @@ def _silence() -> Iterator[None]:
         yield
 
 
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 def _define() -> flags.FlagValues:
     values = measuring.define()
     text = "Patterns whose names this regular expression finds."
     flags.DEFINE_string("only", "", text, flag_values=values)
+    message = "must be a regular expression"
+    flags.register_validator("only", _is_expression, message, flag_values=values)
     return values
 
 

@@ -29,8 +29,8 @@ _NONE = "no normalizer"
 
 def _define() -> flags.FlagValues:
     values = measuring.define(rounds=40)
-    flags.DEFINE_list("networks", list(NETWORKS), "Of benchmarks.networks.", flag_values=values)
-    flags.DEFINE_list("batches", ["1", "8", "32"], "Images of a request.", flag_values=values)
+    measuring.define_names(values, "networks", NETWORKS, "Of benchmarks.networks.")
+    measuring.define_numbers(values, "batches", ["1", "8", "32"], "Images of a request.")
     return values
 
 

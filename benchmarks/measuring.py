@@ -12,7 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -54,6 +54,43 @@ def define_of_runs() -> flags.FlagValues:
     flags.DEFINE_string("data_dir", None, text, flag_values=values)
     flags.DEFINE_string("output", None, "A file for a line of JSON a run.", flag_values=values)
     return values
+
+
+def define_names(
+    values: flags.FlagValues,
+    name: str,
+    known: Collection[str],
+    text: str,
+    default: Sequence[str] | None = None,
+) -> None:
+    """Adds a list flag of names, all by default, which refuses those that are not known."""
+    chosen = list(known if default is None else default)
+    flags.DEFINE_list(name, chosen, text, flag_values=values)
+    message = f"the known ones are {', '.join(known)}"
+    flags.register_validator(
+        name, lambda given: not set(given or ()) - set(known), message, flag_values=values
+    )
+
+
+def define_numbers(
+    values: flags.FlagValues,
+    name: str,
+    default: Sequence[str],
+    text: str,
+    kind: Callable[[str], float] = int,
+) -> None:
+    """Adds a list flag whose items are all of a kind of number."""
+    flags.DEFINE_list(name, default, text, flag_values=values)
+
+    def are_numbers(given: Sequence[str]) -> bool:
+        try:
+            return all(kind(item) > 0 or item == "0" for item in given)
+        except ValueError:
+            return False
+
+    word = "whole numbers" if kind is int else "numbers"
+    message = f"must be {word} of 0 or more, joined by commas"
+    flags.register_validator(name, are_numbers, message, flag_values=values)
 
 
 def define_alone(values: flags.FlagValues) -> None:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measuring
-from benchmarks.networks import BASELINE, SAMPLED, TRAINED, named, training_step, under
+from benchmarks.networks import BASELINE, NETWORKS, SAMPLED, TRAINED, named, training_step, under
 from tfnorm import commands, layers
 from tfnorm.layers import norms
 from tfnorm.study.summary import text_table
@@ -127,7 +127,7 @@ def _share(part: int, whole: int) -> str:
 def _define() -> flags.FlagValues:
     values = measuring.define()
     networks = ["ResNet-20", "ResNet-50"]
-    flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
+    measuring.define_names(values, "networks", NETWORKS, "Of benchmarks.networks.", networks)
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)
     names = [*TRAINED, SAMPLED]
     flags.DEFINE_list("norms", names, "Names of norms.", flag_values=values)

@@ -280,7 +280,10 @@ def _define() -> flags.FlagValues:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the pages whose figures are others now."""
-    parts = json.loads(pathlib.Path(values.bench).read_text(encoding="utf-8"))["parts"]
+    try:
+        parts = json.loads(pathlib.Path(values.bench).read_text(encoding="utf-8"))["parts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--bench={values.bench} is no file of make bench: {error}") from error
     texts = {path: path.read_text(encoding="utf-8") for path in pages()}
     new = {path: quoted(text, parts) for path, text in texts.items()}
     for path in new:

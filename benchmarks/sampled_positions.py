@@ -170,7 +170,7 @@ def _estimates(values: flags.FlagValues) -> Iterator[dict[str, Any]]:
 
 def _runs(part: str, values: flags.FlagValues) -> Iterator[dict[str, Any]]:
     for seed in map(int, values.seeds):
-        for name in values.settings or SETTINGS:
+        for name in values.settings:
             setting = config(part, name, seed, values.steps, data_dir=values.data_dir)
             result = training.train(setting, notice=lambda text: None, validate="at_end")
             keras.backend.clear_session()
@@ -183,10 +183,10 @@ def _runs(part: str, values: flags.FlagValues) -> Iterator[dict[str, Any]]:
 
 def _define() -> flags.FlagValues:
     values = measuring.define_of_runs()
-    flags.DEFINE_list("parts", list(_PARTS), "What is measured.", flag_values=values)
+    measuring.define_names(values, "parts", _PARTS, "What is measured.")
     text = f"Of the training runs, of {', '.join(SETTINGS)}; all by default."
-    flags.DEFINE_list("settings", None, text, flag_values=values)
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "A run for each.", flag_values=values)
+    measuring.define_names(values, "settings", SETTINGS, text)
+    measuring.define_numbers(values, "seeds", ["0", "1", "2"], "A run for each.")
     flags.DEFINE_integer("steps", 1200, "Training steps of a run.", flag_values=values)
     return values
 

@@ -120,8 +120,8 @@ def modelled(sizes: Sequence[Payload], values: flags.FlagValues) -> Modelled:
 
 def _define() -> flags.FlagValues:
     values = measuring.define(rounds=20)
-    flags.DEFINE_list("replicas", ["1", "2", "4", "8"], "Logical devices.", flag_values=values)
-    flags.DEFINE_list("workers", ["1", "2"], "Local processes, a replica each.", flag_values=values)
+    measuring.define_numbers(values, "replicas", ["1", "2", "4", "8"], "Logical devices.")
+    measuring.define_numbers(values, "workers", ["1", "2"], "Local processes, a replica each.")
     flags.DEFINE_list("norms", [_BASELINE, "mabn", _SYNCHRONIZED], "Norms.", flag_values=values)
     flags.DEFINE_string("model", "resnet8", "The network.", flag_values=values)
     flags.DEFINE_integer("width", 16, "Channels of its first stage.", flag_values=values)

@@ -17,14 +17,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 
 from benchmarks import measuring
-from benchmarks.networks import BASELINE, SAMPLED, TRAINED, training_step, under
+from benchmarks.networks import BASELINE, NETWORKS, SAMPLED, TRAINED, training_step, under
 from tfnorm import commands
 
 
 def _define() -> flags.FlagValues:
     values = measuring.define(rounds=24)
     networks = ["ResNet-20", "ResNet-50"]
-    flags.DEFINE_list("networks", networks, "Of benchmarks.networks.", flag_values=values)
+    measuring.define_names(values, "networks", NETWORKS, "Of benchmarks.networks.", networks)
     names = [*TRAINED, SAMPLED]
     flags.DEFINE_list("norms", names, "Names of norms.", flag_values=values)
     flags.DEFINE_integer("batch", 8, "Images of a step.", flag_values=values)

@@ -138,7 +138,7 @@ def config(name: str, seed: int, steps: int, images: int = 32, **fields) -> trai
 
 def _define() -> flags.FlagValues:
     values = measuring.define_of_runs()
-    flags.DEFINE_list("seeds", ["0", "1"], "A run for each.", flag_values=values)
+    measuring.define_numbers(values, "seeds", ["0", "1"], "A run for each.")
     flags.DEFINE_integer("steps", 1200, "Training steps of a run.", flag_values=values)
     return values
 

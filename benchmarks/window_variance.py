@@ -335,8 +335,9 @@ def _define() -> flags.FlagValues:
     values = measuring.define_of_runs()
     flags.DEFINE_enum("task", "segmentation", list(_TASKS), "What is trained.", flag_values=values)
     flags.DEFINE_integer("steps", 360, "Training steps of a run.", flag_values=values)
-    flags.DEFINE_list("learning_rates", ["0.005", "0.02", "0.05"], "Peaks.", flag_values=values)
-    flags.DEFINE_list("windows", ["2", "4", "8"], "Steps.", flag_values=values)
+    rates = ["0.005", "0.02", "0.05"]
+    measuring.define_numbers(values, "learning_rates", rates, "Peaks.", float)
+    measuring.define_numbers(values, "windows", ["2", "4", "8"], "Steps.")
     return values
 
 

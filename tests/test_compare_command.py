@@ -175,7 +175,11 @@ def test_runs_that_fail_are_rows_that_say_so(tmp_path, capsys, monkeypatch):
         (["--study=speed"], f"unknown study 'speed'; known: {', '.join(grids.STUDIES)}"),
         (["--norms="], "nothing to run: norms [], seeds [3]"),
         (["--seeds=0,one"], "seeds are numbers from 0 on, as in --seeds=0,1; received 'one'"),
-        (["--num_replicas=0"], "num_replicas must be 1 or above here, received 0"),
+        (
+            ["--num_replicas=0"],
+            "num_replicas must be 2 or above here, because the reference is one "
+            "replica of as many images, received 0",
+        ),
         (["--norm=bn"], "Unknown command line flag 'norm'. Did you mean: norms ?"),
     ],
 )

@@ -1,6 +1,7 @@
 """Values that change with a layer's own step counter."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import keras
@@ -24,7 +25,7 @@ class LinearRamp:
         end_step: first step of the end value.
 
     Raises:
-        ValueError: `end_step` comes before `start_step`.
+        ValueError: `end_step` comes before `start_step`, or a value is not finite.
     """
 
     def __init__(
@@ -34,6 +35,11 @@ class LinearRamp:
             raise ValueError(
                 "LinearRamp needs end_step at or after start_step. "
                 f"Received start_step={start_step}, end_step={end_step}. Exchange them?"
+            )
+        if not (math.isfinite(start_value) and math.isfinite(end_value)):
+            raise ValueError(
+                "LinearRamp needs finite values. "
+                f"Received start_value={start_value}, end_value={end_value}."
             )
         self.start_value = float(start_value)
         self.end_value = float(end_value)

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 
 from benchmarks import measuring
 
@@ -111,3 +112,22 @@ def test_several_norms_are_measured_at_once_and_told_in_their_order(monkeypatch)
     monkeypatch.setattr(measuring, "alone", alone)
     found = list(measuring.each_alone("some", ["bn", "cbn", "gn"], batch=2))
     assert found == [{"program": "some", "norm": n, "batch": 2} for n in ("bn", "cbn", "gn")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--networks=big,huge", "the known ones are small, big"),
+        ("--seeds=1,one", "must be whole numbers of 0 or more"),
+        ("--seeds=1.5", "must be whole numbers of 0 or more"),
+        ("--rates=0.1,nan", "must be numbers of 0 or more"),
+    ],
+)
+def test_lists_refuse_what_is_not_known(text, message):
+    values = flags.FlagValues()
+    measuring.define_names(values, "networks", ("small", "big"), "Networks.")
+    measuring.define_numbers(values, "seeds", ["0"], "Seeds.")
+    measuring.define_numbers(values, "rates", ["0.1"], "Rates.", float)
+    assert values(["program", "--networks=big", "--seeds=", "--rates=1e-3"]) == ["program"]
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
+        values(["program", text])

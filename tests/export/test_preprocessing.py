@@ -104,12 +104,21 @@ def message_of(call):
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [((0.5,), (0.1, 0.2)), ((), ()), ((0.5,), (0.0,)), ((0.5,), (-1.0,))]
+    ("mean", "std"),
+    [
+        ((0.5,), (0.1, 0.2)),
+        ((), ()),
+        ((0.5,), (0.0,)),
+        ((0.5,), (-1.0,)),
+        ((float("nan"),), (1.0,)),
+        ((0.5,), (float("inf"),)),
+        ((0.0, 0.0), (1.0, float("nan"))),
+    ],
 )
 def test_numbers_that_make_no_sense(mean, std):
     assert message_of(lambda: Preprocessing(mean, std)) == (
         f"Preprocessing has mean {mean} and std {std}. Give as many of one as of the other, one "
-        "for each channel, and each std above 0."
+        "for each channel, all of them finite, and each std above 0."
     )
 
 

@@ -1,5 +1,6 @@
 """What BRN has beside its oracle in test_against_references.py."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,6 +36,24 @@ def test_the_default_schedules_are_those_of_the_paper():
     assert [float(layer.d_max(step)) for step in steps] == [0, 0, 2.5, 5, 5, 5]
     expected = np.interp(steps, [5_000, 40_000], [1, 3])
     np.testing.assert_allclose([float(layer.r_max(step)) for step in steps], expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "ramp"), [("r_max", (0.5, 3)), ("r_max", (3, 0)), ("d_max", (-1, 5))]
+)
+def test_a_ramp_below_the_least_bound_is_refused(name, ramp):
+    schedule = schedules.LinearRamp(*ramp, 5, 10)
+    for value in (schedule, keras.saving.serialize_keras_object(schedule)):
+        with pytest.raises(ValueError, match=f"{name} must be at least . all the way"):
+            BatchRenormalization(**{name: value})
+
+
+def test_bounds_that_are_no_schedule_are_refused():
+    with pytest.raises(ValueError, match="r_max must be at least 1, or a schedule such as"):
+        BatchRenormalization(r_max={"a": 1})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="LinearRamp needs finite values"):
+            schedules.LinearRamp(1, value, 0, 10)
 
 
 @pytest.mark.parametrize("name, value, least", [("r_max", 0.5, "1"), ("d_max", -0.5, "0")])

@@ -86,7 +86,13 @@ def test_every_registered_norm_can_be_compared():
     [
         ([], [0], 4, "nothing to run: norms [], seeds [0]"),
         (["gn"], [], 4, "nothing to run: norms ['gn'], seeds []"),
-        (["gn"], [0], 0, "num_replicas must be 1 or above here, received 0"),
+        (
+            ["gn"],
+            [0],
+            0,
+            "num_replicas must be 2 or above here, because the reference is one "
+            "replica of as many images, received 0",
+        ),
     ],
 )
 def test_impossible_grids_are_user_errors(compared, seeds, replicas, message):

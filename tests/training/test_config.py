@@ -273,3 +273,5 @@ def test_virtual_replicas_are_said_once():
         "norm_options has virtual_replicas=2, and virtual_replicas is 4; give --virtual_replicas "
         "alone"
     )
+    with pytest.raises(UserError, match="and virtual_replicas is 1; give --virtual_replicas"):
+        training.Config(norm_options={"virtual_replicas": 2})

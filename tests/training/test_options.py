@@ -22,6 +22,8 @@ def test_options_as_text_and_back():
     assert json.loads(json.dumps(found)) == found
     assert options.in_words(found) == text
     assert options.parse("a=[1,2],b={}", "x") == {"a": [1, 2], "b": {}}
+    text = "r_max=ramp(1,3.1234567890123,200,1600)"
+    assert options.in_words(options.parse(text, "x")) == text
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,16 @@ def frozen_model():
 ERRORS = {
     "steps": (
         lambda: tfnorm.recalibrate(frozen_model(), batches(np.ones((4, 4)), size=2), 0),
-        "steps must be at least 1, the number of batches. Received: 0.",
+        "steps must be a whole number from 1, of batches, received 0",
+    ),
+    "a share of steps": (
+        lambda: tfnorm.recalibrate(frozen_model(), batches(np.ones((4, 4)), size=2), 1.5),
+        "steps must be a whole number from 1, of batches, received 1.5",
+    ),
+    "an array": (
+        lambda: tfnorm.recalibrate(frozen_model(), np.ones((4, 4)), 1),
+        "recalibrate takes batches, one after the other, and received one ndarray; give [inputs] "
+        "for a single batch",
     ),
     "no normalizer": (
         lambda: tfnorm.recalibrate(dense(), batches(np.ones((4, 4)), size=2), 1),

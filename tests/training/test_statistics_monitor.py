@@ -439,8 +439,12 @@ def test_layers_are_spread_over_the_depth(count, places):
          "the model 'net' has no normalizer of batches in an empty list; known: first, second"),
         ({"layers": 0}, "StatisticsMonitor has no layer to watch: layers=0, and the model 'net' "
                         "has 2 normalizers of batches"),
-        ({"every": 0}, "every must be at least 1, received 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, received 0"),
+        ({"layers": True}, "layers must be a number of layers or their names, received True"),
+        ({"layers": "third"},
+         "the model 'net' has no normalizer of batches 'third'; known: first, second"),
+        ({"every": 0}, "every must be a whole number from 1, received 0"),
+        ({"every": 1.5}, "every must be a whole number from 1, received 1.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, received 0"),
         ({"batch_size": 9}, "StatisticsMonitor needs data of at least two micro-batches (9 images "
                             "on a replica, of batch_size=9), received 1 whole batches; give it "
                             "more"),

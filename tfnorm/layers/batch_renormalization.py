@@ -111,7 +111,12 @@ class BatchRenormalization(ChannelNormalization):
 
 def _bound(name: str, value: float | Callable | dict, least: float) -> float | Callable:
     if isinstance(value, dict):
-        return keras.saving.deserialize_keras_object(value)
+        value = keras.saving.deserialize_keras_object(value)
+    if isinstance(value, LinearRamp) and min(value.start_value, value.end_value) < least:
+        raise ValueError(
+            f"{name} must be at least {least} all the way. Received a LinearRamp from "
+            f"{value.start_value:g} to {value.end_value:g}."
+        )
     if callable(value):
         return value
     if value == math.inf:  # No bound, which is what Keras' renorm=True has by default.

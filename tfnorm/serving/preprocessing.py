@@ -1,6 +1,7 @@
 """Images as they come, of type uint8, to what a model takes."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ class Preprocessing:
             bilinear interpolation without antialiasing, as Keras' Resizing layer does.
 
     Raises:
-        UserError: if a standard deviation is not positive, or the numbers do not pair up.
+        UserError: if a standard deviation is not positive, a number is not finite, or the numbers
+            do not pair up.
     """
 
     mean: Sequence[float] = (0.0,)
@@ -33,11 +35,14 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
         object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if len(self.mean) != len(self.std) or not self.mean or not min(self.std) > 0:
+        if len(self.mean) != len(self.std) or not self.mean or not self._are_finite():
             raise UserError(
                 f"Preprocessing has mean {self.mean} and std {self.std}. Give as many of one as of "
-                "the other, one for each channel, and each std above 0."
+                "the other, one for each channel, all of them finite, and each std above 0."
             )
+
+    def _are_finite(self) -> bool:
+        return all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0
 
     def spec(self, fed: tf.TensorSpec) -> tf.TensorSpec:
         """What the export takes where the model is fed `fed`.

@@ -99,7 +99,7 @@ def comparison(grid: Grid, records: Sequence[dict], output: pathlib.Path, tell: 
 
     winner = compared.winner()
     if winner is None:
-        tell("No norm folds, nothing is exported.")
+        tell("No norm beside the reference folds, nothing is exported.")
     else:
         _export(winner, models[found.index(winner)], task, output / "exported", tell)
 

@@ -118,7 +118,16 @@ def on_one_device(config: training.Config) -> training.Config:
 
 
 def virtual(config: training.Config, images: int) -> training.Config:
-    """The run with virtual replicas of so many images."""
+    """The run with virtual replicas of so many images.
+
+    Raises:
+        UserError: it has no such number of images.
+    """
+    if config.replica_batch_size % images:
+        raise UserError(
+            f"replica_batch_size must be a multiple of {images} here, for statistics of so many "
+            f"images, received {config.replica_batch_size}"
+        )
     return dataclasses.replace(config, virtual_replicas=config.replica_batch_size // images)
 
 

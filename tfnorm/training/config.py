@@ -286,7 +286,7 @@ class Config:
         if strange:
             raise UserError(f"norm_options must have names, received {strange[0]!r:.50} for one")
         groups = options.get("virtual_replicas", self.virtual_replicas)
-        if self.virtual_replicas > 1 and groups != self.virtual_replicas:
+        if groups != self.virtual_replicas:
             raise UserError(
                 f"norm_options has virtual_replicas={groups}, and virtual_replicas is "
                 f"{self.virtual_replicas}; give --virtual_replicas alone"

@@ -78,5 +78,10 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping) and value.get("class_name") == "LinearRamp":
         ramp = value["config"]
         steps = f"{ramp['start_step']},{ramp['end_step']}"
-        return f"ramp({ramp['start_value']:g},{ramp['end_value']:g},{steps})"
+        return f"ramp({_number(ramp['start_value'])},{_number(ramp['end_value'])},{steps})"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float) -> str:
+    """All its digits, and none of a whole number behind the point."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, check_whole
 from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 from tfnorm.layers.batch_method import method_of
@@ -59,11 +59,15 @@ def recalibrate(
         on_progress: called with (normalizers done, normalizers in all) after each.
 
     Raises:
-        UserError: the model has no normalizer to measure, steps is below 1, or the data set is
-            empty.
+        UserError: the model has no normalizer to measure, steps is no whole number from 1, or the
+            data set is empty or no batches.
     """
-    if steps < 1:
-        raise UserError(f"steps must be at least 1, the number of batches. Received: {steps}.")
+    check_whole("steps", steps, ", of batches")
+    if tf.is_tensor(dataset) or isinstance(dataset, (np.ndarray, Mapping)):
+        raise UserError(
+            "recalibrate takes batches, one after the other, and received one "
+            f"{type(dataset).__name__}; give [inputs] for a single batch"
+        )
     layers = _measurable(model)
     strategy = getattr(layers[0].moving_mean.value, "distribute_strategy", None)
     strategy = strategy or tf.distribute.get_strategy()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, check_whole
 from tfnorm.graph import layers_below
 from tfnorm.layers import norms
 from tfnorm.layers.batch_method import method_of
@@ -96,8 +96,10 @@ class StatisticsMonitor(keras.callbacks.Callback):
         super().__init__()
         limits = {"batch_size": batch_size, "every": every, "keep_rows": keep_rows}
         for name, value in limits.items():
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, received {value}")
+            check_whole(name, value)
+        if isinstance(layers, bool):
+            raise UserError(f"layers must be a number of layers or their names, received {layers}")
+        layers = [layers] if isinstance(layers, str) else layers
         self._data, self._batch_size, self._every = data, batch_size, every
         self._chosen, self._large_batch, self._loss = layers, large_batch, loss
         self._directory, self._notice = directory, notice

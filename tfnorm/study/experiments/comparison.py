@@ -22,8 +22,11 @@ def comparison(compared: Sequence[str], seeds: Sequence[int], base: training.Con
         UserError: A norm is unknown, there is no norm or no seed, or the number of replicas is 0.
     """
     check(compared, seeds)
-    if base.num_replicas < 1:
-        raise UserError(f"num_replicas must be 1 or above here, received {base.num_replicas}")
+    if base.num_replicas < 2:
+        raise UserError(
+            "num_replicas must be 2 or above here, because the reference is one replica of as many "
+            f"images, received {base.num_replicas}"
+        )
     batch = base.num_replicas * base.replica_batch_size
     together = dataclasses.replace(
         base, distribution_strategy="one_device", num_replicas=0, replica_batch_size=batch
