@@ -58,6 +58,11 @@ class KernelWrapper(keras.layers.Wrapper):
         Raises:
             ValueError: Keras has quantized the layer.
         """
+        self._refuse_quantized()
+        kernel = tf.convert_to_tensor(self.layer.kernel)
+        return self._call_with(self.transform_kernel(kernel, self._axes()), inputs)
+
+    def _refuse_quantized(self) -> None:
         if getattr(self.layer, "quantization_mode", None):
             raise ValueError(
                 f"The layer in {self.name!r} was quantized, and the kernel that it is called with "
@@ -65,8 +70,6 @@ class KernelWrapper(keras.layers.Wrapper):
                 "without such kernels, folded, model, _ = tfnorm.fold(model), or export it with "
                 'quantize="int8".'
             )
-        kernel = tf.convert_to_tensor(self.layer.kernel)
-        return self._call_with(self.transform_kernel(kernel, self._axes()), inputs)
 
     def effective_kernel(self, channels: slice = slice(None)) -> np.ndarray:
         """The transformed kernel, float64, in the layout of the layer's own.

@@ -50,6 +50,7 @@ class WeightCentralization(KernelWrapper):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """The layer's output under the centralized kernel."""
+        self._refuse_quantized()
         if not self._mixes_channels_of(inputs):
             return super().call(inputs)
         kernel, size = self.layer.kernel.shape, inputs.shape.num_elements()
