@@ -4,13 +4,12 @@ Not of the number of replicas or workers, not of where a run was interrupted: an
 of numbers of examples, [steps, global batch], of which a worker fetches the rows of its replicas.
 """
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import sampling
+from tfnorm.data import sampling, untuned
 from tfnorm.data.records import Example, Records, Transform, of_epoch
 from tfnorm.errors import UserError
 
@@ -159,12 +158,8 @@ def _pipeline(records: Records, rows: np.ndarray, fetch: Fetch) -> tf.data.Datas
         found = fetch(indices)
         return tf.nest.map_structure(lambda x: x[0], found) if encoded else found
 
-    options = tf.data.Options()
-    # The destructor of an iterator waits for its autotuner to wake up, up to a minute, an epoch.
-    options.autotune.enabled = False
-    threads = max(2, os.cpu_count() or 1)
     batches = tf.data.Dataset.from_tensor_slices(numbers)
-    batches = batches.map(element, num_parallel_calls=threads, deterministic=True)
+    batches = batches.map(element, num_parallel_calls=untuned.THREADS, deterministic=True)
     if encoded:
         batches = batches.batch(rows.shape[1], drop_remainder=True)
-    return batches.prefetch(_BUFFERED).with_options(options)
+    return batches.prefetch(_BUFFERED).with_options(untuned.options())

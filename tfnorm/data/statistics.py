@@ -1,11 +1,9 @@
 """Mean and standard deviation of the channels of a data set's images."""
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import decoding
+from tfnorm.data import decoding, untuned
 from tfnorm.data.records import Records
 
 _IMAGES = 10_000
@@ -45,12 +43,10 @@ def _of_encoded(records: Records, channels: int) -> tuple[np.ndarray, np.ndarray
         images = records.fetch(indices)["image"]
         return tf.map_fn(sums, images, fn_output_signature=tf.TensorSpec([3, channels], tf.int64))
 
-    options = tf.data.Options()
-    options.autotune.enabled = False
     chunks = tf.data.Dataset.range(min(_IMAGES, len(records))).batch(_CHUNK)
-    threads = max(2, os.cpu_count() or 1)
     total = np.zeros((3, channels), np.int64)
-    for found in chunks.map(of_chunk, num_parallel_calls=threads).with_options(options):
+    moments = chunks.map(of_chunk, num_parallel_calls=untuned.THREADS)
+    for found in moments.with_options(untuned.options()):
         total += found.numpy().sum(0)
         if total[0, 0] > _PIXELS:
             break

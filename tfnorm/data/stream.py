@@ -6,7 +6,6 @@ workers that it is not for, is not read.
 """
 
 import functools
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.data import decoding, progress
+from tfnorm.data import decoding, progress, untuned
 from tfnorm.data.array_records import ArrayRecords
 from tfnorm.data.checking import checked
 from tfnorm.data.example import Example
@@ -101,8 +100,8 @@ class StreamRecords:
     def column(self, name: str) -> np.ndarray:
         """[n, ...], an entry of all examples, for which all of the files are read."""
         batches = tf.data.Dataset.range(len(self)).batch(_CHUNK)
-        batches = batches.map(lambda i: self.fetch(i)[name], num_parallel_calls=_threads())
-        rows = progress.bar(f"Reading {name}", batches.with_options(_options()))
+        batches = batches.map(lambda i: self.fetch(i)[name], num_parallel_calls=untuned.THREADS)
+        rows = progress.bar(f"Reading {name}", batches.with_options(untuned.options()))
         return np.concatenate([batch.numpy() for batch in rows])
 
     @_outside_graphs
@@ -116,8 +115,8 @@ class StreamRecords:
             record = self._files.read(tf.gather(self._number_table, index[None]))[0]
             return tf.cast(self._parser.count(record), tf.int64)
 
-        counts = tf.data.Dataset.range(len(self)).map(count, num_parallel_calls=_threads())
-        counts = counts.ignore_errors().batch(_CHUNK).with_options(_options())
+        counts = tf.data.Dataset.range(len(self)).map(count, num_parallel_calls=untuned.THREADS)
+        counts = counts.ignore_errors().batch(_CHUNK).with_options(untuned.options())
         total = -(-len(self) // _CHUNK)
         rows = progress.bar(f"Counting objects of {self._name}", counts, total)
         return max((int(batch.numpy().max()) for batch in rows), default=0)
@@ -141,11 +140,14 @@ class StreamRecords:
         """
         total = len(self)
         found = tf.data.Dataset.range(total).map(
-            lambda index: (index, self._check(index, check)), num_parallel_calls=_threads()
+            lambda index: (index, self._check(index, check)), num_parallel_calls=untuned.THREADS
         )
         # What raises is left out, and so the numbers missing are those of the faults.
         found = (
-            found.ignore_errors().map(lambda index, _: index).batch(_CHUNK).with_options(_options())
+            found.ignore_errors()
+            .map(lambda index, _: index)
+            .batch(_CHUNK)
+            .with_options(untuned.options())
         )
         sound = np.zeros(total, bool)
         with progress.bar(f"Checking {self._name}", total=total) as bar:
@@ -203,7 +205,7 @@ class StreamRecords:
         one = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64))
         one = one.map(lambda index: self._check(index, check))
         try:
-            next(iter(one.with_options(_options())))
+            next(iter(one.with_options(untuned.options())))
         except tf.errors.OpError as error:
             return _plain(error.message)
         return "it failed once, and not again"
@@ -229,14 +231,3 @@ def _plain(message: str) -> str:
     message = re.sub(r"\{\{.*?\}\}|Error in user-defined function .*? Iterator::\S*:", "", message)
     line = message.strip().splitlines()[0]
     return " ".join(line.split())
-
-
-def _threads() -> int:
-    return max(2, os.cpu_count() or 1)
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    # The destructor of an iterator waits for its autotuner to wake up, up to a minute.
-    options.autotune.enabled = False
-    return options

@@ -87,10 +87,7 @@ def image_pixels(images: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:
         images: [b, 2], height and width of each image.
         canvas: height and width, which the images were resized to fit.
     """
-    size = tf.cast(images, tf.float32)
-    # As `tfnorm.data.transforms.ResizeWithPadding` rounds it.
-    factor = tf.reduce_min(tf.constant(canvas, tf.float32) / size, -1, keepdims=True)
-    return size / tf.maximum(tf.round(size * factor), 1)
+    return tf.cast(images, tf.float32) / tf.cast(scaled(images, canvas, 1.0), tf.float32)
 
 
 def sizes_of(images: tf.Tensor) -> tf.Tensor:

@@ -6,6 +6,8 @@ from unittest import mock
 
 import tensorflow as tf
 
+from tfnorm.data import untuned
+
 
 def iterate(dataset: Any) -> Iterator:
     """An iterator over a data set of a tf.distribute.Strategy, without autotuners.
@@ -19,11 +21,9 @@ def iterate(dataset: Any) -> Iterator:
     from tensorflow.python.data.ops import multi_device_iterator_ops
 
     make = multi_device_iterator_ops._create_device_dataset
-    options = tf.data.Options()
-    options.autotune.enabled = False
 
     def make_without_autotuner(*args: Any) -> tf.data.Dataset:
-        return make(*args).with_options(options)
+        return make(*args).with_options(untuned.options())
 
     with mock.patch.object(
         multi_device_iterator_ops, "_create_device_dataset", make_without_autotuner

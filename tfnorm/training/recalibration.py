@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import untuned
 from tfnorm.errors import UserError, check_whole
 from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
@@ -74,10 +75,7 @@ def recalibrate(
     if isinstance(dataset, Iterator):
         dataset = list(itertools.islice(dataset, steps))
     if isinstance(dataset, tf.data.Dataset):
-        options = tf.data.Options()
-        # The destructor of an iterator waits for its autotuner to wake up, up to a minute, a sweep.
-        options.autotune.enabled = False
-        dataset = dataset.take(steps).with_options(options)
+        dataset = dataset.take(steps).with_options(untuned.options())
         dataset = strategy.experimental_distribute_dataset(dataset)
     with strategy.scope(), _restored_on_failure(layers), _Watch(layers) as watch:
         sweep = _sweep(model, dataset, steps, strategy, watch)

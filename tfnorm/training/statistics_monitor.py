@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnorm.data import untuned
 from tfnorm.errors import UserError, check_whole
 from tfnorm.graph import layers_below
 from tfnorm.layers import norms
@@ -155,9 +156,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
             rows = rows.unbatch()
         else:
             rows = tf.data.Dataset.from_tensor_slices(tuple(rows))
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        rows = rows.take(count * images).batch(images, drop_remainder=True).with_options(options)
+        rows = rows.take(count * images).batch(images, drop_remainder=True)
+        rows = rows.with_options(untuned.options())
         batches = [batch[:2] for batch in rows] if images else []
         if len(batches) * min(map(groups, self._layers)) < 2:
             raise UserError(

@@ -36,13 +36,13 @@ def scaled(image: tf.Tensor, size: tuple[int, int], factor: tf.Tensor | float) -
     """Height and width of an image when its aspect is kept.
 
     Args:
-        image: [2] int32, height and width.
+        image: [..., 2] int32, height and width.
         size: What it fits at a factor of 1.
         factor: By how much it is larger.
 
     Returns:
-        [2] int32, at least 1.
+        [..., 2] int32, at least 1.
     """
     sides = tf.cast(image, tf.float32)
-    fitting = tf.reduce_min(tf.constant(size, tf.float32) / sides)
+    fitting = tf.reduce_min(tf.constant(size, tf.float32) / sides, -1, keepdims=True)
     return tf.maximum(tf.cast(tf.round(sides * fitting * factor), tf.int32), 1)
