@@ -52,17 +52,35 @@ def batch_instance_normalization(
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     gamma, beta = map(examplewise.awaited, parameters)
     gate = examplewise.awaited(tf.cast(gate, rows.dtype))
-    instance = examplewise.moments(rows, valid)
-    batch = examplewise.of_batch(instance, groups)
-    of_batch = (batch.mean, batch.variance) if moving is None else moving
+    parameters = gamma, beta, gate
+    options = {"epsilon": epsilon, "groups": groups}
+    if moving is None:
+        y, own = examplewise.normalize(rows, _mixture, parameters, valid, **options)
+    else:
+        own = examplewise.moments(rows, valid)
+        mixed = _mixture(own, *parameters, *moving, **options)
+        y = examplewise.transform(rows, *mixed, valid)
+    return tf.cast(view.restore(y), x.dtype), examplewise.of_batch(own, groups)
+
+
+def _mixture(
+    instance: Moments,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    gate: tf.Tensor,
+    *moving: tf.Tensor,
+    epsilon: float,
+    groups: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mean, scale and offset of each example, of its moments and the batch's."""
+    of_batch = moving or examplewise.of_batch(instance, groups)[1:3]
     mean, variance = (examplewise.to_examples(v, instance.mean) for v in of_batch)
     of_batch_scale = gate * tf.math.rsqrt(variance + epsilon)
     of_instance_scale = (1 - gate) * tf.math.rsqrt(instance.variance + epsilon)
     # Both are one map of each example; about its mean, where nothing cancels.
     scale = gamma * (of_batch_scale + of_instance_scale)
     offset = beta + gamma * of_batch_scale * (instance.mean - mean)
-    y = examplewise.transform(rows, instance.mean, scale, offset, valid)
-    return tf.cast(view.restore(y), x.dtype), batch
+    return instance.mean, scale, offset
 
 
 def _of_batch_alone(

@@ -68,9 +68,30 @@ def switchable_normalization(
         return tf.cast(view.restore(y), x.dtype), batch
     valid = view.by_example(view.flatten_mask(mask))
     rows = view.by_example(flat)
-    instance = _unbiased(examplewise.moments(rows, valid))
-    batch = examplewise.of_batch(instance, groups)
-    of_batch = (batch.mean, batch.variance) if moving is None else moving
+    parameters = gamma, beta, of_mean, of_variance
+    options = {"epsilon": epsilon, "groups": groups}
+    if moving is None:
+        y, own = examplewise.normalize(rows, _mixture, parameters, valid, **options)
+    else:
+        own = examplewise.moments(rows, valid)
+        mixed = _mixture(own, *parameters, *moving, **options)
+        y = examplewise.transform(rows, *mixed, valid)
+    return tf.cast(view.restore(y), x.dtype), examplewise.of_batch(_unbiased(own), groups)
+
+
+def _mixture(
+    own: Moments,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    of_mean: tf.Tensor,
+    of_variance: tf.Tensor,
+    *moving: tf.Tensor,
+    epsilon: float,
+    groups: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mean, scale and offset of each example, of its moments, its layer's and the batch's."""
+    instance = _unbiased(own)
+    of_batch = moving or examplewise.of_batch(instance, groups)[1:3]
     layer_mean = tf.reduce_mean(instance.mean, -1, keepdims=True)
     spread = instance.variance + tf.square(instance.mean - layer_mean)
     layer_variance = tf.reduce_mean(spread, -1, keepdims=True)
@@ -81,9 +102,7 @@ def switchable_normalization(
         + of_variance[1] * layer_variance
         + of_variance[2] * batch_variance
     )
-    scale = gamma * tf.math.rsqrt(variance + epsilon)
-    y = examplewise.transform(rows, mean, scale, beta, valid)
-    return tf.cast(view.restore(y), x.dtype), batch
+    return mean, gamma * tf.math.rsqrt(variance + epsilon), beta
 
 
 def _of_one_position(

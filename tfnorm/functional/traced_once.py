@@ -52,7 +52,8 @@ def traced_once(function: Callable[P, R]) -> Callable[P, R]:
 def compiled_once(function: Callable[P, R]) -> Callable[P, R]:
     """`traced_once` by XLA, which takes one pass over x where TensorFlow's operations take many.
 
-    Only where that is worth what XLA takes to compile it, 50 ms and more for every shape: on a CPU,
+    Also within another such function. Only where that is worth what XLA takes to compile it, 50 ms
+    and more for every shape: on a CPU,
     for a first argument that is large; else it is the function itself.
     """
     return _traced_once(
@@ -106,7 +107,8 @@ def _traced_once(
         tensors = [tf.convert_to_tensor(x) for x in given if x is not None]
         parts = home, *options.values()
         runs_alone = any(getattr(part, "RUNS_ALONE", False) for part in parts)
-        if runs_alone or not (_is_for_a_graph(tensors) and pays_off(tensors)):
+        is_for_a_graph = _is_for_a_graph(tensors) and (jit_compile or not is_traced())
+        if runs_alone or not (is_for_a_graph and pays_off(tensors)):
             return function(*args, **options)
         keeps_width = any(getattr(part, "KEEPS_WIDTH", False) for part in parts)
         shapes = [None if x.shape.rank is None else opened(x.shape, keeps_width) for x in tensors]
@@ -178,8 +180,6 @@ def is_traced() -> bool:
 def _is_for_a_graph(tensors: list[tf.Tensor]) -> bool:
     if not isinstance(tf.compat.v1.get_default_graph(), tf.__internal__.FuncGraph):
         return False
-    if is_traced():  # and this is a part of that operation
-        return False
     return not xla.is_compiling() and not forward_mode.follows(*tensors)
 
 
@@ -195,11 +195,11 @@ def _trace(
     def of_tensors(*parts: tf.Tensor) -> Any:
         rest = iter(parts)
         filled = [next(rest) if is_given else None for is_given in tf.nest.flatten(structure)]
-        _trace_here.is_made = True
+        before, _trace_here.is_made = _trace_here.is_made, True
         try:
             return function(*tf.nest.pack_sequence_as(structure, filled), **options)
         finally:
-            _trace_here.is_made = False
+            _trace_here.is_made = before
 
     traced = tf.function(
         of_tensors,
