@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments, at_least_one
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 EXAMPLES = 256
@@ -96,19 +97,38 @@ def estimate_shares(
     groups = batch.mean.shape[0]
     view = View(x, axis, groups)
     valid = view.by_example(view.flatten_mask(mask))
-    rows = view.by_example(view.flatten(tf.stop_gradient(x)))
+    rows = view.by_example(view.flatten(x))
     if rows.shape[0] is None or rows.shape[0] > groups * EXAMPLES:
         rows, valid = (_first_of_groups(v, groups) for v in (rows, valid))
     rows = tf.cast(rows, channelwise.statistics_dtype(x))
+    known = rows, *batch[1:3], moving_mean, moving_variance, mean_share, variance_share
+    return _estimate(*map(tf.stop_gradient, known), valid, rate=rate, epsilon=epsilon)
+
+
+@traced_once
+def _estimate(
+    rows: tf.Tensor,
+    batch_mean: tf.Tensor,
+    batch_variance: tf.Tensor,
+    moving_mean: tf.Tensor,
+    moving_variance: tf.Tensor,
+    mean_share: tf.Tensor,
+    variance_share: tf.Tensor,
+    valid: tf.Tensor | None,
+    *,
+    rate: float,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`estimate_shares` of some examples [n, P, C]."""
     own = channelwise.moments(rows, valid)
+    groups = batch_mean.shape[0]
     count, *own = (examplewise.of_groups(v, groups) for v in own[:3])
     own = Moments(count, *own)
     weight = count / at_least_one(tf.reduce_sum(count, 1, keepdims=True))
-    batch_mean, batch_variance = (
-        tf.stop_gradient(v)[:, None] for v in (batch.mean, batch.variance)
+    batch_mean, batch_variance, alpha, beta = (
+        v[:, None] for v in (batch_mean, batch_variance, mean_share, variance_share)
     )
     rstd = tf.math.rsqrt(batch_variance + epsilon)
-    alpha, beta = (tf.stop_gradient(v)[:, None] for v in (mean_share, variance_share))
     mean, variance = _mixture(own, moving_mean, moving_variance, alpha, beta)
     mixed = tf.math.rsqrt(variance + epsilon)
     # x̂_mixture − x̂_batch = level + slope·(x − μ_x), and what α and β do to the two.

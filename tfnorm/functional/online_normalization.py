@@ -1,11 +1,14 @@
 """Online normalization (Chiley et al. 2019)."""
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, elementwise, examplewise, forward_mode, fused, xla
 from tfnorm.functional.recurrence import recurrence
+from tfnorm.functional.traced_once import traced_once
 from tfnorm.functional.view import View
 
 # So many times the variance may a mean square be to be trusted with all but 4 bits of its digits.
@@ -74,111 +77,175 @@ def online_normalization(
     view = View(x, axis, groups)
     flat, flat_mask = view.flatten(x), view.flatten_mask(mask)
     valid = view.by_example(flat_mask)
-
-    def grouped(values: tf.Tensor) -> tf.Tensor:
-        return examplewise.of_groups(values, groups)
-
-    def flattened(values: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(values, [-1, values.shape[-1]])
-
-    def decay(value: float, count: tf.Tensor) -> tf.Tensor | float:
-        """That of every example or, where some may be empty, of each: [G, T, 1], 1 if it is."""
-        if channelwise.is_statically_positive(count):
-            return float(value)
-        return tf.where(count > 0, tf.constant(value, count.dtype), tf.ones_like(count))
+    forward = {"decay": float(forward_decay), "clamp": clamp, "epsilon": epsilon}
+    backward = {"decay": float(backward_decay), "clamp": clamp, "epsilon": epsilon}
 
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        is_value = rows.shape[1] == 1 and valid is None  # an example, which is its own mean then
-        count = channelwise.positions(rows, valid)
-        wide = tf.cast(rows, mean.dtype)
-        # No pooling of what was cast: TensorFlow's optimizer would cast all of x for it again.
-        average = fused.mean if wide.dtype == rows.dtype else channelwise.mean
-        own_mean = grouped(average(wide, valid))
-        counts = grouped(count)
-        keeps = decay(forward_decay, counts)
-        means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
-        distance = own_mean - means
-
-        def follow(square: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            """Mean squares about μ, σ² before each example and after the last."""
-            # v + α·(μ_i − μ)² by the mean square about μ; the maximum is against rounding.
-            lag = tf.square(distance)
-            spread = keeps * lag
-            if not is_value:  # whose variance is 0
-                spread = tf.maximum(square - (1 - keeps) * lag, spread)
-            return square, *recurrence(keeps, (1 - keeps) * spread, variance)
-
-        def centred() -> tuple[tf.Tensor, ...]:
-            values = channelwise.centre(wide, flattened(means))
-            return values, tf.zeros_like(means), *follow(mean_square(values))
-
-        def centred_value() -> tuple[tf.Tensor, ...]:
-            values = channelwise.at_positions(flattened(distance))
-            return values, None, *follow(tf.square(distance))
-
-        def mean_square(values: tf.Tensor) -> tf.Tensor:
-            return grouped(channelwise.mean_square(values, valid))
-
-        if is_value:
-            found = centred_value()
-        elif rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
-            found = centred()
-        else:
-            # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
-            raw = mean_square(wide)
-            followed = follow(raw + means * (means - 2 * own_mean))
-            found = tf.cond(
-                tf.reduce_all(raw <= _DOMINANCE * (followed[1] + epsilon)),
-                lambda: (wide, means, *followed),
-                centred,
-            )
-        values, centres, square, variances, last_variance = found
-        rstd = tf.math.rsqrt(variances + epsilon)
-        factor = gamma * flattened(rstd)
-        offset = beta if centres is None else beta - factor * flattened(centres)
-        y = elementwise.affine(values, factor, offset, bound=clamp, dtype=rows.dtype)
+        y, *last, saved = _normalize(rows, gamma, beta, mean, variance, valid, **forward)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dy = tf.cast(dy, values.dtype)
-            if clamp is not None:
-                bound = float(rows.dtype.as_numpy_dtype(clamp))  # rounded as y is
-                dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), bound)
-            product, total = fused.sums(dy, values, valid)
-            if centres is not None:
-                product -= flattened(centres) * total
-            dgamma = product * flattened(rstd)
-            own_y = distance * rstd
-            own_square = square * tf.square(rstd)
-            mean_g, mean_product = (
-                grouped(gamma * each / channelwise.at_least_one(count)) for each in (total, dgamma)
-            )
-            keeps = decay(backward_decay, counts)
-            leak = 1 - keeps
-            products, last_product = recurrence(1 - leak * own_square, mean_product, product_sum)
-            mean_g -= leak * products * own_y
-            mean_h = mean_g * rstd
-            sums, last_sum = recurrence(keeps, mean_h, gradient_sum)
-            keep(last_sum, last_product, tf.reduce_sum(counts, 1))
-            of_parameters = tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
-            if is_value:
-                dx = channelwise.at_positions(flattened(mean_h - leak * sums))
-                return tf.cast(dx, rows.dtype), *of_parameters
-            through = -leak * products * tf.square(rstd)
-            offset = -leak * sums - through * centres
-            # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
-            with tf.control_dependencies([product, total]):
-                dx = elementwise.add_affine(
-                    dy, factor, values, *map(flattened, (through, offset)), valid, dtype=rows.dtype
-                )
-            return dx, *of_parameters
+            sums = gradient_sum, product_sum
+            of_inputs, after = _gradient(dy, y, saved, gamma, *sums, valid, **backward)
+            keep(*after)
+            return of_inputs
 
-        return (y, last_mean, last_variance), gradient
+        return (y, *last), gradient
 
     rows = view.by_example(flat)
     parameters = channelwise.scale_and_offset(rows, gamma, beta)
     y, *last = normalize(rows, *map(examplewise.awaited, parameters))
     return view.restore(y), channelwise.Moments(channelwise.positions(flat, flat_mask), *last)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass wants to see of the forward pass.
+
+    Attributes:
+        values: x, or x less the mean before each example.
+        centres: what has to be taken off values yet, [G, T, C].
+        square: mean squares about the mean before each example, likewise.
+        variances: σ² before each example, likewise.
+        distance: mean of each example less the mean before it, likewise.
+    """
+
+    values: tf.Tensor
+    centres: tf.Tensor
+    square: tf.Tensor
+    variances: tf.Tensor
+    distance: tf.Tensor
+
+
+@traced_once
+def _normalize(
+    rows: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    valid: tf.Tensor | None,
+    *,
+    decay: float,
+    clamp: float | None,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, _Saved]:
+    """The output, μ and σ² of each group after the batch, and what is saved."""
+    is_value, groups = _is_value(rows, valid), mean.shape[0]
+    grouped = functools.partial(examplewise.of_groups, groups=groups)
+    wide = tf.cast(rows, mean.dtype)
+    # No pooling of what was cast: TensorFlow's optimizer would cast all of x for it again.
+    average = fused.mean if wide.dtype == rows.dtype else channelwise.mean
+    own_mean = grouped(average(wide, valid))
+    keeps = _decay(decay, grouped(channelwise.positions(rows, valid)))
+    means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
+    distance = own_mean - means
+
+    def follow(square: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Mean squares about μ, σ² before each example and after the last."""
+        # v + α·(μ_i − μ)² by the mean square about μ; the maximum is against rounding.
+        lag = tf.square(distance)
+        spread = keeps * lag
+        if not is_value:  # whose variance is 0
+            spread = tf.maximum(square - (1 - keeps) * lag, spread)
+        return square, *recurrence(keeps, (1 - keeps) * spread, variance)
+
+    def centred() -> tuple[tf.Tensor, ...]:
+        values = channelwise.centre(wide, _flattened(means))
+        return values, tf.zeros_like(means), *follow(mean_square(values))
+
+    def centred_value() -> tuple[tf.Tensor, ...]:
+        values = channelwise.at_positions(_flattened(distance))
+        return values, tf.zeros_like(means), *follow(tf.square(distance))
+
+    def mean_square(values: tf.Tensor) -> tf.Tensor:
+        return grouped(channelwise.mean_square(values, valid))
+
+    if is_value:
+        found = centred_value()
+    elif rows.shape[1] == 1 or xla.is_compiling() or forward_mode.follows(rows):
+        found = centred()
+    else:
+        # Where no mean is large beside its deviation, x does as well as x − μ, a pass less.
+        raw = mean_square(wide)
+        followed = follow(raw + means * (means - 2 * own_mean))
+        found = tf.cond(
+            tf.reduce_all(raw <= _DOMINANCE * (followed[1] + epsilon)),
+            lambda: (wide, means, *followed),
+            centred,
+        )
+    values, centres, square, variances, last_variance = found
+    factor = gamma * _flattened(tf.math.rsqrt(variances + epsilon))
+    offset = beta - factor * _flattened(centres)
+    y = elementwise.affine(values, factor, offset, bound=clamp, dtype=rows.dtype)
+    return y, last_mean, last_variance, _Saved(values, centres, square, variances, distance)
+
+
+@traced_once
+def _gradient(
+    dy: tf.Tensor,
+    y: tf.Tensor,
+    saved: _Saved,
+    gamma: tf.Tensor,
+    gradient_sum: tf.Tensor,
+    product_sum: tf.Tensor,
+    valid: tf.Tensor | None,
+    *,
+    decay: float,
+    clamp: float | None,
+    epsilon: float,
+) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
+    """The gradients of x, γ and β; u and w after the batch, and the number of valid positions."""
+    values, centres, square, variances, distance = saved
+    grouped = functools.partial(examplewise.of_groups, groups=gradient_sum.shape[0])
+    count = channelwise.positions(values, valid)
+    rstd = tf.math.rsqrt(variances + epsilon)
+    dy = tf.cast(dy, values.dtype)
+    if clamp is not None:
+        bound = float(y.dtype.as_numpy_dtype(clamp))  # rounded as y is
+        dy = fused.clip_gradient(dy, tf.cast(y, dy.dtype), bound)
+    product, total = fused.sums(dy, values, valid)
+    product -= _flattened(centres) * total
+    dgamma = product * _flattened(rstd)
+    own_y = distance * rstd
+    own_square = square * tf.square(rstd)
+    mean_g, mean_product = (
+        grouped(gamma * each / channelwise.at_least_one(count)) for each in (total, dgamma)
+    )
+    keeps = _decay(decay, grouped(count))
+    leak = 1 - keeps
+    products, last_product = recurrence(1 - leak * own_square, mean_product, product_sum)
+    mean_g -= leak * products * own_y
+    mean_h = mean_g * rstd
+    sums, last_sum = recurrence(keeps, mean_h, gradient_sum)
+    after = last_sum, last_product, tf.reduce_sum(grouped(count), 1)
+    of_parameters = tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
+    if _is_value(values, valid):
+        dx = channelwise.at_positions(_flattened(mean_h - leak * sums))
+        return (tf.cast(dx, y.dtype), *of_parameters), after
+    through = -leak * products * tf.square(rstd)
+    offset = -leak * sums - through * centres
+    # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
+    with tf.control_dependencies([product, total]):
+        of_y = gamma * _flattened(rstd), values, *map(_flattened, (through, offset)), valid
+        dx = elementwise.add_affine(dy, *of_y, dtype=y.dtype)
+    return (dx, *of_parameters), after
+
+
+def _is_value(rows: tf.Tensor, valid: tf.Tensor | None) -> bool:
+    """Whether each example is one valid position, which is its own mean."""
+    return rows.shape[1] == 1 and valid is None
+
+
+def _decay(value: float, count: tf.Tensor) -> tf.Tensor | float:
+    """That of every example or, where some may be empty, of each: [G, T, 1], 1 if it is."""
+    if channelwise.is_statically_positive(count):
+        return value
+    return tf.where(count > 0, tf.constant(value, count.dtype), tf.ones_like(count))
+
+
+def _flattened(values: tf.Tensor) -> tf.Tensor:
+    """[G, T, C] as [n, C]."""
+    return tf.reshape(values, [-1, values.shape[-1]])
 
 
 def scale_layers(
