@@ -137,7 +137,7 @@ def _agree(answer, expected, size):
     same = differ = pixels = 0
     for image, count in enumerate(answer["count"]):
         own = expected["count"][image]
-        pasted = paste(expected["masks"][image], expected["boxes"][image], size).numpy() >= 0.5
+        pasted = paste(expected["masks"][image], expected["frames"][image], size).numpy() >= 0.5
         for row in range(count):
             alike = [
                 np.abs(answer["boxes"][image, row] - expected["boxes"][image, :own]).max(-1) < 0.02,

@@ -66,7 +66,7 @@ def test_tasks_feed_and_export_the_networks_own_scale(task, network, training, r
         mask_classes=MaskClasses(("a", "b"), (0, 1)), sizing=lambda: None,
     )  # fmt: skip
     settings = types.SimpleNamespace(
-        **network, model_options={}, augment="none", label_smoothing=0.0
+        **network, model_options={}, augment="none", label_smoothing=0.0, max_objects=0
     )
     task = tasks.get(task)(settings, dataset)
     batch = {
