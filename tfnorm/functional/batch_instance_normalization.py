@@ -6,6 +6,7 @@ from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.batch_normalization import batch_normalization
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.inference import normalize_by_moving_statistics
+from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.view import View
 
 
@@ -20,6 +21,7 @@ def batch_instance_normalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
+    then: Then = NOTHING,
 ) -> tuple[tf.Tensor, Moments]:
     """Mixes what batch and instance normalization make of x, channel by channel (equation 3).
 
@@ -36,9 +38,11 @@ def batch_instance_normalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments`, their `derived`; not at inference.
 
     Returns:
-        y, of the shape and dtype of x, and the `Moments` of each group.
+        y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
+        through them).
 
     Raises:
         ValueError: `groups` does not divide the batch.
@@ -46,40 +50,32 @@ def batch_instance_normalization(
     view = View(x, axis, groups)
     if view.has_one_position:
         # What an example normalizes by itself is 0 then, whatever x is.
-        return _of_batch_alone(x, gamma, beta, gate, moving, epsilon, axis, mask, groups)
-    valid = view.by_example(view.flatten_mask(mask))
+        return _of_batch_alone(x, gamma, beta, gate, moving, epsilon, axis, mask, groups, then)
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
-    parameters = channelwise.scale_and_offset(rows, gamma, beta)
-    gamma, beta = map(examplewise.awaited, parameters)
-    gate = examplewise.awaited(tf.cast(gate, rows.dtype))
-    parameters = gamma, beta, gate
-    options = {"epsilon": epsilon, "groups": groups}
-    if moving is None:
-        y, own = examplewise.normalize(rows, _mixture, parameters, valid, **options)
-    else:
-        own = examplewise.moments(rows, valid)
-        mixed = _mixture(own, *parameters, *moving, **options)
-        y = examplewise.transform(rows, *mixed, valid)
-    return tf.cast(view.restore(y), x.dtype), examplewise.of_batch(own, groups)
+    parameters = *channelwise.scale_and_offset(rows, gamma, beta), tf.cast(gate, rows.dtype)
+    valid = view.by_example(view.flatten_mask(mask))
+    y, own = examplewise.normalize(
+        rows, _mixture, parameters, moving, valid, groups=groups, then=then, epsilon=epsilon
+    )
+    return tf.cast(view.restore(y), x.dtype), own
 
 
 def _mixture(
     instance: Moments,
+    batch_mean: tf.Tensor,
+    batch_variance: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
     gate: tf.Tensor,
-    *moving: tf.Tensor,
+    *,
     epsilon: float,
-    groups: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mean, scale and offset of each example, of its moments and the batch's."""
-    of_batch = moving or examplewise.of_batch(instance, groups)[1:3]
-    mean, variance = (examplewise.to_examples(v, instance.mean) for v in of_batch)
-    of_batch_scale = gate * tf.math.rsqrt(variance + epsilon)
+    of_batch_scale = gate * tf.math.rsqrt(batch_variance + epsilon)
     of_instance_scale = (1 - gate) * tf.math.rsqrt(instance.variance + epsilon)
     # Both are one map of each example; about its mean, where nothing cancels.
     scale = gamma * (of_batch_scale + of_instance_scale)
-    offset = beta + gamma * of_batch_scale * (instance.mean - mean)
+    offset = beta + gamma * of_batch_scale * (instance.mean - batch_mean)
     return instance.mean, scale, offset
 
 
@@ -93,11 +89,12 @@ def _of_batch_alone(
     axis: int,
     mask: tf.Tensor | None,
     groups: int,
+    then: Then,
 ) -> tuple[tf.Tensor, Moments]:
     dtype = channelwise.statistics_dtype(x)
     scale = tf.cast(gate, dtype) * (1 if gamma is None else tf.cast(gamma, dtype))
     options = {"epsilon": epsilon, "axis": axis}
-    y, batch = batch_normalization(x, scale, beta, mask=mask, groups=groups, **options)
+    y, batch = batch_normalization(x, scale, beta, mask=mask, groups=groups, then=then, **options)
     if moving is not None:
         y = normalize_by_moving_statistics(x, scale, beta, *moving, **options)
     return y, batch

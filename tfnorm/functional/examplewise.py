@@ -6,7 +6,7 @@ positions count in no sum, and their own gradient is the direct one alone.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,7 +14,8 @@ import tensorflow as tf
 from tfnorm.functional import channelwise, elementwise, fused
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.sizes import dimensions
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.then import NOTHING, Then
+from tfnorm.functional.traced_once import traced_for_any_small_size
 
 Mixture = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
@@ -72,72 +73,89 @@ def normalize(
     x: tf.Tensor,
     mixture: Mixture,
     parameters: Sequence[tf.Tensor],
+    moving: tuple[tf.Tensor, tf.Tensor] | None = None,
     mask: tf.Tensor | None = None,
+    *,
+    groups: int = 1,
+    ddof: int = 0,
+    then: Then = NOTHING,
     **options: Any,
 ) -> tuple[tf.Tensor, Moments]:
-    """`transform` by what a mixture makes of `moments`, for training: one operation each way.
+    """Scale·(x − mean) + offset, by what a mixture makes of statistics of examples and the batch.
+
+    In training it is one operation each way, whose gradient computes the mixture anew.
 
     Args:
         x: [n, P, C].
-        mixture: from the moments of the examples, the parameters and the options to mean, scale and
-            offset, each [n, C] or [C]; its gradient computes it anew.
+        mixture: from the `Moments` of the examples, mean and variance of the batch [n, C], the
+            parameters and the options to mean, scale and offset, each [n, C] or [C].
         parameters: tensors, through which gradient flows as it does through the moments.
+        moving: (mean, variance), each [C], in place of the batch's: inference.
         mask: [n, P, 1], True where valid.
+        groups: into how many the examples are split, each with its own batch.
+        ddof: of an example's m positions, variances are sums of squares divided by m − ddof.
+        then: what else to make of the batch's moments, their `derived`; not at inference.
         **options: constants of the mixture.
 
     Returns:
-        Scale·(x − mean) + offset, and the moments.
+        The result, and the `Moments` of each group (no gradient flows through them).
     """
+    options.update(mixture=mixture, groups=groups, ddof=ddof)
+    if moving is not None:
+        own = moments(x, mask)
+        mixed, batch = _mixed(own, tuple(map(awaited, parameters)), moving, **options)
+        return transform(x, *mixed, mask), channelwise.detached(batch)
+    batch = derived = None
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
-        y, centred, *own = _normalize(x, parameters, mask, mixture=mixture, **options)
+        nonlocal batch, derived
+        given = x, parameters, mask, then.arguments
+        y, *saved, batch, derived = _normalize(*given, then=then.function, **options)
 
-        def gradient(dy: tf.Tensor, *down: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            given = centred, parameters, own, mask
-            return _normalize_gradient(dy, down, *given, mixture=mixture, **options)
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dx, *others = _normalize_gradient(dy, *saved, parameters, mask, **options)
+            return channelwise.shaped(dx, x), *map(channelwise.shaped, others, parameters)
 
-        return (y, *own), gradient
+        return channelwise.shaped(y, x), gradient
 
-    y, *own = compute(x, *parameters)
-    return y, Moments(channelwise.positions(x, mask), *own)
+    y = compute(x, *parameters)
+    return y, channelwise.detached(batch._replace(derived=derived))
 
 
-@traced_once
+@traced_for_any_small_size
 def _normalize(
     x: tf.Tensor,
-    parameters: Sequence[tf.Tensor],
+    parameters: tuple[tf.Tensor, ...],
     mask: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
-    mixture: Mixture,
+    then: Callable,
     **options: Any,
-) -> tuple[tf.Tensor, ...]:
-    """The result, x − mean, and mean and variance of the examples."""
+) -> tuple[tf.Tensor, tf.Tensor, Moments, Moments, Any]:
+    """The result, x − mean, the moments of the examples and the batch, what `then` makes of it."""
     own = channelwise.moments(x, mask)
-    mean, scale, offset = _mixed(own, parameters, mixture, options)
+    (mean, scale, offset), batch = _mixed(own, parameters, **options)
     centred = channelwise.centre(x, mean)
-    return channelwise.affine(centred, scale, offset), centred, own.mean, own.variance
+    y = channelwise.affine(centred, scale, offset)
+    return y, centred, own, batch, then(batch, *arguments)
 
 
-@traced_once
+@traced_for_any_small_size
 def _normalize_gradient(
     dy: tf.Tensor,
-    down: Sequence[tf.Tensor],
     centred: tf.Tensor,
-    parameters: Sequence[tf.Tensor],
-    own: Sequence[tf.Tensor],
+    own: Moments,
+    parameters: tuple[tf.Tensor, ...],
     mask: tf.Tensor | None,
-    *,
-    mixture: Mixture,
     **options: Any,
 ) -> tuple[tf.Tensor, ...]:
-    """Of x and the parameters; `down` is what comes to mean and variance from elsewhere."""
-    moments = Moments(channelwise.positions(centred, mask), *own)
-    watched = [*own, *parameters]
+    """Of x and the parameters."""
+    watched = [own.mean, own.variance, *parameters]
     tape = tf.GradientTape()
     with tape:
         tape.watch(watched)
-        mixed = _mixed(moments, parameters, mixture, options)
+        mixed, _ = _mixed(own, parameters, **options)
     mean, scale, _ = mixed
     dscale, doffset = fused.sums(dy, centred, mask)
     cotangents = [-scale * doffset, dscale, doffset]
@@ -146,20 +164,32 @@ def _normalize_gradient(
     dmean, dvariance, *dparameters = gradients(
         mixed, watched, cotangents, unconnected_gradients="zero"
     )
-    dmean, dvariance = dmean + down[0], dvariance + down[1]
     # By ∂mean/∂x = 1/m and ∂variance/∂x = 2·(x − own mean)/m.
-    share = 1 / channelwise.at_least_one(moments.count)
+    share = 1 / channelwise.at_least_one(own.count)
     factor = 2 * share * dvariance
-    through = share * dmean + factor * (mean - moments.mean)
+    through = share * dmean + factor * (mean - own.mean)
     dx = elementwise.add_affine(dy, scale, centred, factor, through, mask, dtype=dy.dtype)
-    return dx, *dparameters
+    return dx, *map(channelwise.after_reading, parameters, dparameters)
 
 
 def _mixed(
-    own: Moments, parameters: Sequence[tf.Tensor], mixture: Mixture, options: Mapping[str, Any]
-) -> list[tf.Tensor]:
+    own: Moments,
+    parameters: tuple[tf.Tensor, ...],
+    moving: tuple[tf.Tensor, tf.Tensor] | None = None,
+    *,
+    mixture: Mixture,
+    groups: int,
+    ddof: int,
+    **options: Any,
+) -> tuple[list[tf.Tensor], Moments]:
+    """Mean, scale and offset [n, C] of the examples, and the moments of the batch."""
+    if ddof:
+        correction = own.count / channelwise.at_least_one(own.count - ddof)
+        own = own._replace(variance=own.variance * correction)
+    batch = of_batch(own, groups)
+    by = (to_examples(v, own.mean) for v in moving or batch[1:3])
     shape = tf.shape(own.mean)
-    return [tf.broadcast_to(v, shape) for v in mixture(own, *parameters, **options)]
+    return [tf.broadcast_to(v, shape) for v in mixture(own, *by, *parameters, **options)], batch
 
 
 @tf.custom_gradient
@@ -171,7 +201,9 @@ def awaited(parameter: tf.Tensor):  # noqa: ANN201
 
 def of_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
     """[n, ...] as [G, n/G, ...], the examples of each group together."""
-    return tf.reshape(values, [groups, -1, *dimensions(values)[1:]])
+    examples, *sizes = dimensions(values)
+    length = examples // groups if isinstance(examples, int) else -1
+    return tf.reshape(values, [groups, length, *sizes])
 
 
 def of_batch(own: Moments, groups: int) -> Moments:

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, elementwise, examplewise, forward_mode, fused, xla
+from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.recurrence import recurrence
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.sizes import dimensions
+from tfnorm.functional.then import NOTHING, Then
+from tfnorm.functional.traced_once import traced_for_any_small_size
 from tfnorm.functional.view import View
 
 # So many times the variance may a mean square be to be trusted with all but 4 bits of its digits.
@@ -34,7 +37,8 @@ def online_normalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
-) -> tuple[tf.Tensor, channelwise.Moments]:
+    then: Then = NOTHING,
+) -> tuple[tf.Tensor, Moments]:
     """Normalizes example by example, each by the statistics of all before it (equations 8 to 11).
 
     In the order of the batch, with μ_i and v_i an example's own mean and biased variance:
@@ -66,6 +70,7 @@ def online_normalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments`, their `derived`.
 
     Returns:
         The output, of the shape and dtype of x, and as `Moments` the number of valid positions, μ
@@ -75,27 +80,30 @@ def online_normalization(
         ValueError: `groups` does not divide the batch.
     """
     view = View(x, axis, groups)
-    flat, flat_mask = view.flatten(x), view.flatten_mask(mask)
-    valid = view.by_example(flat_mask)
-    forward = {"decay": float(forward_decay), "clamp": clamp, "epsilon": epsilon}
-    backward = {"decay": float(backward_decay), "clamp": clamp, "epsilon": epsilon}
+    rows = view.by_example(view.flatten(x))
+    valid = view.by_example(view.flatten_mask(mask))
+    options = {"clamp": clamp, "epsilon": epsilon, "groups": groups}
+    forward = {"decay": float(forward_decay), **options}
+    backward = {"decay": float(backward_decay), **options}
+    after = derived = None
 
     @tf.custom_gradient
     def normalize(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):  # noqa: ANN202
-        y, *last, saved = _normalize(rows, gamma, beta, mean, variance, valid, **forward)
+        nonlocal after, derived
+        given = rows, gamma, beta, mean, variance, valid, then.arguments
+        y, after, derived, saved = _normalize(*given, then=then.function, **forward)
 
-        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             sums = gradient_sum, product_sum
-            of_inputs, after = _gradient(dy, y, saved, gamma, *sums, valid, **backward)
-            keep(*after)
-            return of_inputs
+            (dx, *shares), kept = _gradient(dy, y, saved, gamma, *sums, valid, **backward)
+            keep(*kept)
+            shares = map(channelwise.after_reading, (gamma, beta), shares)
+            return channelwise.shaped(dx, rows), *shares
 
-        return (y, *last), gradient
+        return channelwise.shaped(y, rows), gradient
 
-    rows = view.by_example(flat)
-    parameters = channelwise.scale_and_offset(rows, gamma, beta)
-    y, *last = normalize(rows, *map(examplewise.awaited, parameters))
-    return view.restore(y), channelwise.Moments(channelwise.positions(flat, flat_mask), *last)
+    y = normalize(rows, *channelwise.scale_and_offset(rows, gamma, beta))
+    return view.restore(y), channelwise.detached(after._replace(derived=derived))
 
 
 class _Saved(NamedTuple):
@@ -116,7 +124,7 @@ class _Saved(NamedTuple):
     distance: tf.Tensor
 
 
-@traced_once
+@traced_for_any_small_size
 def _normalize(
     rows: tf.Tensor,
     gamma: tf.Tensor,
@@ -124,19 +132,23 @@ def _normalize(
     mean: tf.Tensor,
     variance: tf.Tensor,
     valid: tf.Tensor | None,
+    arguments: tuple[tf.Tensor, ...],
     *,
     decay: float,
     clamp: float | None,
     epsilon: float,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, _Saved]:
-    """The output, μ and σ² of each group after the batch, and what is saved."""
-    is_value, groups = _is_value(rows, valid), mean.shape[0]
+    groups: int,
+    then: Callable,
+) -> tuple[tf.Tensor, Moments, Any, _Saved]:
+    """The output, the moments after the batch, what `then` makes of them, and what is saved."""
+    is_value = _is_value(rows, valid)
     grouped = functools.partial(examplewise.of_groups, groups=groups)
     wide = tf.cast(rows, mean.dtype)
     # No pooling of what was cast: TensorFlow's optimizer would cast all of x for it again.
     average = fused.mean if wide.dtype == rows.dtype else channelwise.mean
     own_mean = grouped(average(wide, valid))
-    keeps = _decay(decay, grouped(channelwise.positions(rows, valid)))
+    count = grouped(channelwise.positions(rows, valid))
+    keeps = _decay(decay, count)
     means, last_mean = recurrence(keeps, (1 - keeps) * own_mean, mean)
     distance = own_mean - means
 
@@ -177,10 +189,12 @@ def _normalize(
     factor = gamma * _flattened(tf.math.rsqrt(variances + epsilon))
     offset = beta - factor * _flattened(centres)
     y = elementwise.affine(values, factor, offset, bound=clamp, dtype=rows.dtype)
-    return y, last_mean, last_variance, _Saved(values, centres, square, variances, distance)
+    after = Moments(tf.reduce_sum(count, 1), last_mean, last_variance)
+    saved = _Saved(values, centres, square, variances, distance)
+    return y, after, then(after, *arguments), saved
 
 
-@traced_once
+@traced_for_any_small_size
 def _gradient(
     dy: tf.Tensor,
     y: tf.Tensor,
@@ -193,10 +207,15 @@ def _gradient(
     decay: float,
     clamp: float | None,
     epsilon: float,
+    groups: int,
 ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
     """The gradients of x, γ and β; u and w after the batch, and the number of valid positions."""
-    values, centres, square, variances, distance = saved
-    grouped = functools.partial(examplewise.of_groups, groups=gradient_sum.shape[0])
+    grouped = functools.partial(examplewise.of_groups, groups=groups)
+    values, *of_examples = saved
+    length = grouped(values).shape[1]
+    centres, square, variances, distance = (
+        tf.ensure_shape(each, [groups, length, None]) for each in of_examples
+    )
     count = channelwise.positions(values, valid)
     rstd = tf.math.rsqrt(variances + epsilon)
     dy = tf.cast(dy, values.dtype)
@@ -245,7 +264,8 @@ def _decay(value: float, count: tf.Tensor) -> tf.Tensor | float:
 
 def _flattened(values: tf.Tensor) -> tf.Tensor:
     """[G, T, C] as [n, C]."""
-    return tf.reshape(values, [-1, values.shape[-1]])
+    groups, length, channels = dimensions(values)
+    return tf.reshape(values, [groups * length, channels])
 
 
 def scale_layers(

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tfnorm.functional import xla
+from tfnorm.functional.sizes import dimensions
 
 # Up to so many steps all are taken together at once; more are taken block by block.
 _FEW = 64
@@ -150,10 +151,10 @@ def _moved_on(values: tf.Tensor, reach: tf.Tensor | int, before: int = 0) -> tf.
 
 def _blocks(values: tf.Tensor) -> tf.Tensor:
     """[G, T, C] as [G, T/B, B, C]."""
-    groups, _, channels = values.shape
+    groups, _, channels = dimensions(values)
     return tf.reshape(values, [groups, -1, _BLOCK, channels])
 
 
 def _joined(values: tf.Tensor) -> tf.Tensor:
-    groups, *_, channels = values.shape
+    groups, *_, channels = dimensions(values)
     return tf.reshape(values, [groups, -1, channels])

@@ -1,10 +1,13 @@
 """Switchable normalization (Luo et al. 2018)."""
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.suited import suited
+from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import compiled_once
 from tfnorm.functional.view import View
 
@@ -24,6 +27,7 @@ def switchable_normalization(
     axis: int = -1,
     mask: tf.Tensor | None = None,
     groups: int = 1,
+    then: Then = NOTHING,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes by a weighted mean of instance, layer and batch statistics (equations 3 to 5).
 
@@ -44,9 +48,11 @@ def switchable_normalization(
         axis: the channel axis.
         mask: the shape of x without its channel axis, True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
+        then: what else to make of the `Moments`, their `derived`; not at inference.
 
     Returns:
-        y, of the shape and dtype of x, and the `Moments` of each group.
+        y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
+        through them).
 
     Raises:
         ValueError: `groups` does not divide the batch.
@@ -54,48 +60,40 @@ def switchable_normalization(
     view = View(x, axis, groups)
     flat = tf.cast(view.flatten(x), channelwise.statistics_dtype(x))
     parameters = channelwise.scale_and_offset(flat, gamma, beta)
-    gamma, beta = map(examplewise.awaited, parameters)
-    of_mean, of_variance = (
-        tf.nn.softmax(tf.cast(weights, flat.dtype)) for weights in (mean_weights, variance_weights)
-    )
+    weights = tuple(tf.cast(each, flat.dtype) for each in (mean_weights, variance_weights))
     if view.has_one_position and mask is None:
-        batch = suited(flat).moments(flat, epsilon=epsilon)
-        if moving is None:
-            y = _normalize_one_position(flat, batch, gamma, beta, of_mean, of_variance, epsilon)
-        else:
-            centred, rstd, *_ = _of_one_position(flat, moving, of_mean, of_variance, epsilon)
-            y = channelwise.affine(centred * rstd, _both(of_mean) * gamma, beta)
-        return tf.cast(view.restore(y), x.dtype), batch
-    valid = view.by_example(view.flatten_mask(mask))
-    rows = view.by_example(flat)
-    parameters = gamma, beta, of_mean, of_variance
-    options = {"epsilon": epsilon, "groups": groups}
-    if moving is None:
-        y, own = examplewise.normalize(rows, _mixture, parameters, valid, **options)
+        y, own = _normalize_one_position(flat, parameters, weights, moving, epsilon, then)
     else:
-        own = examplewise.moments(rows, valid)
-        mixed = _mixture(own, *parameters, *moving, **options)
-        y = examplewise.transform(rows, *mixed, valid)
-    return tf.cast(view.restore(y), x.dtype), examplewise.of_batch(_unbiased(own), groups)
+        y, own = examplewise.normalize(
+            view.by_example(flat),
+            _mixture,
+            (*parameters, *weights),
+            moving,
+            view.by_example(view.flatten_mask(mask)),
+            groups=groups,
+            ddof=1,
+            then=then,
+            epsilon=epsilon,
+        )
+    return tf.cast(view.restore(y), x.dtype), own
 
 
 def _mixture(
-    own: Moments,
+    instance: Moments,
+    batch_mean: tf.Tensor,
+    batch_variance: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
-    of_mean: tf.Tensor,
-    of_variance: tf.Tensor,
-    *moving: tf.Tensor,
+    mean_weights: tf.Tensor,
+    variance_weights: tf.Tensor,
+    *,
     epsilon: float,
-    groups: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mean, scale and offset of each example, of its moments, its layer's and the batch's."""
-    instance = _unbiased(own)
-    of_batch = moving or examplewise.of_batch(instance, groups)[1:3]
     layer_mean = tf.reduce_mean(instance.mean, -1, keepdims=True)
     spread = instance.variance + tf.square(instance.mean - layer_mean)
     layer_variance = tf.reduce_mean(spread, -1, keepdims=True)
-    batch_mean, batch_variance = (examplewise.to_examples(v, instance.mean) for v in of_batch)
+    of_mean, of_variance = map(tf.nn.softmax, (mean_weights, variance_weights))
     mean = of_mean[0] * instance.mean + of_mean[1] * layer_mean + of_mean[2] * batch_mean
     variance = (
         of_variance[0] * instance.variance
@@ -140,16 +138,28 @@ def _of_one_position(
     return centred, rstd, layer_mean, layer_variance
 
 
+class _OnePosition(NamedTuple):
+    """What examples of one position, x [G, n, C], are normalized by: their batch's moments too."""
+
+    x: tf.Tensor
+    gamma: tf.Tensor
+    beta: tf.Tensor
+    of_mean: tf.Tensor
+    of_variance: tf.Tensor
+    count: tf.Tensor
+    batch_mean: tf.Tensor
+    batch_variance: tf.Tensor
+
+
 def _normalize_one_position(
     x: tf.Tensor,
-    batch: Moments,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    of_mean: tf.Tensor,
-    of_variance: tf.Tensor,
+    parameters: tuple[tf.Tensor, tf.Tensor],
+    weights: tuple[tf.Tensor, tf.Tensor],
+    moving: tuple[tf.Tensor, tf.Tensor] | None,
     epsilon: float,
-) -> tf.Tensor:
-    """Normalizes [G, n, C] by its layers and the batch, its moments, through which gradient flows.
+    then: Then,
+) -> tuple[tf.Tensor, Moments]:
+    """Normalizes [G, n, C] by its layers and the batch, through whose moments gradient flows.
 
     With g = γ·∂L/∂y/σ and q = g·ŷ/σ the derivative is
         ∂L/∂x = (a_1 + a_2)·g − a_1·mean_C(g) − a_2·mean_n(g)
@@ -157,51 +167,44 @@ def _normalize_one_position(
     whose parts through statistics are x times the sum of a number of the example and one of the
     channel, and another such sum: fewer passes than operation by operation (0.6 of the time).
     """
+    gamma, beta = map(examplewise.awaited, parameters)
+    of_mean, of_variance = map(tf.nn.softmax, weights)
+    batch = suited(x).moments(x, epsilon=epsilon)
+    if moving is not None:
+        centred, rstd, *_ = _of_one_position(x, moving, of_mean, of_variance, epsilon)
+        y = channelwise.affine(centred * rstd, _both(of_mean) * gamma, beta)
+        return y, channelwise.detached(batch)
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
-        given = x, *parameters, *batch[:3]
+        given = _OnePosition(x, *parameters, *batch[:3])
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return _one_position_gradient(dy, *given, epsilon=epsilon)
+            return _one_position_gradient(dy, given, epsilon=epsilon)
 
-        return _one_position(*given, epsilon=epsilon), gradient
+        return _one_position(given, epsilon=epsilon), gradient
 
-    return compute(x, gamma, beta, of_mean, of_variance)
+    y = compute(x, gamma, beta, of_mean, of_variance)
+    return y, channelwise.detached(batch._replace(derived=then.of(batch)))
 
 
 @compiled_once
-def _one_position(
-    x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    of_mean: tf.Tensor,
-    of_variance: tf.Tensor,
-    count: tf.Tensor,
-    *of_batch: tf.Tensor,
-    epsilon: float,
-) -> tf.Tensor:
-    del count
-    centred, rstd, *_ = _of_one_position(x, of_batch, of_mean, of_variance, epsilon)
+def _one_position(given: _OnePosition, *, epsilon: float) -> tf.Tensor:
+    of_batch = given.batch_mean, given.batch_variance
+    centred, rstd, *_ = _of_one_position(
+        given.x, of_batch, given.of_mean, given.of_variance, epsilon
+    )
     unit = centred * rstd
-    known = _known_moments(gamma, of_mean)
-    return suited(unit).normalize(unit, *known, beta, _EPSILON)
+    known = _known_moments(given.gamma, given.of_mean)
+    return suited(unit).normalize(unit, *known, given.beta, _EPSILON)
 
 
 @compiled_once
 def _one_position_gradient(
-    dy: tf.Tensor,
-    x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    of_mean: tf.Tensor,
-    of_variance: tf.Tensor,
-    count: tf.Tensor,
-    *of_batch: tf.Tensor,
-    epsilon: float,
+    dy: tf.Tensor, given: _OnePosition, *, epsilon: float
 ) -> tuple[tf.Tensor, ...]:
     """The gradients of x, γ, β, a and b."""
-    del beta
+    x, gamma, _, of_mean, of_variance, count, *of_batch = given
     centred, rstd, layer_mean, layer_variance = _of_one_position(
         x, of_batch, of_mean, of_variance, epsilon
     )
@@ -253,9 +256,3 @@ def _known_moments(gamma: tf.Tensor, of_mean: tf.Tensor) -> tuple[None, tf.Tenso
 def _both(of_mean: tf.Tensor) -> tf.Tensor:
     """The weight of layer and batch together; no 0, to divide by."""
     return tf.maximum(of_mean[1] + of_mean[2], 1e-30)
-
-
-def _unbiased(own: Moments) -> Moments:
-    """With the variance divided by m − 1, as the official code does; 0 for a single position."""
-    bessel = own.count / channelwise.at_least_one(own.count - 1)
-    return own._replace(variance=own.variance * bessel)

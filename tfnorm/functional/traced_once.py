@@ -87,6 +87,21 @@ def traced_for_any_size(function: Callable[P, R]) -> Callable[P, R]:
     return _traced_once(function, opened)
 
 
+def traced_for_any_small_size(function: Callable[P, R]) -> Callable[P, R]:
+    """`traced_for_any_size`, but `traced_once` for a first argument that is large.
+
+    Of what is large a kernel or a compiler in it wants to know the sizes; see `compiled_once`.
+    """
+    of_large, of_small = traced_once(function), traced_for_any_size(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        first = tf.nest.flatten(args)[0]
+        return (of_large if xla.pays_off(first) else of_small)(*args, **options)
+
+    return call
+
+
 def _open(size: int | None) -> int | None:
     return size if size in (0, 1) else None
 

@@ -23,14 +23,16 @@ class OfExamples:
 class Mixture(OfExamples):
     """Of statistics of each example and of the batch: at inference, of the moving ones.
 
-    A layer writes `mix(inputs, *moving, mask=..., groups=...)`, which gives the outputs and the
-    `Moments` of each group; `moving` is what takes the place of the batch's mean and variance.
+    A layer writes `mix(inputs, *moving, mask=..., groups=..., then=...)`, which gives the outputs
+    and the `Moments` of each group; `moving` is what takes the place of the batch's mean and
+    variance, and `then` what is made of these moments.
     """
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture with the statistics of each group."""
-        outputs, own = self.mix(inputs, mask=mask, groups=self.virtual_replicas)
-        self.update_moments(own)
+        then = self.then_move()
+        outputs, own = self.mix(inputs, mask=mask, groups=self.virtual_replicas, then=then)
+        self.keep_moved(then, own.derived)
         return outputs
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

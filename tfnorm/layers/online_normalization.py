@@ -1,5 +1,6 @@
 """Online normalization."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -105,23 +106,28 @@ class OnlineNormalization(ChannelNormalization):
         running = (self.running_mean, self.running_variance)
         moving = (self.moving_mean, self.moving_variance)
         held_moving = [state.read(v) for v in moving]
-        before = [self._of_groups(*pair) for pair in zip(running, held_moving)]
+        held_running = []
+        before = [tf.expand_dims(v, 0) for v in held_moving]
+        if self.virtual_replicas > 1:
+            held_running = [state.read(v) for v in running]
+            before = _of_groups(held_running, before)
         backward_writer = state.BackwardWriter()
         kept, is_seen = (self.gradient_sum, self.product_sum), None
         held = [state.read(v) for v in kept]
         # Kept in units of the loss itself, whose scale changes from step to step.
         scale = loss_scaling.scale(backward_writer.optimizer, self.statistics_dtype)
-        sums = [(v if scale is None else v * scale)[0] for v in held]
+        sums = [tf.squeeze(v if scale is None else v * scale, 0) for v in held]
 
         def keep(*new: tf.Tensor) -> None:
             if is_seen is None:  # in forward mode
                 return
             for variable, old, value in zip(kept, held, new):
-                value = value[None] if scale is None else value[None] / scale
+                value = tf.expand_dims(value if scale is None else value / scale, 0)
                 is_finite = tf.reduce_all(tf.math.is_finite(value), -1, keepdims=True)
                 is_kept = tf.logical_and(is_finite, is_seen)
                 backward_writer.assign(variable, tf.where(is_kept, value, old), old)
 
+        then = self.then_move(before, _keep_running)
         outputs, after = functional.online_normalization(
             inputs,
             self.gamma,
@@ -136,26 +142,14 @@ class OnlineNormalization(ChannelNormalization):
             axis=self.axis,
             mask=mask,
             groups=self.virtual_replicas,
+            then=then,
         )
-        is_seen = self.has_seen(after.count, after.variance)
-        for index, new in enumerate((after.mean, after.variance)):
-            updated = tf.where(is_seen, new, before[index])
-            if self.virtual_replicas > 1:
-                held_running = state.read(running[index])
-                state.Writer().assign(running[index], updated[None], held_running)
-            mean = tf.reduce_mean(updated, 0)
-            state.Writer().assign(moving[index], mean, held_moving[index])
+        *kept_running, is_seen = after.derived
+        if held_running:
+            state.Writer().assign_all(running, kept_running[:2], held_running)
+        state.Writer().assign_all(moving, kept_running[2:], held_moving)
         backward_writer.open()
         return self._compensate(outputs, mask)
-
-    def _of_groups(self, running: keras.Variable, moving: tf.Tensor) -> tf.Tensor:
-        """[G, C]: what each group knows, whose mean is the moving statistic."""
-        if self.virtual_replicas == 1:
-            return moving[None]
-        own = state.read(running)[0]
-        # Others may have set the moving statistic meanwhile: a conversion, a checkpoint.
-        moved = own + (moving - tf.reduce_mean(own, 0))
-        return moved if running is self.running_mean else tf.maximum(moved, 0)
 
     def normalize_for_inference(self, inputs: tf.Tensor) -> tf.Tensor:
         """The formula of all normalizers, then the clamp or the scaling."""
@@ -202,3 +196,20 @@ class OnlineNormalization(ChannelNormalization):
             "compensation": self.compensation,
             "clamp": self.clamp,
         }
+
+
+def _of_groups(running: Sequence[tf.Tensor], moving: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Mean and variance [G, C] that each group knows, whose means are the moving ones [1, C]."""
+    # Others may have set the moving statistics meanwhile: a conversion, a checkpoint.
+    means, variances = (
+        own[0] + (moved - tf.reduce_mean(own[0], 0)) for own, moved in zip(running, moving)
+    )
+    return [means, tf.maximum(variances, 0)]
+
+
+def _keep_running(
+    own: functional.Moments, old: Sequence[tf.Tensor], is_seen: tf.Tensor, **_: float
+) -> tuple[tf.Tensor, ...]:
+    """Mean and variance of each group that has seen something, [1, G, C], and their means [C]."""
+    kept = [tf.where(is_seen, new, before) for new, before in zip(own[1:3], old)]
+    return *(tf.expand_dims(v, 0) for v in kept), *(tf.reduce_mean(v, 0) for v in kept)
