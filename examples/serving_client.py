@@ -40,21 +40,30 @@ class Client:
     def input_spec(self) -> tuple[str, list[int]]:
         """Type of the model's only input and its shape, with -1 for any size."""
         answer = self._ask("GET", "/metadata")
-        signature = answer["metadata"]["signature_def"]["signature_def"][SIGNATURE]
-        (spec,) = signature["inputs"].values()
-        return spec["dtype"], [int(dim["size"]) for dim in spec["tensor_shape"]["dim"]]
+        try:
+            signature = answer["metadata"]["signature_def"]["signature_def"][SIGNATURE]
+            (spec,) = signature["inputs"].values()
+            return spec["dtype"], [int(dim["size"]) for dim in spec["tensor_shape"]["dim"]]
+        except (KeyError, TypeError, ValueError):
+            raise ConnectionError(
+                f"no signature {SIGNATURE} with one input is in what the server says of the model"
+            ) from None
 
     def predict(self, images: np.ndarray) -> list:
         """One prediction for each image, in the row format of the API."""
         body = {"signature_name": SIGNATURE, "instances": images.tolist()}
-        return self._ask("POST", ":predict", json.dumps(body))["predictions"]
+        return self._ask("POST", ":predict", json.dumps(body)).get("predictions", [])
 
     def _ask(self, method: str, action: str, body: str | None = None) -> Any:
         self._connection.request(method, self._path + action, body)
         response = self._connection.getresponse()
-        answer = json.loads(response.read())
-        if response.status != 200:
-            raise ConnectionError(f"the server says: {answer['error']}")
+        text = response.read()
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = {"error": f"{response.status} {response.reason}, and nothing in JSON"}
+        if response.status != 200 or "error" in answer:
+            raise ConnectionError(f"the server says: {answer.get('error', response.reason)}")
         return answer
 
 
@@ -63,7 +72,13 @@ def open_image(path: str, shape: Sequence[int]) -> np.ndarray:
     from PIL import Image
 
     height, width, channels = shape
-    image = Image.open(path).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    kinds = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in kinds:
+        sys.exit(f"--image: the model takes {channels} channels, which no image file has")
+    try:
+        image = Image.open(path).convert(kinds[channels])
+    except OSError as error:
+        sys.exit(f"--image: {error}")
     if height > 0 and width > 0:
         image = image.resize((width, height))
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
@@ -73,7 +88,10 @@ def digit(number: int) -> np.ndarray:
     """One of scikit-learn's handwritten digits, 8×8, in 256 grey levels."""
     from sklearn.datasets import load_digits
 
-    return np.round(load_digits().images[number, ..., None] * (255 / 16)).astype(np.uint8)
+    images = load_digits().images
+    if not 0 <= number < len(images):
+        sys.exit(f"--digit must be from 0 to {len(images) - 1}, received {number}")
+    return np.round(images[number, ..., None] * (255 / 16)).astype(np.uint8)
 
 
 def noise(shape: Sequence[int]) -> np.ndarray:
@@ -82,11 +100,20 @@ def noise(shape: Sequence[int]) -> np.ndarray:
     return np.random.default_rng().integers(256, size=shape, dtype=np.uint8)
 
 
-def best(prediction: dict | list, count: int) -> list[tuple[Any, float]]:
+def best(prediction: dict | list, count: int, names: Sequence[str]) -> list[tuple[str, float]]:
     """The best classes with their scores, from an export with --top_k or without."""
     if isinstance(prediction, dict):
-        return list(zip(prediction["classes"], prediction["scores"], strict=True))[:count]
-    return sorted(enumerate(prediction), key=lambda pair: -pair[1])[:count]
+        found = list(zip(prediction["classes"], prediction["scores"], strict=True))
+    else:
+        found = sorted(enumerate(prediction), key=lambda pair: -pair[1])
+    return [(name_of(name, names), score) for name, score in found[:count]]
+
+
+def is_classes(prediction: dict | list) -> bool:
+    """Whether a prediction is a classifier's: one score for each class, or the best of them."""
+    if isinstance(prediction, dict):
+        return {"classes", "scores"} <= prediction.keys() and np.ndim(prediction["scores"]) == 1
+    return isinstance(prediction, list) and np.ndim(prediction) == 1
 
 
 def is_detections(prediction: dict | list) -> bool:
@@ -112,7 +139,9 @@ def lines(prediction: dict | list, count: int, names: Sequence[str]) -> list[str
         numbers, sizes = np.unique(prediction, return_counts=True)
         shares = sorted(zip(sizes / sizes.sum(), numbers), reverse=True)[:count]
         return [f"{name_of(number, names)}\t{share:.4f}" for share, number in shares]
-    return [f"{name}\t{score:.4f}" for name, score in best(prediction, count)]
+    if not is_classes(prediction):
+        return [json.dumps(prediction)]  # of a model that is none of these
+    return [f"{name}\t{score:.4f}" for name, score in best(prediction, count, names)]
 
 
 def detections(prediction: dict, names: Sequence[str]) -> list[tuple[list, int, str, float]]:
@@ -124,9 +153,10 @@ def detections(prediction: dict, names: Sequence[str]) -> list[tuple[list, int, 
     ]
 
 
-def name_of(number: int, names: Sequence[str]) -> str:
-    """The name of a class, or its number where that is not known."""
-    return names[number] if number < len(names) else str(number)
+def name_of(number: int | str, names: Sequence[str]) -> str:
+    """The name of a class, or its number where that is not known; an export may know it itself."""
+    is_known = isinstance(number, str) or number >= len(names)
+    return str(number) if is_known else names[number]
 
 
 def color(number: int) -> tuple[int, int, int]:
@@ -182,13 +212,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     choice.add_argument("--image", help="an image file; by default random pixels are sent")
     choice.add_argument("--digit", type=int, help="number of one of scikit-learn's digits, from 0")
     arguments = parser.parse_args(argv)
-    client = Client(arguments.server, arguments.model)
+    if arguments.count is not None and arguments.count < 1:
+        sys.exit(f"--count must be 1 or more, received {arguments.count}")
     try:
         path = arguments.labels
         names = pathlib.Path(path).read_text("utf-8").splitlines() if path else []
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"--labels: {error}")
     try:
+        client = Client(arguments.server, arguments.model)
         dtype, (_, *shape) = client.input_spec()
         if dtype != "DT_UINT8":
             sys.exit(f"the model takes {dtype}, this client sends uint8: export --uint8_images")
@@ -196,10 +228,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             image = open_image(arguments.image, shape)
         else:
             image = noise(shape) if arguments.digit is None else digit(arguments.digit)
-        (prediction,) = client.predict(image[None])
+        predictions = client.predict(image[None])
+        if len(predictions) != 1:
+            raise ConnectionError(f"{len(predictions)} predictions came for one image")
     except (OSError, http.client.HTTPException) as error:
         sys.exit(f"{arguments.model} at {arguments.server}: {error}")
     count = 5 if arguments.count is None else arguments.count
+    (prediction,) = predictions
     print("\n".join(lines(prediction, count, names)))
     if arguments.draw:
         if not is_detections(prediction) and not is_class_map(prediction):

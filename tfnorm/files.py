@@ -33,14 +33,21 @@ def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iter
         OSError: It cannot be made.
     """
     path = directory / f"{DRAFT}{uuid.uuid4().hex[:8]}{name and f'-{name}'}"
-    missing = [place for place in (directory, *directory.parents) if not place.exists()]
-    try:
+    with removed_if_empty(directory):
         lock = _begin(path, folder)
         try:
             yield path
         finally:
             _remove(path)
             locks.release(lock)
+
+
+@contextlib.contextmanager
+def removed_if_empty(directory: pathlib.Path) -> Iterator[None]:
+    """Removes a directory, and those above it, that is made in it and in which nothing is put."""
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    try:
+        yield
     finally:
         for place in missing:
             with contextlib.suppress(OSError):  # It is not empty, or could not be made.

@@ -20,12 +20,14 @@ def local(path: str | os.PathLike[str], name: str) -> pathlib.Path:
         name: The argument or flag that it was given for.
 
     Raises:
-        UserError: It is a URL of another file system.
+        UserError: It is a URL of another file system, or no path.
 
     Example:
         >>> local("file:///tmp/run", "model_dir")
         PosixPath('/tmp/run')
     """
+    if not path or not isinstance(path, str | os.PathLike):
+        raise UserError(f"{name} must be a path, received {path!r:.50}")
     text = os.fspath(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text)
     if scheme is None:

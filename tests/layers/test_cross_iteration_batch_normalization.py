@@ -325,7 +325,7 @@ def test_layers_that_it_cannot_wrap(layer, message):
 def test_window_of_nothing():
     with pytest.raises(ValueError) as error:
         CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), window=0)
-    assert str(error.value) == "window must be at least 1, the present step alone. Received: 0."
+    assert str(error.value) == "window must be at least 1, the number of steps averaged. Received: 0."
 
 
 def test_the_gradient_of_the_window_is_that_of_batch_normalization_by_its_moments(rng):

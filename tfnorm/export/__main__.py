@@ -5,6 +5,7 @@ python -m tfnorm.export --model_dir=runs/brn --directory=exported --uint8_images
 """
 
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from absl import flags
 
 from tfnorm import commands, data, paths, tasks, training
 from tfnorm.data.pipeline import training_batches
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.export.formats import FORMATS
 from tfnorm.export.quantization import MODES
 from tfnorm.export.record import BATCH_SIZES
@@ -41,6 +42,8 @@ def define_flags() -> flags.FlagValues:
         "quantize": f"{' or '.join(MODES)}: compute in 8-bit integers, with --format=litert, or "
         "the dense layers with --format=saved_model; the drop in accuracy is printed, beside that "
         "without folding.",
+        "examples": "A .npy file of inputs, as the export takes them, that it is compared with the "
+        "model on. By default noise, or test images of a training run.",
         "calibration": "A .npy file of some hundred inputs, as the export takes them, that "
         "--format=litert finds the scales for --quantize on. Those of a training run are known.",
         "weights_dtype": f"{' or '.join(WEIGHTS_DTYPES)}: kernels are stored in half the bytes, "
@@ -118,12 +121,13 @@ def export(values: flags.FlagValues) -> None:
     postprocessing = _postprocessing(values, source.task)
     model = source.model
     print(f"Exporting {model.name} ({model.count_params():,} parameters) ...", flush=True)
+    examples = _examples(values, source.task, preprocessing)
     calibration, evaluation = _quantizing(values, source.task, preprocessing)
     result = export_saved_model(
         model,
         values.directory,
         verify=values.verify,
-        examples=_examples(source.task, preprocessing),
+        examples=examples,
         preprocessing=preprocessing,
         postprocessing=postprocessing,
         weights_dtype=values.weights_dtype,
@@ -152,7 +156,7 @@ def load(values: flags.FlagValues) -> Source:
     """
     if bool(values.model) == bool(values.model_dir):
         raise UserError(
-            f"{'Both' if values.model else 'None'} of --model and --model_dir are given. Give one: "
+            f"{'Both' if values.model else 'Neither'} of --model and --model_dir given. Give one: "
             "--model=model.keras, or --model_dir= of a training run."
         )
     if values.model:
@@ -176,7 +180,10 @@ def _load_keras_file(path: Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:
-        raise UserError(f"Cannot load a model from {str(path)!r}: {error}") from error
+        # Keras says of a file that is none of its archives that it is not there.
+        is_archive = zipfile.is_zipfile(path)
+        reason = one_line(error) if is_archive else "it is no archive that Keras wrote"
+        raise UserError(f"Cannot load a model from {str(path)!r}: {reason}.") from error
 
 
 def _recalibrated(source: Source, steps: int) -> Source:
@@ -196,8 +203,12 @@ def _recalibrated(source: Source, steps: int) -> Source:
     return source._replace(training=configuration, metrics=None)
 
 
-def _examples(task: tasks.Task | None, preprocessing: Preprocessor | None) -> Any:
-    """Test images in the form in which the export takes them; None is noise."""
+def _examples(
+    values: flags.FlagValues, task: tasks.Task | None, preprocessing: Preprocessor | None
+) -> Any:
+    """Those given, or test images in the form in which the export takes them; None is noise."""
+    if values.examples:
+        return _array(paths.local(values.examples, "examples"))
     if task is None:
         return None
     return _images(task, task.dataset.test, max(_batch_sizes(task)), preprocessing)
@@ -277,6 +288,11 @@ def _preprocessing_of_task(values: flags.FlagValues, own: Preprocessor) -> Prepr
     for name in ("mean", "std"):
         if getattr(values, name):
             raise UserError(f"--{name} is known of this training run. Leave it out.")
+    if values.resize:
+        raise UserError(
+            "--resize is for models that classify; an export of this training run takes images of "
+            "any size as they are. Leave --resize out."
+        )
     return None if values.uint8_images is False else own
 
 

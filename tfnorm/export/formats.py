@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfnorm.errors import RunError, UserError
+from tfnorm.errors import RunError, UserError, one_line
 from tfnorm.export.signature import NAME
 from tfnorm.export.versions import is_refused_by_disk
 from tfnorm.export.writing import Answering, write
@@ -130,6 +130,8 @@ FORMATS = {
 
 def check_formats(names: Sequence[str]) -> None:
     """Raises UserError unless there is such a format and what it needs is installed."""
+    if isinstance(names, str):
+        raise UserError(f"formats is a list, received {names!r}. Give [{names!r}].")
     for name in names or [""]:
         if name not in FORMATS:
             raise UserError(f"There is no format {name!r}. Choose from {', '.join(FORMATS)}.")
@@ -163,8 +165,7 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
         except Exception as error:
             if is_refused_by_disk(error):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RunError(f"The model cannot be converted to {name}: {reason}") from error
+            raise RunError(f"The model cannot be converted to {name}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -7,8 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tfnorm import files
 from tfnorm.export.quantization import Quantization
 from tfnorm.export.report import Report
 from tfnorm.export.signature import NAME, Signature
@@ -47,12 +49,12 @@ def model_card(
     training = {
         key: value
         for key, value in (training or {}).items()
-        if not (isinstance(value, str) and os.path.isabs(value))
+        if key not in ("model_dir", "data_dir") and not _is_path(value)
     }
     outputs = serve.get_concrete_function().structured_outputs
     return {
         "name": name,
-        "norms": [training["norm"]] if "norm" in training else _norms(report),
+        "norms": list(dict.fromkeys(row.norm for row in report.rows)),
         "formats": list(formats),
         "signature": {
             "name": NAME,
@@ -80,7 +82,7 @@ def model_card(
 
 def write_model_card(folder: pathlib.Path, card: Mapping[str, Any], report: Report) -> None:
     """Writes model_card.json and model_card.md."""
-    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(files.finite(card), indent=2, ensure_ascii=False, default=_plain) + "\n"
     (folder / "model_card.json").write_text(text, encoding="utf-8")
     (folder / "model_card.md").write_text(markdown(card, report), encoding="utf-8")
 
@@ -111,8 +113,17 @@ def markdown(card: Mapping[str, Any], report: Report) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _norms(report: Report) -> list[str]:
-    return list(dict.fromkeys(row.norm for row in report.rows))
+def _plain(value: Any) -> Any:
+    """What a configuration holds that JSON has no word for: a number of NumPy's, or any object."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _is_path(value: Any) -> bool:
+    """Of this machine: absolute, or of something that is there; of a preset too."""
+    if not isinstance(value, str):
+        return False
+    path = value.removeprefix("hub:")
+    return os.path.isabs(path) or (os.sep in path and os.path.exists(path))
 
 
 def _tensor(name: str, spec: tf.TensorSpec | tf.Tensor) -> dict[str, Any]:

@@ -80,10 +80,17 @@ class Quantization:
 
 
 def check_quantization(
-    mode: str | None, formats: Sequence[str], weights_dtype: str | None, calibration: Any
+    mode: str | None,
+    formats: Sequence[str],
+    weights_dtype: str | None,
+    calibration: Any,
+    evaluation: Any = None,
 ) -> None:
     """Raises UserError unless an export can be quantized so; None is not at all."""
     if mode is None:
+        for name, value in (("calibration", calibration), ("evaluation", evaluation)):
+            if value is not None:
+                raise UserError(f"{name} is for quantize, which is not given.")
         return
     if mode not in MODES:
         raise UserError(f"Nothing can be quantized to {mode!r}. Choose {', '.join(MODES)}.")
@@ -132,6 +139,12 @@ def calibration_inputs(signature: Signature, calibration: Any) -> list[dict[str,
         UserError: if they do not fit the inputs.
     """
     arrays = inputs_by_name(signature, calibration)
+    for name, x in arrays.items():
+        if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
+            raise UserError(
+                f"The calibration must be finite numbers; those for the input {name!r} are "
+                f"{x.dtype} and some of them are none."
+            )
     count = min(map(len, arrays.values()))
     dtypes = {spec.name: spec.dtype.as_numpy_dtype for spec in signature.inputs}
     return [
@@ -205,10 +218,13 @@ class Labelled:
     def __init__(self, model: keras.Model, signature: Signature, inputs: Any, labels: Any) -> None:
         arrays, self.labels = inputs_by_name(signature, inputs), np.asarray(labels)
         outputs = keras.tree.flatten(model.output)
-        if len(outputs) != 1 or any(len(x) != len(self.labels) for x in arrays.values()):
+        is_list = self.labels.ndim == 1 and self.labels.dtype.kind in "iu"
+        fits = is_list and all(len(x) == len(self.labels) for x in arrays.values())
+        if len(outputs) != 1 or not fits:
             raise UserError(
-                "An evaluation needs a model with one output and a class for each example; the "
-                f"model has {len(outputs)}, and there are {len(self.labels)} classes for "
+                "An evaluation needs a model with one output and the number of a class for each "
+                f"example; the model has {len(outputs)} outputs, and the classes are an array of "
+                f"shape {self.labels.shape} of {self.labels.dtype} for "
                 f"{', '.join(str(len(x)) for x in arrays.values())} examples."
             )
         self._signature = signature

@@ -1,6 +1,7 @@
 """What a model answers on some batches, by the names of the inputs and outputs of its export."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.export.signature import Signature
 from tfnorm.serving.distance import distance, largest
 from tfnorm.serving.interface import ChoosesInside
@@ -40,6 +41,14 @@ class Batch:
     scores: Any = None
     response: float = 0.0
     before: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def check_batch_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Raises UserError unless an argument is a list of whole numbers from 1."""
+    is_list = isinstance(sizes, Sequence) and not isinstance(sizes, str)
+    whole = is_list and all(isinstance(size, numbers.Integral) and size >= 1 for size in sizes)
+    if not whole:
+        raise UserError(f"{name} must be a list of whole numbers from 1, received {sizes!r:.50}.")
 
 
 def example_inputs(
@@ -137,8 +146,9 @@ def _run(
     except Exception as error:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise UserError(
-            f"The model {model.name!r} cannot be run on inputs of shape {shapes}: {error} "
-            "Give examples=, inputs that it can be run on."
+            f"The model {model.name!r} cannot be run on inputs of shape {shapes}: "
+            f"{one_line(error)}. Give examples= (--examples=inputs.npy), inputs that it can be run "
+            "on, or verify=False (--noverify)."
         ) from error
     own, other = (signature.named([_plain(y) for y in each]) for each in (results, moved))
     scale = max(largest(y) for y in own.values())
@@ -185,7 +195,8 @@ def _noise(spec: tf.TensorSpec, size: int, free_size: int, rng: np.random.Genera
         return rng.integers(largest + 1, size=shape).astype(spec.dtype.as_numpy_dtype)
     raise UserError(
         f"There is no noise of dtype {spec.dtype.name} for the input {spec.name!r}. "
-        "Give examples=, inputs that the model can be run on, or verify=False."
+        "Give examples= (--examples=inputs.npy), inputs that the model can be run on, or "
+        "verify=False (--noverify)."
     )
 
 
@@ -201,11 +212,19 @@ def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
         raise UserError(
             "The examples do not fit the inputs of the export, which are "
             f"{', '.join(f'{name} {shape}' for name, shape in expected)}. Received arrays of shape "
-            f"{', '.join(map(str, received))}. Give one non-empty array for each input."
+            f"{', '.join(map(str, received[:8]))}{', ...' if received[8:] else ''}. Give one "
+            "non-empty array for each input."
         )
     return values
 
 
 def _array(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return tf.constant(x).numpy().astype("S") if x.dtype.kind in "OU" else x  # texts as UTF-8
+    try:
+        array = np.asarray(x)
+        # Texts as UTF-8.
+        return tf.constant(array).numpy().astype("S") if array.dtype.kind in "OU" else array
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"The examples must be arrays, one for each input, received a {type(x).__name__} that "
+            f"is none ({one_line(error)})."
+        ) from error

@@ -26,7 +26,13 @@ from tfnorm.export.quantization import (
     measure,
     quantize_by_keras,
 )
-from tfnorm.export.record import BATCH_SIZES, before_postprocessing, example_inputs, record
+from tfnorm.export.record import (
+    BATCH_SIZES,
+    before_postprocessing,
+    check_batch_sizes,
+    example_inputs,
+    record,
+)
 from tfnorm.export.report import Report
 from tfnorm.export.signature import Signature
 from tfnorm.export.verify import Verification, default_tolerance, verify_export
@@ -130,11 +136,20 @@ def export_saved_model(
 
     However it fails, nothing is left of it: no draft, and no directory that was made for it.
     """
+    formats = formats if isinstance(formats, str) else tuple(formats)
     check_formats(formats)
     check_weights_dtype(weights_dtype)
-    check_quantization(quantize, formats, weights_dtype, calibration)
-    if any(size < 1 for size in warmup_batch_sizes):
-        raise UserError(f"Batches of warm-up must be 1 or more, received {warmup_batch_sizes}.")
+    check_quantization(quantize, formats, weights_dtype, calibration, evaluation)
+    check_batch_sizes("warmup_batch_sizes", warmup_batch_sizes)
+    check_batch_sizes("batch_sizes", batch_sizes or [0])
+    if warmup_batch_sizes and "saved_model" not in formats:
+        raise UserError(
+            "warmup_batch_sizes is for the format saved_model, and this export is written as "
+            f"{', '.join(formats)}. Leave it out."
+        )
+    directory = paths.local(directory, "directory")
+    with new_version(directory):  # Whether it can be written is said before all else.
+        pass
     signature = Signature(model, preprocessing, postprocessing)
     warmup = example_inputs(signature, examples, warmup_batch_sizes) if warmup_batch_sizes else {}
     batches = record(model, signature, examples, batch_sizes) if verify else None
@@ -199,7 +214,7 @@ def export_saved_model(
                 quantize_by_keras(unfolded, quantize)
             write(unfolded, path)
 
-        with new_version(paths.local(directory, "directory")) as (draft, place):
+        with new_version(directory) as (draft, place):
             answering = write(folded, draft)
             extra = draft / "assets.extra"
             extra.mkdir()

@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from tfnorm import files
-from tfnorm.errors import RunError, UserError
+from tfnorm.errors import RunError, UserError, one_line
 
 _REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO
@@ -55,22 +54,22 @@ def new_version(directory: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
             if not is_refused_by_disk(error):
                 raise
             raise RunError(
-                f"Cannot write the export to {str(directory)!r}: {_reason(error)}. What was there "
+                f"Cannot write the export to {str(directory)!r}: {one_line(error)}. What was there "
                 "before is untouched."
             ) from error
 
 
-def _reason(error: Exception) -> str:
-    """Its message without the operation of TensorFlow's that raised it."""
-    return re.sub(r"\{\{[^}]*\}\} | \[Op:\w+\]", "", str(error)).strip()
-
-
 def _rename_to_next(draft: Path, directory: Path) -> Path:
+    for path in [*draft.rglob("*"), draft]:
+        files.flush(path)
     while True:
         taken = [int(p.name) for p in directory.iterdir() if p.name.isdecimal()]
         place = directory / str(max(taken, default=0) + 1)
         try:
-            return draft.rename(place)
+            renamed = draft.rename(place)
         except OSError:
             if not place.exists():  # else another export was faster: take the next number
                 raise
+        else:
+            files.flush(directory)
+            return renamed

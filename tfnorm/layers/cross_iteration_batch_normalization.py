@@ -146,7 +146,7 @@ class CrossIterationBatchNormalization(ChannelNormalization):
             )
         self.layer = layer
         _HOLDERS.setdefault(layer, weakref.WeakSet()).add(self)
-        self.window = arguments.window("window", window, ", the present step alone")
+        self.window = arguments.window("window", window, ", the number of steps averaged")
         self.burn_in_steps = arguments.whole("burn_in_steps", burn_in_steps, 0)
         self.compensate = arguments.yes_or_no("compensate", compensate)
         self.gradient = gradient

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.layers.norms import Normalizer
-from tfnorm.models.foreign import one_line, pyramid_of
+from tfnorm.models.foreign import pyramid_of
 from tfnorm.models.pyramid import Pyramid
 from tfnorm.models.scaling import PixelScaling
 from tfnorm.models.strides import feature_maps
@@ -62,13 +62,10 @@ def application(
 def pixel_scaling(name: str, channels: int = 3) -> PixelScaling:
     """What Keras' `preprocess_input` of the network does to pixels, as mean and deviation.
 
-    For images of other than three channels, the mean over the three.
+    For images of other than three channels, the mean of both over the three.
     """
     offset, scale, order = _preprocessing(name)
-    mean, std = (0 - offset / scale / 255)[list(order)], (1 / scale / 255)[list(order)]
-    if channels != len(mean):
-        mean, std = (np.full(channels, x.mean()) for x in (mean, std))
-    return PixelScaling(tuple(mean.tolist()), tuple(std.tolist()))
+    return PixelScaling.of_affine(scale[list(order)], offset[list(order)], channels)
 
 
 class _Preprocessing(NamedTuple):

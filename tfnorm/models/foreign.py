@@ -1,10 +1,8 @@
 """Networks of other libraries as backbones: their normalizers converted, their levels found."""
 
-import re
-
 import keras
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.layers.norms import Normalizer
 from tfnorm.models.converting import converted
 from tfnorm.models.pyramid import Pyramid
@@ -35,9 +33,3 @@ def pyramid_of(features: keras.Model, images: keras.KerasTensor, normalizer: Nor
         ) from error
     levels = {int(level): x for level, x in maps.items()}
     return Pyramid(levels, dict.fromkeys(levels))
-
-
-def one_line(error: Exception) -> str:
-    """What an error says without colours, line breaks and Keras' list of arguments."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received")[0]
-    return " ".join(text.split())[:300].rstrip(" .")

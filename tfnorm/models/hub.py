@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.layers.norms import Normalizer
-from tfnorm.models.foreign import one_line, pyramid_of
+from tfnorm.models.foreign import pyramid_of
 from tfnorm.models.pyramid import Pyramid
 from tfnorm.models.scaling import PixelScaling
 from tfnorm.models.strides import feature_maps
@@ -50,18 +50,30 @@ def hub_backbone(
 
 
 def pixel_scaling(preset: str, channels: int = 3) -> PixelScaling:
-    """That of the preset's image converter: pixel·scale + offset; none is pixels as they are."""
-    try:
-        converter = _load("ImageConverter", preset)
-    except UserError:
-        scale, offset = 1.0, 0.0
-    else:
-        scale = 1.0 if converter.scale is None else converter.scale
-        offset = 0.0 if converter.offset is None else converter.offset
-    scale, offset = (np.broadcast_to(np.asarray(x, "float64"), channels) for x in (scale, offset))
-    return PixelScaling(
-        tuple((0 - offset / scale / 255).tolist()), tuple((1 / scale / 255).tolist())
+    """That of the preset's image converter: pixel·scale + offset; none is pixels as they are.
+
+    Raises:
+        UserError: KerasHub is not installed, the preset is not there, or its converter cannot be
+            loaded.
+    """
+    converter = _image_converter(preset)
+    found = getattr(converter, "scale", None), getattr(converter, "offset", None)
+    scale, offset = (
+        np.broadcast_to(np.asarray(default if value is None else value, "float64"), 3)
+        for value, default in zip(found, (1.0, 0.0))
     )
+    return PixelScaling.of_affine(scale, offset, channels)
+
+
+def _image_converter(preset: str) -> Any | None:
+    """None of a preset that comes without, and of no other."""
+    try:
+        return _load("ImageConverter", preset)
+    except UserError as error:
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        if is_missing and "doesn't exist" in str(error.__cause__):
+            return None
+        raise
 
 
 @functools.cache
@@ -69,8 +81,10 @@ def _keras_hub() -> ModuleType:
     try:
         return importlib.import_module("keras_hub")
     except ImportError as error:
+        missing = getattr(error, "name", None) or "keras_hub"
+        named = "" if missing.partition(".")[0] == "keras_hub" else f", which misses {missing}"
         raise UserError(
-            "backbones of KerasHub need the package keras-hub; install it with "
+            f"backbones of KerasHub need the package keras-hub{named}; install it with "
             "pip install 'tfnorm[hub]'"
         ) from error
 

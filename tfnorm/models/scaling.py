@@ -22,6 +22,17 @@ class PixelScaling:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @classmethod
+    def of_affine(cls, scale: np.ndarray, offset: np.ndarray, channels: int) -> "PixelScaling":
+        """That of a network which is fed scale·pixel + offset, of each of three channels.
+
+        For images of another number of channels, the mean of its mean and std over the three.
+        """
+        mean, std = (np.asarray(x, "float64") for x in (0 - offset / scale / 255, 1 / scale / 255))
+        if channels != len(mean):
+            mean, std = (np.full(channels, x.mean()) for x in (mean, std))
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
     def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
         """What the network is fed for images [..., channels] of any type, float32."""
         return pixels.standardize(images, self.mean, self.std)

@@ -4,11 +4,10 @@ import pathlib
 
 import keras
 
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 from tfnorm.layers import norms
 from tfnorm.layers.norms import Normalizer
 from tfnorm.models.converting import converted
-from tfnorm.models.foreign import one_line
 
 _KEPT = ("gamma", "beta", "moving_mean", "moving_variance")  # of a frozen normalizer too
 

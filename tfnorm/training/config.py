@@ -16,6 +16,7 @@ import numpy as np
 from tfnorm import data, models, tasks
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
+from tfnorm.training import options
 from tfnorm.training.learning_rate import SCHEDULES
 from tfnorm.training.optimizer import OPTIMIZERS
 
@@ -393,7 +394,7 @@ class Config:
             parts = tuple(float(part) for part in self.schedule_drops.split(",") if part.strip())
         except ValueError:
             parts = (math.nan,)
-        if not all(0 < part < 1 for part in parts) or list(parts) != sorted(parts):
+        if not all(0 < part < 1 for part in parts) or list(parts) != sorted({*parts}):
             raise UserError(
                 f"schedule_drops='{self.schedule_drops}' are not rising numbers between 0 and 1, "
                 "as in --schedule_drops=0.3,0.6,0.9"
@@ -402,11 +403,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON takes them."""
-        mappings = ("norm_options", "optimizer_options")
-        return {
-            **dataclasses.asdict(self),
-            **{name: dict(getattr(self, name)) for name in mappings},
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -434,7 +431,7 @@ def options_told(config: Config) -> Iterator[None]:
     except Exception as error:  # Each argument of each layer fails in its own way.
         if isinstance(error, UserError) or not config.norm_options:
             raise
-        given = ", ".join(f"{name}={value}" for name, value in config.norm_options.items())
+        given = options.in_words(config.norm_options)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"norm '{config.norm}' cannot be made with norm_options {given} ({reason:.300})"

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfnorm import locks, paths
 from tfnorm.errors import UserError
-from tfnorm.files import finite, remove_drafts, write_text
+from tfnorm.files import finite, remove_drafts, removed_if_empty, write_text
+from tfnorm.training import options
 from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
@@ -37,21 +38,25 @@ def opened_to_train(config: Config, write: bool, notice: Notice) -> Iterator[pat
         UserError: It cannot be written, another run writes to it, or what is there does not fit.
     """
     directory = paths.local(config.model_dir, "model_dir")
-    try:
-        if write:
-            directory.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
-        ) from error
     with contextlib.ExitStack() as stack:
         if write:
+            stack.enter_context(removed_if_empty(directory))
+            _make(directory)
             stack.enter_context(locks.hold(directory, "model_dir", notice))
             remove_drafts(directory)
             remove_leftovers(directory / "checkpoints")
         _look_into(directory, config, notice)
         yield directory
+
+
+def _make(directory: pathlib.Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
+        ) from error
 
 
 def _look_into(directory: pathlib.Path, config: Config, notice: Notice) -> None:
@@ -173,11 +178,17 @@ def _tell_changes(config: Config, saved: Config, notice: Notice) -> None:
 
 
 def _changes(config: Config, saved: Config, names: Sequence[str]) -> str:
+    pairs = ((name, getattr(saved, name), getattr(config, name)) for name in names)
     return ", ".join(
-        f"{name} was {getattr(saved, name)} and is {getattr(config, name)}"
-        for name in names
-        if getattr(saved, name) != getattr(config, name)
+        f"{name} was {_told(before)} and is {_told(now)}"
+        for name, before, now in pairs
+        if before != now
     )
+
+
+def _told(value: Any) -> str:
+    """As on the command line."""
+    return (options.in_words(value) or "empty") if isinstance(value, Mapping) else str(value)
 
 
 def prepend_rows(directory: pathlib.Path, history: list[dict[str, Any]], notice: Notice) -> None:
