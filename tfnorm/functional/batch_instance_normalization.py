@@ -54,8 +54,9 @@ def batch_instance_normalization(
     rows = tf.cast(view.by_example(view.flatten(x)), channelwise.statistics_dtype(x))
     parameters = *channelwise.scale_and_offset(rows, gamma, beta), tf.cast(gate, rows.dtype)
     valid = view.by_example(view.flatten_mask(mask))
+    mixture = examplewise.Mixture(_mixture, _mixture_gradient)
     y, own = examplewise.normalize(
-        rows, _mixture, parameters, moving, valid, groups=groups, then=then, epsilon=epsilon
+        rows, mixture, parameters, moving, valid, groups=groups, then=then, epsilon=epsilon
     )
     return tf.cast(view.restore(y), x.dtype), own
 
@@ -77,6 +78,33 @@ def _mixture(
     scale = gamma * (of_batch_scale + of_instance_scale)
     offset = beta + gamma * of_batch_scale * (instance.mean - batch_mean)
     return instance.mean, scale, offset
+
+
+def _mixture_gradient(
+    dmean: tf.Tensor,
+    dscale: tf.Tensor,
+    doffset: tf.Tensor,
+    instance: Moments,
+    batch_mean: tf.Tensor,
+    batch_variance: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    gate: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """As `examplewise.Mixture` wants it."""
+    del beta
+    rstd, batch_rstd = (tf.math.rsqrt(v + epsilon) for v in (instance.variance, batch_variance))
+    distance = instance.mean - batch_mean
+    of_batch_scale = dscale + doffset * distance  # what comes to γ·ρ/σ_batch
+    dgamma = gate * batch_rstd * of_batch_scale + (1 - gate) * rstd * dscale
+    dgate = gamma * (batch_rstd * of_batch_scale - rstd * dscale)
+    to_batch_mean = -gamma * gate * batch_rstd * doffset
+    to_batch_variance = -0.5 * gamma * gate * batch_rstd * tf.square(batch_rstd) * of_batch_scale
+    dvariance = -0.5 * gamma * (1 - gate) * rstd * tf.square(rstd) * dscale
+    of_parameters = (tf.reduce_sum(v, 0) for v in (dgamma, doffset, dgate))
+    return dmean - to_batch_mean, dvariance, to_batch_mean, to_batch_variance, *of_parameters
 
 
 def _of_batch_alone(

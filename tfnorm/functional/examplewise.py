@@ -7,7 +7,7 @@ positions count in no sum, and their own gradient is the direct one alone.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -17,7 +17,20 @@ from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.then import NOTHING, Then
 from tfnorm.functional.traced_once import traced_for_any_small_size
 
-Mixture = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+class Mixture(NamedTuple):
+    """How a method makes a map of each example of its moments and the batch's.
+
+    Attributes:
+        compute: from the `Moments` of the examples, mean and variance of the batch (to broadcast
+            with [n, C]), the parameters and the options to mean, scale and offset, each of a shape
+            to broadcast to [n, C].
+        gradient: from their cotangents [n, C] and all of these to those of mean and variance of
+            the examples, of mean and variance of the batch in each example, and of the parameters.
+    """
+
+    compute: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    gradient: Callable[..., tuple[tf.Tensor, ...]]
 
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
@@ -87,8 +100,7 @@ def normalize(
 
     Args:
         x: [n, P, C].
-        mixture: from the `Moments` of the examples, mean and variance of the batch [n, C], the
-            parameters and the options to mean, scale and offset, each [n, C] or [C].
+        mixture: that of the method.
         parameters: tensors, through which gradient flows as it does through the moments.
         moving: (mean, variance), each [C], in place of the batch's: inference.
         mask: [n, P, 1], True where valid.
@@ -100,21 +112,21 @@ def normalize(
     Returns:
         The result, and the `Moments` of each group (no gradient flows through them).
     """
-    options.update(mixture=mixture, groups=groups, ddof=ddof)
     if moving is not None:
-        own = moments(x, mask)
-        mixed, batch = _mixed(own, tuple(map(awaited, parameters)), moving, **options)
-        return transform(x, *mixed, mask), channelwise.detached(batch)
+        own = _divided(moments(x, mask), ddof)
+        mixed = mixture.compute(own, *moving, *map(awaited, parameters), **options)
+        return transform(x, *mixed, mask), channelwise.detached(of_batch(own, groups))
+    options.update(mixture=mixture, groups=groups, ddof=ddof)
     batch = derived = None
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202
         nonlocal batch, derived
         given = x, parameters, mask, then.arguments
-        y, *saved, batch, derived = _normalize(*given, then=then.function, **options)
+        y, centred, own, batch, derived = _normalize(*given, then=then.function, **options)
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, *others = _normalize_gradient(dy, *saved, parameters, mask, **options)
+            dx, *others = _normalize_gradient(dy, centred, own, batch, parameters, mask, **options)
             return channelwise.shaped(dx, x), *map(channelwise.shaped, others, parameters)
 
         return channelwise.shaped(y, x), gradient
@@ -130,14 +142,21 @@ def _normalize(
     mask: tf.Tensor | None,
     arguments: tuple[tf.Tensor, ...],
     *,
+    mixture: Mixture,
+    groups: int,
+    ddof: int,
     then: Callable,
     **options: Any,
 ) -> tuple[tf.Tensor, tf.Tensor, Moments, Moments, Any]:
     """The result, x − mean, the moments of the examples and the batch, what `then` makes of it."""
     own = channelwise.moments(x, mask)
-    (mean, scale, offset), batch = _mixed(own, parameters, **options)
-    centred = channelwise.centre(x, mean)
-    y = channelwise.affine(centred, scale, offset)
+    instance = _divided(own, ddof)
+    batch = of_batch(instance, groups)
+    by = (to_examples(v, own.mean, groups) for v in batch[1:3])
+    mean, scale, offset = mixture.compute(instance, *by, *parameters, **options)
+    centred = channelwise.centre(x, tf.broadcast_to(mean, tf.shape(own.mean)))
+    shape = tf.shape(own.mean)
+    y = channelwise.affine(centred, *(tf.broadcast_to(v, shape) for v in (scale, offset)))
     return y, centred, own, batch, then(batch, *arguments)
 
 
@@ -146,50 +165,51 @@ def _normalize_gradient(
     dy: tf.Tensor,
     centred: tf.Tensor,
     own: Moments,
+    batch: Moments,
     parameters: tuple[tf.Tensor, ...],
     mask: tf.Tensor | None,
-    **options: Any,
-) -> tuple[tf.Tensor, ...]:
-    """Of x and the parameters."""
-    watched = [own.mean, own.variance, *parameters]
-    tape = tf.GradientTape()
-    with tape:
-        tape.watch(watched)
-        mixed, _ = _mixed(own, parameters, **options)
-    mean, scale, _ = mixed
-    dscale, doffset = fused.sums(dy, centred, mask)
-    cotangents = [-scale * doffset, dscale, doffset]
-    # A tape records nothing while something is traced for all, see tf.init_scope.
-    gradients = tape.gradient if tf.executing_eagerly() else tf.gradients
-    dmean, dvariance, *dparameters = gradients(
-        mixed, watched, cotangents, unconnected_gradients="zero"
-    )
-    # By ∂mean/∂x = 1/m and ∂variance/∂x = 2·(x − own mean)/m.
-    share = 1 / channelwise.at_least_one(own.count)
-    factor = 2 * share * dvariance
-    through = share * dmean + factor * (mean - own.mean)
-    dx = elementwise.add_affine(dy, scale, centred, factor, through, mask, dtype=dy.dtype)
-    return dx, *map(channelwise.after_reading, parameters, dparameters)
-
-
-def _mixed(
-    own: Moments,
-    parameters: tuple[tf.Tensor, ...],
-    moving: tuple[tf.Tensor, tf.Tensor] | None = None,
     *,
     mixture: Mixture,
     groups: int,
     ddof: int,
     **options: Any,
-) -> tuple[list[tf.Tensor], Moments]:
-    """Mean, scale and offset [n, C] of the examples, and the moments of the batch."""
+) -> tuple[tf.Tensor, ...]:
+    """Of x and the parameters."""
+    instance = _divided(own, ddof)
+    by = [to_examples(v, own.mean, groups) for v in batch[1:3]]
+    mean, scale, _ = mixture.compute(instance, *by, *parameters, **options)
+    dscale, doffset = fused.sums(dy, centred, mask)
+    cotangents = -scale * doffset, dscale, doffset
+    dmean, dvariance, *more = mixture.gradient(*cotangents, instance, *by, *parameters, **options)
+    of_by, dparameters = more[:2], more[2:]
+    # Of the batch, by ∂μ/∂mean = w and ∂σ²/∂variance = w, ∂σ²/∂mean = 2·w·(mean − μ).
+    dbatch_mean, dbatch_variance = (
+        to_examples(tf.reduce_sum(of_groups(v, groups), 1), own.mean, groups) for v in of_by
+    )
+    total = to_examples(channelwise.at_least_one(batch.count), own.count, groups)
+    weight = own.count / total
+    dmean += weight * (dbatch_mean + 2 * (own.mean - by[0]) * dbatch_variance)
+    dvariance += weight * dbatch_variance
     if ddof:
-        correction = own.count / channelwise.at_least_one(own.count - ddof)
-        own = own._replace(variance=own.variance * correction)
-    batch = of_batch(own, groups)
-    by = (to_examples(v, own.mean) for v in moving or batch[1:3])
-    shape = tf.shape(own.mean)
-    return [tf.broadcast_to(v, shape) for v in mixture(own, *by, *parameters, **options)], batch
+        dvariance *= _correction(own.count, ddof)
+    # Of x, by ∂mean/∂x = 1/m and ∂variance/∂x = 2·(x − own mean)/m.
+    share = 1 / channelwise.at_least_one(own.count)
+    factor = 2 * share * dvariance
+    through = share * dmean + factor * (mean - own.mean)
+    scale = tf.broadcast_to(scale, tf.shape(own.mean))
+    dx = elementwise.add_affine(dy, scale, centred, factor, through, mask, dtype=dy.dtype)
+    return dx, *map(channelwise.after_reading, parameters, dparameters)
+
+
+def _divided(own: Moments, ddof: int) -> Moments:
+    """With variances that are sums of squares divided by m − ddof."""
+    if not ddof:
+        return own
+    return own._replace(variance=own.variance * _correction(own.count, ddof))
+
+
+def _correction(count: tf.Tensor, ddof: int) -> tf.Tensor:
+    return count / channelwise.at_least_one(count - ddof)
 
 
 @tf.custom_gradient
@@ -211,10 +231,9 @@ def of_batch(own: Moments, groups: int) -> Moments:
     return channelwise.merged(*(of_groups(v, groups) for v in own[:3]))
 
 
-def to_examples(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """What a group has [G, C], or all groups share [C], for each of its examples, as `like`."""
-    if values.shape.rank == 1:
-        return tf.broadcast_to(values, tf.shape(like))
-    groups = values.shape[0]
+def to_examples(values: tf.Tensor, like: tf.Tensor, groups: int) -> tf.Tensor:
+    """What each group has, [G, C], for each of its examples: to broadcast with `like` [n, C]."""
+    if groups == 1:
+        return values
     spread = tf.broadcast_to(tf.expand_dims(values, 1), tf.shape(of_groups(like, groups)))
     return tf.reshape(spread, tf.shape(like))

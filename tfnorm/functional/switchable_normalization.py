@@ -1,5 +1,6 @@
 """Switchable normalization (Luo et al. 2018)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -66,7 +67,7 @@ def switchable_normalization(
     else:
         y, own = examplewise.normalize(
             view.by_example(flat),
-            _mixture,
+            examplewise.Mixture(_mixture, _mixture_gradient),
             (*parameters, *weights),
             moving,
             view.by_example(view.flatten_mask(mask)),
@@ -84,23 +85,75 @@ def _mixture(
     batch_variance: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
-    mean_weights: tf.Tensor,
-    variance_weights: tf.Tensor,
-    *,
+    *weights: tf.Tensor,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mean, scale and offset of each example, of its moments, its layer's and the batch's."""
+    mean, variance = _mixed(_means_and_variances(instance, batch_mean, batch_variance), weights)
+    return mean, gamma * tf.math.rsqrt(variance + epsilon), beta
+
+
+def _mixture_gradient(
+    dmean: tf.Tensor,
+    dscale: tf.Tensor,
+    doffset: tf.Tensor,
+    instance: Moments,
+    batch_mean: tf.Tensor,
+    batch_variance: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    *weights: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, ...]:
+    """As `examplewise.Mixture` wants it.
+
+    ∂variance = −γ/2·r³·∂scale with r = 1/sqrt(variance + ε). What reaches the layer's moments goes
+    on to mean and variance of each of its channels: ∂μ_1 = Σ_C a_1·∂mean as 1/C of it, ∂σ²_1
+    likewise, and by 2·(mean − μ_1)/C of it to the mean.
+    """
+    del beta
+    found = _means_and_variances(instance, batch_mean, batch_variance)
+    mean, variance = _mixed(found, weights)
+    rstd = tf.math.rsqrt(variance + epsilon)
+    dvariance = -0.5 * gamma * dscale * rstd * tf.square(rstd)
+    shares = [tf.nn.softmax(each) for each in weights]
+    (of_mean, to_layer_mean, to_batch_mean), (of_variance, to_layer, to_batch) = (
+        [share[k] * d for k in range(3)] for share, d in zip(shares, (dmean, dvariance))
+    )
+    to_layer_mean, to_layer = (
+        tf.reduce_mean(v, -1, keepdims=True) for v in (to_layer_mean, to_layer)
+    )
+    means, variances = found
+    of_mean += to_layer_mean + 2 * (instance.mean - means[1]) * to_layer
+    of_variance += to_layer
+    # Of a softmax, a_k·(d_k − Σ a·d): about the mixture itself, so that nothing large cancels.
+    dweights = (
+        share * tf.stack([tf.reduce_sum(d * (each - mixed)) for each in parts])
+        for share, d, parts, mixed in zip(
+            shares, (dmean, dvariance), (means, variances), (mean, variance)
+        )
+    )
+    dgamma, dbeta = tf.reduce_sum(dscale * rstd, 0), tf.reduce_sum(doffset, 0)
+    return of_mean, of_variance, to_batch_mean, to_batch, dgamma, dbeta, *dweights
+
+
+def _means_and_variances(
+    instance: Moments, batch_mean: tf.Tensor, batch_variance: tf.Tensor
+) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
+    """Those of instance, layer and batch."""
     layer_mean = tf.reduce_mean(instance.mean, -1, keepdims=True)
     spread = instance.variance + tf.square(instance.mean - layer_mean)
     layer_variance = tf.reduce_mean(spread, -1, keepdims=True)
-    of_mean, of_variance = map(tf.nn.softmax, (mean_weights, variance_weights))
-    mean = of_mean[0] * instance.mean + of_mean[1] * layer_mean + of_mean[2] * batch_mean
-    variance = (
-        of_variance[0] * instance.variance
-        + of_variance[1] * layer_variance
-        + of_variance[2] * batch_variance
-    )
-    return mean, gamma * tf.math.rsqrt(variance + epsilon), beta
+    means = instance.mean, layer_mean, batch_mean
+    return means, (instance.variance, layer_variance, batch_variance)
+
+
+def _mixed(
+    found: tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]], weights: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Mean and variance by the weights of each, before the softmax."""
+    shares = (tf.unstack(tf.nn.softmax(each), 3) for each in weights)
+    return [a * x + b * y + c * z for (a, b, c), (x, y, z) in zip(shares, found)]
 
 
 def _of_one_position(
