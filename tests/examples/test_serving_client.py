@@ -287,3 +287,64 @@ def test_what_goes_wrong(client, served, capsys):
     )
     with pytest.raises(SystemExit, match=r"^digits at localhost:1: .*refused"):
         client["main"](["--server=localhost:1", "--model=digits"])
+
+
+def test_names_of_classes_that_the_export_does_not_know(client, served, tmp_path, capsys):
+    (tmp_path / "labels").write_text("\n".join(LABELS), encoding="utf-8")
+    names_of = {}
+    for postprocessing in (Postprocessing(), Postprocessing(top_k=5)):
+        server, _ = served(preprocessing=PIXELS, postprocessing=postprocessing)
+        client["main"]([server, "--model=digits", "--digit=3", f"--labels={tmp_path / 'labels'}"])
+        names_of[postprocessing.top_k], _ = printed(capsys)
+    assert names_of[None] == names_of[5] and sorted(names_of[5]) == sorted(LABELS)
+
+
+def test_best_classes_of_each_position_are_printed_as_they_are(client, served, randomized, capsys):
+    x = keras.Input((8, 8, 1), name="image")
+    model = randomized(keras.Model(x, L.Conv2D(3, 1)(x)))
+    server, _ = served(model, preprocessing=PIXELS, postprocessing=Postprocessing(top_k=2))
+    client["main"]([server, "--model=digits", "--digit=3"])
+    assert set(json.loads(capsys.readouterr().out)) == {"classes", "scores"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--digit=99999"], "--digit must be from 0 to 1796, received 99999"),
+        (["--digit=-5"], "--digit must be from 0 to 1796, received -5"),
+        (["--count=0"], "--count must be 1 or more, received 0"),
+        (["--image=/nope.png"], "--image: [Errno 2] No such file or directory: '/nope.png'"),
+        (["--labels=/dev/null/x"], "--labels: [Errno 20] Not a directory: '/dev/null/x'"),
+        (["--server=localhost:x"], "digits at localhost:x: nonnumeric port: 'x'"),
+    ],
+)
+def test_mistakes(client, served, arguments, message):
+    server, _ = served(preprocessing=PIXELS, postprocessing=Postprocessing())
+    with pytest.raises(SystemExit) as error:
+        client["main"]([server, "--model=digits", *arguments])
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "status, text, message",
+    [
+        (502, "<html>Bad gateway</html>", "the server says: 502 Bad Gateway, and nothing in JSON"),
+        (404, "{}", "the server says: Not Found"),
+        (200, '{"metadata": {}}', "no signature serving_default with one input"),
+    ],
+)
+def test_what_no_server_of_models_answers(client, monkeypatch, status, text, message):
+    def answer(self):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    monkeypatch.setattr(Handler, "do_GET", answer)
+    server = http.server.HTTPServer(("localhost", 0), Handler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    with pytest.raises(SystemExit) as error:
+        client["main"]([f"--server=localhost:{server.server_port}", "--model=digits"])
+    thread.join()
+    server.server_close()
+    assert message in str(error.value)

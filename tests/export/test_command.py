@@ -124,10 +124,10 @@ def test_mistakes(saved, tmp_path, capsys):
             ["--model=m.keras"],
             "--directory is missing. Say where to write, as --directory=exported.",
         ),
-        ([directory], f"None of --model and --model_dir are given. {cure}"),
+        ([directory], f"Neither of --model and --model_dir given. {cure}"),
         (
             [directory, "--model=m.keras", "--model_dir=d"],
-            f"Both of --model and --model_dir are given. {cure}",
+            f"Both of --model and --model_dir given. {cure}",
         ),
         (
             [directory, "--model=none.keras"],
@@ -158,7 +158,12 @@ def test_mistakes(saved, tmp_path, capsys):
         ),
         (
             [*of_file, "--warmup_batch_sizes=0"],
-            "Batches of warm-up must be 1 or more, received [0].",
+            "warmup_batch_sizes must be a list of whole numbers from 1, received [0].",
+        ),
+        (
+            [*of_file, "--examples=none.npy"],
+            "Cannot read inputs from 'none.npy': [Errno 2] No such file or directory: 'none.npy'. "
+            "Name a file that numpy.save wrote.",
         ),
         ([*of_file, "--labels=l"], "--labels is for --top_k, which is not given."),
         (
@@ -186,8 +191,24 @@ def test_mistakes(saved, tmp_path, capsys):
         assert capsys.readouterr().err == f"tfnorm: error: {message}\n"
     assert main(["export", directory, f"--model={tmp_path}/broken.keras"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"tfnorm: error: Cannot load a model from '{tmp_path}/broken.keras': ")
-    assert error.count("\n") == 1
+    assert error == (
+        f"tfnorm: error: Cannot load a model from '{tmp_path}/broken.keras': it is no archive that "
+        "Keras wrote.\n"
+    )
+
+
+def test_examples_of_ones_own(randomized, tmp_path, capsys):
+    """Of sizes that noise has not: the network takes multiples of 5."""
+    x = keras.Input((None, 3))
+    y = keras.layers.UpSampling1D(5)(keras.layers.Conv1D(3, 5, 5)(x))
+    model = randomized(keras.Model(x, keras.layers.Add()([x, y])))
+    model.save(tmp_path / "model.keras")
+    arguments = ["export", f"--model={tmp_path}/model.keras", f"--directory={tmp_path}/out"]
+    assert main(arguments) == 2
+    assert "--examples=inputs.npy" in capsys.readouterr().err
+    np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(2, 35, 3)))
+    assert main([*arguments, f"--examples={tmp_path}/inputs.npy"]) == 0
+    assert "verified" in capsys.readouterr().out
 
 
 def test_the_card_of_an_extended_run_is_that_of_its_checkpoint(tmp_path, capsys, monkeypatch):

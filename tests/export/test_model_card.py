@@ -3,6 +3,7 @@
 import json
 
 import keras
+import numpy as np
 
 import tfnorm
 from tfnorm.export import Postprocessing, export_saved_model
@@ -82,3 +83,35 @@ def test_says_no_more_than_is_known(tmp_path):
         assert card[part] is None
         assert part.capitalize() not in text
     assert "Kernels stored as they were." in text
+
+
+def test_names_the_normalizers_that_there_are(tmp_path):
+    """Not the one that was asked for: a backbone may have others, and a conversion leave some."""
+    card, _, _ = card_of(tmp_path, verify=False, training={"norm": "mabn"})
+    assert card["norms"] == ["brn", "gn"]
+    assert card["training"] == {"norm": "mabn"}
+
+
+def test_no_place_of_this_machine_is_in_it(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    training = {
+        "backbone": f"hub:{tmp_path}",
+        "weights": "runs/x",
+        "model_dir": "out",
+        "data_dir": "data",
+        "model": "hub:kaggle://keras/resnet/keras/resnet_18",
+        "norm_options": {},
+    }
+    card, _, _ = card_of(tmp_path, verify=False, training=training)
+    assert card["training"] == {
+        "model": "hub:kaggle://keras/resnet/keras/resnet_18",
+        "norm_options": {},
+    }
+
+
+def test_numbers_that_json_has_no_word_for(tmp_path):
+    training = {"momentum": np.float32(0.5)}
+    card, _, _ = card_of(tmp_path, verify=False, training=training, metrics={"loss": np.nan})
+    assert card["training"] == {"momentum": 0.5}
+    assert card["metrics"] == {"loss": None}

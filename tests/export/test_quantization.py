@@ -12,7 +12,13 @@ import tfnorm
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import Postprocessing, Quantization, export_saved_model
 from tfnorm.export.__main__ import main
-from tfnorm.export.quantization import TOLERANCE, check_quantization
+from tfnorm.export.quantization import (
+    TOLERANCE,
+    Labelled,
+    calibration_inputs,
+    check_quantization,
+)
+from tfnorm.export.signature import Signature
 
 L = keras.layers
 LITERT = pytest.mark.skipif(
@@ -176,3 +182,18 @@ def test_mistakes(classifier, images, tmp_path, capsys):
     ):
         assert main([*arguments, *flags]) == 2
         assert capsys.readouterr().err == f"tfnorm: error: {message}\n"
+
+
+def test_calibration_that_is_not_finite(classifier, images, tmp_path):
+    signature = Signature(classifier, None, None)
+    bad = images[:3].copy()
+    bad[1, 2, 3, 0] = np.inf
+    for calibration in (bad, np.full(bad.shape, "a")):
+        with pytest.raises(UserError, match="The calibration must be finite numbers"):
+            calibration_inputs(signature, calibration)
+
+
+def test_an_evaluation_by_other_than_numbers_of_classes(classifier, images, tmp_path):
+    one_hot = np.eye(4)[:3]
+    with pytest.raises(UserError, match=r"an array of shape \(3, 4\) of float64 for 3 examples"):
+        Labelled(classifier, Signature(classifier, None, None), images[:3], one_hot)

@@ -256,3 +256,48 @@ def test_a_rename_that_fails_is_not_repeated_for_ever(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="Permission denied"):
         export_saved_model(small(), tmp_path, verify=False)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_sizes": ()}, "batch_sizes must be a list of whole numbers from 1"),
+        ({"batch_sizes": (2, -1)}, "batch_sizes must be a list of whole numbers from 1"),
+        ({"warmup_batch_sizes": 4}, "warmup_batch_sizes must be a list of whole numbers from 1"),
+        ({"formats": "saved_model"}, "formats is a list, received 'saved_model'. Give "),
+        ({"calibration": np.ones(3)}, "calibration is for quantize, which is not given"),
+        ({"evaluation": (np.ones(3), [0])}, "evaluation is for quantize, which is not given"),
+        ({"examples": [None]}, "The examples must be arrays"),
+        ({"examples": [[[1.0] * 4] * 5] * 2}, "Received arrays of shape "),
+    ],
+)
+def test_what_cannot_be_meant(options, message, tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, keras.layers.Dense(2)(x))
+    with pytest.raises(UserError) as error:
+        export_saved_model(model, tmp_path / "out", **options)
+    assert message in str(error.value) and len(str(error.value)) < 400
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("directory", ["", None, 3])
+def test_a_directory_that_is_none(directory):
+    x = keras.Input((4,), name="x")
+    with pytest.raises(UserError, match="directory must be a path"):
+        export_saved_model(keras.Model(x, keras.layers.Dense(2)(x)), directory)
+
+
+def test_a_directory_that_cannot_be_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_model, "fold", None)
+    (tmp_path / "file").write_text("")
+    x = keras.Input((4,), name="x")
+    with pytest.raises(UserError, match="Cannot write to the directory"):
+        export_saved_model(keras.Model(x, keras.layers.Dense(2)(x)), tmp_path / "file" / "out")
+
+
+def test_formats_from_a_generator(tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, keras.layers.Dense(2)(x))
+    formats = (name for name in ["saved_model"])
+    result = export_saved_model(model, tmp_path, formats=formats, verify=False)
+    assert (result.path / "saved_model.pb").exists()

@@ -191,7 +191,8 @@ def test_what_a_model_returns_before_postprocessing_is_known():
 def test_no_noise_for_strings():
     assert message_of(model_of(dtype="string")) == (
         "There is no noise of dtype string for the input 'x'. "
-        "Give examples=, inputs that the model can be run on, or verify=False."
+        "Give examples= (--examples=inputs.npy), inputs that the model can be run on, or "
+        "verify=False (--noverify)."
     )
 
 
@@ -200,4 +201,8 @@ def test_model_that_cannot_be_run_on_noise():
     y = L.Lambda(lambda t: tf.ensure_shape(t, (None, 7, 2)), output_shape=(7, 2))(x)
     message = message_of(keras.Model(x, y, name="net"))
     assert message.startswith("The model 'net' cannot be run on inputs of shape x (1, 96, 2): ")
-    assert message.endswith(" Give examples=, inputs that it can be run on.")
+    assert message.endswith(
+        ". Give examples= (--examples=inputs.npy), inputs that it can be run on, or verify=False "
+        "(--noverify)."
+    )
+    assert "\n" not in message and "{{" not in message and "Arguments received" not in message

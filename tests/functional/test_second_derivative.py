@@ -28,6 +28,11 @@ def gradient_at_inference(by, dy, x, mean, variance, scale):
     return by.normalize_gradient(dy, x, mean, tf.square(variance) + 0.5, scale, EPSILON)
 
 
+def gradient_in_training(by, dy, x, scale):
+    own = by.batch_normalize(x, scale, tf.zeros_like(scale), EPSILON)[1]
+    return by.batch_normalize_gradient(dy, x, own, scale, epsilon=EPSILON)
+
+
 def affine(by, direct, x, mean, factor, offset):
     return by.add_affine(direct, x, mean, factor, offset)
 
@@ -42,6 +47,18 @@ def test_of_all_that_is_taken(rng, compute, wrap):
         along += [rng.normal(size=5) for _ in range(2)]
     wanted = derivatives(channelwise, wrap, tf.float64, compute, values, along)
     got = derivatives(fused, wrap, tf.float32, compute, values, along)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_in_training_where_moments_follow_from_what_is_given(rng, wrap):
+    image = (1, 32, 5)
+    values = [rng.normal(size=shape) for shape in (image, image, (5,))]
+    along = [rng.normal(size=image), *(rng.normal(size=5) for _ in range(2))]
+    wanted = derivatives(channelwise, wrap, tf.float64, gradient_in_training, values, along)
+    got = derivatives(fused, wrap, tf.float32, gradient_in_training, values, along)
     for ours, theirs in zip(got, wanted, strict=True):
         assert np.abs(theirs).max() > 0.1
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

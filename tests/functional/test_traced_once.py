@@ -4,10 +4,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as eager_context  # it has no public name
 
+from tfnorm.functional import xla
 from tfnorm.functional.traced_once import (
     forget,
     traced_for_any_inner_size,
     traced_for_any_size,
+    traced_for_any_small_size,
     traced_once,
 )
 
@@ -197,3 +199,18 @@ def test_equal_sizes_of_arguments_say_nothing_of_results(rng):
     concrete = tf.function(lambda x: twice(x)).get_concrete_function(tf.constant(x))
     assert concrete.structured_outputs.shape.is_compatible_with([4, 8])
     np.testing.assert_allclose(concrete(tf.constant(x)), np.concatenate([x, x], 1))
+
+
+def test_small_sizes_share_a_trace_and_large_ones_have_their_own(rng, monkeypatch):
+    monkeypatch.setattr(xla, "_SMALL", 50)
+    traces = []
+
+    @traced_for_any_small_size
+    def total(x):
+        traces.append(x.shape.as_list())
+        return tf.reduce_sum(x, 0)
+
+    for width in (3, 7, 11, 12):
+        x = rng.normal(size=(5, width))
+        np.testing.assert_allclose(tf.function(lambda x: total(x))(tf.constant(x)), x.sum(0))
+    assert traces == [[None, None], [5, 11], [5, 12]]

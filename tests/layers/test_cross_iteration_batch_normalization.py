@@ -322,10 +322,13 @@ def test_layers_that_it_cannot_wrap(layer, message):
     assert str(error.value) == message
 
 
-def test_window_of_nothing():
+@pytest.mark.parametrize("window, bound", [(0, "at least 1"), (100000, "at most 65536")])
+def test_windows_out_of_bounds(window, bound):
     with pytest.raises(ValueError) as error:
-        CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), window=0)
-    assert str(error.value) == "window must be at least 1, the number of steps averaged. Received: 0."
+        CrossIterationBatchNormalization(keras.layers.Dense(3, use_bias=False), window=window)
+    assert str(error.value) == (
+        f"window must be {bound}, the number of steps averaged. Received: {window}."
+    )
 
 
 def test_the_gradient_of_the_window_is_that_of_batch_normalization_by_its_moments(rng):

@@ -11,7 +11,7 @@ from tests import references
 from tests.layers import running
 from tests.layers.test_against_references import CASES, STEPS
 from tfnorm import functional, layers
-from tfnorm.functional import xla
+from tfnorm.functional import eval_normalization, traced_once, xla
 from tfnorm.functional.recurrence import recurrence
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -414,3 +414,59 @@ def test_options_of_online_normalization_that_cannot_be(options, message):
     with pytest.raises(ValueError) as error:
         layers.OnlineNormalization(**options)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "any"])
+def test_shares_are_estimated_of_the_first_examples_of_each_group(rng, groups, is_known):
+    layer, _, state = evaluated(virtual_replicas=groups, dtype="float64")
+    layer.build((None, 2, 3))
+    running.randomize(layer, rng)
+    few, size = eval_normalization.EXAMPLES, 300
+    x = rng.normal(size=(groups, size, 2, 3)) * np.linspace(1, 3, size)[:, None, None]
+    state()  # sets the shares
+    moving = [running.number(v) for v in (layer.moving_mean, layer.moving_variance)]
+    shares = [running.number(v)[0] for v in (layer.mean_share, layer.variance_share)]
+    batch = [np.stack([each.reshape(-1, 3).mean(0), each.reshape(-1, 3).var(0)]) for each in x]
+
+    def residuals(group, alpha, beta):
+        """Of the examples that count; x̂ of the batch is by the moments of all."""
+        first = x[group, :few]
+        own, variance = first.mean(1, keepdims=True), first.var(1, keepdims=True)
+        mean = alpha * own + (1 - alpha) * moving[0]
+        mixed = beta * variance + (1 - beta) * moving[1]
+        mixed = mixed + alpha * (1 - alpha) * (own - moving[0]) ** 2
+        hat = (first - mean) / np.sqrt(mixed + layer.epsilon)
+        return (hat - (first - batch[group][0]) / np.sqrt(batch[group][1] + layer.epsilon)).ravel()
+
+    wanted = np.empty((2, groups))
+    for group in range(groups):
+        now = [share[group, 0] for share in shares]
+        for which in range(2):
+            slope = residuals(group, *(v + (i == which) * 1e-30j for i, v in enumerate(now)))
+            slope = slope.imag / 1e-30
+            step = 0.1 * (slope @ residuals(group, *now)) / (slope @ slope)
+            wanted[which, group] = np.clip(now[which] - step, 0, 1)
+    shape = [groups * size if is_known else None, 2, 3]
+    train = tf.function(lambda x: layer(x, training=True))
+    train = train.get_concrete_function(tf.TensorSpec(shape, tf.float64))
+    train(tf.constant(x.reshape(-1, 2, 3)))
+    for actual, value in zip((layer.mean_share, layer.variance_share), wanted):
+        running.assert_close(running.number(actual).ravel(), value, 1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+def test_large_inputs_train_as_small_ones_do(rng, method, monkeypatch):
+    """What is traced for all small sizes is, of large ones, traced and compiled for each."""
+    shape, results = (4, 6, 6, 3), []
+    x, dy, mask = running.data(rng, shape, -1, True)
+    for small in (xla._SMALL, 1):
+        monkeypatch.setattr(xla, "_SMALL", small)
+        traced_once.forget()
+        layer, _, _ = method(dtype="float32", virtual_replicas=2)
+        layer.build(shape)
+        running.randomize(layer, np.random.default_rng(3))
+        states = map(running.number, layer.variables)
+        results.append([*running.trainer(layer)(x, dy, mask), *states])
+    for few, many in zip(*results, strict=True):
+        running.assert_close(np.asarray(few), np.asarray(many), 2e-5)

@@ -231,3 +231,58 @@ def test_all_names_are_keras_own():
 def test_a_network_of_one_size_in_one_for_images_of_any():
     with pytest.raises(UserError, match="NASNetMobile is for images of one size"):
         models.build("unet", norms.get("bn"), (None, None, 3), 4, backbone="NASNetMobile")
+
+
+def converter_of(monkeypatch, found):
+    """KerasHub whose converter of a preset is `found`, or fails so."""
+
+    def from_preset(preset):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    converter = types.SimpleNamespace(from_preset=from_preset)
+    layers = types.SimpleNamespace(ImageConverter=converter)
+    monkeypatch.setattr(hub, "_keras_hub", lambda: types.SimpleNamespace(layers=layers))
+
+
+def test_the_scale_of_a_preset_is_its_converters(monkeypatch, rng):
+    scale, offset = np.array([0.01, 0.02, 0.04]), np.array([-1.0, -0.5, 0.25])
+    converter_of(monkeypatch, types.SimpleNamespace(scale=scale, offset=list(offset)))
+    pixels = rng.integers(256, size=(2, 3, 4, 3))
+    scaled = models.pixel_scaling("hub:any")(pixels)
+    np.testing.assert_allclose(scaled, pixels * scale + offset, rtol=1e-5, atol=1e-5)
+    grey = models.pixel_scaling("hub:any", channels=1)
+    np.testing.assert_allclose(grey.std, np.mean(1 / scale / 255))
+    np.testing.assert_allclose(grey.mean, np.mean(-offset / scale / 255))
+
+
+def test_a_preset_without_a_converter_takes_pixels_as_they_are(monkeypatch):
+    text = "`image_converter.json` doesn't exist in preset directory `any`."
+    converter_of(monkeypatch, FileNotFoundError(text))
+    assert models.pixel_scaling("hub:any", channels=1).std == (1 / 255,)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Unterminated string"),
+        ConnectionError("no network"),
+        FileNotFoundError("`image_converter.json` is not accessible; accept its terms"),
+    ],
+)
+def test_a_converter_that_cannot_be_loaded_is_no_other_scale(monkeypatch, error):
+    """Else a network would be trained, or exported, with pixels of another scale."""
+    converter_of(monkeypatch, error)
+    with pytest.raises(UserError, match="preset 'any' cannot be loaded"):
+        models.pixel_scaling("hub:any")
+
+
+def test_what_kerashub_itself_misses_is_named(monkeypatch):
+    def misses(name):
+        raise ModuleNotFoundError("No module named 'kagglesdk'", name="kagglesdk")
+
+    hub._keras_hub.cache_clear()
+    monkeypatch.setattr(hub.importlib, "import_module", misses)
+    with pytest.raises(UserError, match="keras-hub, which misses kagglesdk; install"):
+        models.build("hub:any", norms.get("bn"), (64, 64, 3), 4)

@@ -81,6 +81,10 @@ def test_options_of_the_network_are_its_own_where_none_are_given():
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; known: momentum, rmsprop, adamw"),
         ({"backbone_norm": "bm"}, "unknown norm 'bm'; the known ones are "),
         (
+            {"schedule_drops": "0.5,0.5"},
+            "schedule_drops='0.5,0.5' are not rising numbers between 0 and 1, as in ",
+        ),
+        (
             {"schedule_drops": "0.5,2"},
             "schedule_drops='0.5,2' are not rising numbers between 0 and 1, as in "
             "--schedule_drops=0.3,0.6,0.9",

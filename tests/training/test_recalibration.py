@@ -8,6 +8,7 @@ import tensorflow as tf
 import tfnorm
 from tests.comparing import drawn, randomize
 from tfnorm import layers, models
+from tfnorm.errors import RunError, UserError
 from tfnorm.layers import norms
 
 L = keras.layers
@@ -333,3 +334,19 @@ def test_errors(call, message):
     with pytest.raises(tfnorm.UserError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_examples_that_are_not_finite_leave_all_as_it_was(rng):
+    model = network("mabn", rng)
+    before = statistics(model)
+    bad = images(rng)
+    bad[-1, 2, 3, 1] = np.nan
+    with pytest.raises(RunError, match="are not finite in the batches to recalibrate on"):
+        tfnorm.recalibrate(model, batches(bad, size=4), 5)
+    for old, new in zip(before, statistics(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_no_batches(rng):
+    with pytest.raises(UserError, match="received one NoneType"):
+        tfnorm.recalibrate(network("bn", rng), None, 3)

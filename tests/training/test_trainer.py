@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -87,9 +88,12 @@ def test_layers_own_penalties_count_once(small, monkeypatch):
     monkeypatch.setattr(models, "build", with_penalty)
     _, _, one = run(base, 1)
     _, _, four = run(on_replicas(base, 4), 1)
+    part = dataclasses.replace(base, replica_batch_size=base.replica_batch_size // 2)
+    _, _, accumulated = run(dataclasses.replace(part, accumulate_steps=2), 1)
     assert max(np.abs(a - b).max() for a, b in zip(one, without)) > 1e-4
-    for a, b in zip(one, four):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+    for others in (four, accumulated):
+        for a, b in zip(one, others):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
 
 
 def test_without_momentum(small):
