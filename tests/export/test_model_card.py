@@ -36,7 +36,7 @@ def test_says_what_is_known(tmp_path):
         metrics={"test_accuracy": 0.9771234567, "steps": 7},
     )
     assert card["name"] == "net"
-    assert card["norms"] == ["brn"]
+    assert card["norms"] == ["brn", "gn"]
     assert card["formats"] == ["saved_model"]
     assert card["signature"] == {
         "name": "serving_default",
@@ -64,7 +64,7 @@ def test_says_what_is_known(tmp_path):
     assert card["versions"]["keras"] == keras.__version__
     for line in (
         "# net",
-        "Normalizers: brn. Formats: saved_model. Kernels stored as float16.",
+        "Normalizers: brn, gn. Formats: saved_model. Kernels stored as float16.",
         "| input | image | float32 | [any, 8, 8, 3] |",
         "| output | classes | string | [any, 2] |",
         "| label_names | Kätzchen, b, c, d, e |",

@@ -165,7 +165,7 @@ def test_mistakes(classifier, images, tmp_path, capsys):
     convolutions = keras.Model(x, L.Conv2D(2, 3)(x), name="net")
     with pytest.raises(UserError, match=r"Keras has no int8 for any layer of the model 'net'"):
         export_saved_model(convolutions, tmp_path, quantize="int8", verify=False)
-    with pytest.raises(UserError, match="a class for each example; the model has 1, and there are"):
+    with pytest.raises(UserError, match="the number of a class for each example; the model has 1 "):
         export_saved_model(
             classifier, tmp_path, quantize="int8", evaluation=(images, np.zeros(3, int))
         )

@@ -11,7 +11,8 @@ from tests import references
 from tests.layers import running
 from tests.layers.test_against_references import CASES, STEPS
 from tfnorm import functional, layers
-from tfnorm.functional import eval_normalization, traced_once, xla
+from tfnorm.functional import traced_once, xla
+from tfnorm.functional.eval_normalization import EXAMPLES
 from tfnorm.functional.recurrence import recurrence
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -422,7 +423,7 @@ def test_shares_are_estimated_of_the_first_examples_of_each_group(rng, groups, i
     layer, _, state = evaluated(virtual_replicas=groups, dtype="float64")
     layer.build((None, 2, 3))
     running.randomize(layer, rng)
-    few, size = eval_normalization.EXAMPLES, 300
+    few, size = EXAMPLES, 300
     x = rng.normal(size=(groups, size, 2, 3)) * np.linspace(1, 3, size)[:, None, None]
     state()  # sets the shares
     moving = [running.number(v) for v in (layer.moving_mean, layer.moving_variance)]

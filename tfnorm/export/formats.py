@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfnorm.errors import RunError, UserError, one_line
+from tfnorm.errors import RunError, UserError
 from tfnorm.export.signature import NAME
 from tfnorm.export.versions import is_refused_by_disk
 from tfnorm.export.writing import Answering, write
@@ -165,7 +165,9 @@ def convert(names: Sequence[str], path: pathlib.Path, answering: Answering) -> N
         except Exception as error:
             if is_refused_by_disk(error):
                 raise
-            raise RunError(f"The model cannot be converted to {name}: {one_line(error)}") from error
+            # A converter's notes go on for pages.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"The model cannot be converted to {name}: {reason}") from error
 
 
 @contextlib.contextmanager
