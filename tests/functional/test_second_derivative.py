@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfnorm.functional import channelwise, fused
+from tfnorm.functional.traced_once import traced_once
 
 EPSILON = 1e-3
 
@@ -53,12 +54,18 @@ def test_of_all_that_is_taken(rng, compute, wrap):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_in_training_where_moments_follow_from_what_is_given(rng, wrap):
+@pytest.mark.parametrize("once", [lambda f: f, traced_once], ids=["plain", "traced once"])
+def test_in_training_where_moments_follow_from_what_is_given(rng, wrap, once):
     image = (1, 32, 5)
     values = [rng.normal(size=shape) for shape in (image, image, (5,))]
     along = [rng.normal(size=image), *(rng.normal(size=5) for _ in range(2))]
+
+    @once
+    def by_kernel(dy, x, scale):
+        return gradient_in_training(fused, dy, x, scale)
+
     wanted = derivatives(channelwise, wrap, tf.float64, gradient_in_training, values, along)
-    got = derivatives(fused, wrap, tf.float32, gradient_in_training, values, along)
+    got = derivatives(None, wrap, tf.float32, lambda _, *given: by_kernel(*given), values, along)
     for ours, theirs in zip(got, wanted, strict=True):
         assert np.abs(theirs).max() > 0.1
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
