@@ -278,7 +278,7 @@ def test_layer_with_lora_is_left_whole(randomized, difference):
     dense.enable_lora(2)
     model = randomized(keras.Model(x, y))
     folded, report = fold(model)
-    assert report.rows[0].reason == "adapted (Dense) lies in between" + REST
+    assert report.rows[0].reason == "adapted (Dense) has weights of LoRA" + REST
     assert difference(model, folded) < 1e-5
 
 
@@ -313,7 +313,7 @@ def test_quantized_layer_is_left_whole(randomized):
     model = randomized(keras.Model(x, bn(name="after")(dense(x))))
     dense.quantize("int8")
     row = fold(model)[1].rows[0]
-    assert row.reason == "quantized (Dense) lies in between" + REST
+    assert row.reason == "quantized (Dense) is quantized" + REST
 
 
 def test_model_without_graph():

@@ -1,5 +1,6 @@
 """The comparison of an export with its model, in a process without tfnorm and Keras."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -206,3 +207,19 @@ def test_model_that_cannot_be_run_on_noise():
         "(--noverify)."
     )
     assert "\n" not in message and "{{" not in message and "Arguments received" not in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has the call that it takes")
+def test_the_processes_of_a_verification_end_with_their_parent():
+    """By kill -9 too, where nothing can be cleaned up."""
+    path = pathlib.Path(recording.__file__).with_name("runtimes") / "process.py"
+    child = (
+        f"import runpy, time; runpy.run_path({str(path)!r})['end_with_parent'](); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-I', '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.kill()
+    # It is read to its end once nobody is left to write.
+    assert process.communicate(timeout=20)[0] == b""

@@ -279,3 +279,10 @@ def test_virtual_replicas_are_said_once():
     )
     with pytest.raises(UserError, match="and virtual_replicas is 1; give --virtual_replicas"):
         training.Config(norm_options={"virtual_replicas": 2})
+
+
+def test_wrong_options_of_a_norm_are_told_as_they_are_given():
+    with pytest.raises(UserError) as error:
+        training.Config(norm="brn", norm_options={"r_max": LinearRamp(0.5, 3.0, 1, 2)})
+    start = "norm 'brn' cannot be made with norm_options r_max=ramp(0.5,3,1,2) (ValueError: "
+    assert str(error.value).startswith(start)

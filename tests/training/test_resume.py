@@ -7,6 +7,7 @@ import pytest
 from tests.training.running import AfterStep, on_replicas, weights, without_times
 from tfnorm import training
 from tfnorm.errors import RunError, UserError
+from tfnorm.schedules import LinearRamp
 
 
 def interrupt():
@@ -215,6 +216,15 @@ def test_another_architecture(small, tmp_path, notices):
         "bn and is gn, freeze was None and is norm; give the flags it was trained with, or another "
         "--model_dir"
     )
+
+
+def test_options_of_a_norm_are_told_as_they_are_given(small, tmp_path, notices):
+    ramp = LinearRamp(1.0, 3.0, 2, 10)
+    saved = small(model_dir=str(tmp_path), norm="brn", norm_options={"r_max": ramp})
+    training.train(saved, notice=notices.append)
+    with pytest.raises(UserError) as error:
+        training.train(dataclasses.replace(saved, norm_options={}), notice=notices.append)
+    assert "norm_options was r_max=ramp(1,3,2,10) and is empty; give" in str(error.value)
 
 
 def test_another_architecture_where_config_json_is_lost(small, tmp_path, notices):

@@ -135,6 +135,14 @@ def test_a_checkpoint_that_cannot_be_written(small, tmp_path, notices, monkeypat
     )
 
 
+def test_a_run_that_fails_before_it_writes_leaves_nothing(small, tmp_path, notices):
+    directory = tmp_path / "runs" / "one"
+    config = small(model_dir=str(directory), warmup_epochs=1e8)
+    with pytest.raises(UserError, match="which would never reach its learning rate"):
+        training.train(config, notice=notices.append)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_model_dir_that_cannot_be_written(small, tmp_path, notices):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError) as error:

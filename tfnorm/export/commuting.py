@@ -47,8 +47,15 @@ def _rule(call: Call) -> Callable[[Call, Affine, Tensor, Tensor], Affine]:
     rule = _RULES.get(type(call.part.operation))
     one_to_one = len(call.tensors) == 1 and len(call.outputs) == 1
     if rule is None or not one_to_one or call.kwargs.get("training"):
-        raise Obstacle(f"{call.part.path} ({type(call.part.operation).__name__}) lies in between")
+        operation = call.part.operation
+        raise Obstacle(f"{call.part.path} ({type(operation).__name__}) {_hindrance(operation)}")
     return rule
+
+
+def _hindrance(operation: keras.Operation) -> str:
+    if getattr(operation, "quantization_mode", None):
+        return "is quantized"
+    return "has weights of LoRA" if getattr(operation, "lora_enabled", False) else "lies in between"
 
 
 def _check_dtypes(call: Call, tensors: list[Tensor]) -> None:

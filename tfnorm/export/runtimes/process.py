@@ -9,11 +9,21 @@ hold outputs in the same way: numbers as float64, strings as UTF-8. The paths on
 to be found come as JSON on stdin.
 """
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+def end_with_parent() -> None:
+    """On Linux, has this process killed when the one that started it ends, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def block(packages: Iterable[str]) -> None:
@@ -55,6 +65,7 @@ def main(runtime: str, export: str, record: str, answers: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     sys.path.extend(path for path in json.load(sys.stdin) if path not in sys.path)
     main(*sys.argv[1:])
