@@ -99,7 +99,8 @@ def _compare(values: flags.FlagValues) -> None:
         among = placing.workers() if values.distribution_strategy == _WORKERS else 1
         grid = placing.place(grid, values.distribution_strategy, values.tpu, among)
     quick = "-quick" if values.quick else ""
-    output = paths.local(values.output_dir or f"runs/{values.study}{quick}", "output_dir")
+    default = f"runs/{values.study}{quick}"
+    output = paths.local(default if values.output_dir is None else values.output_dir, "output_dir")
     _check_output(output)
     if not chief:
         results = Results(output / "results.jsonl")

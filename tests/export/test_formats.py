@@ -1,5 +1,6 @@
 """LiteRT and ONNX beside the SavedModel, each run by its own runtime."""
 
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -11,6 +12,7 @@ import tensorflow as tf
 import tfnorm
 from tfnorm.errors import RunError, UserError
 from tfnorm.export import Postprocessing, Preprocessing, export_saved_model, formats
+from tfnorm.layers import norms
 
 L = keras.layers
 
@@ -182,3 +184,53 @@ def test_a_full_disk_is_no_refusal(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"Cannot write the export to .*No space left on device"):
         export_saved_model(classifier(), tmp_path / "out", formats=["litert"], verify=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def litert_unverified(monkeypatch):
+    """TensorFlow has the converter; only what runs its files is a package of its own."""
+    format = dataclasses.replace(formats.FORMATS["litert"], modules=())
+    monkeypatch.setitem(formats.FORMATS, "litert", format)
+
+
+UNFOLDED = {
+    "on": {"compensation": "layer_scaling"},
+    "sn": {},
+    "bin": {},
+    "evalnorm": {},
+    "gn": {},
+}
+
+
+def unfolded(name, shape):
+    """Inference by each example's own statistics, behind what nothing folds into."""
+    x = keras.Input(shape)
+    y, _ = norms.get(name, **UNFOLDED[name])(L.Activation("tanh"), x, None)
+    return keras.Model(x, L.Dense(3)(L.Flatten()(y)))
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 4), (4,), (3, 4, 5, 4)])
+@pytest.mark.parametrize("norm", UNFOLDED)
+def test_statistics_of_examples_are_operations_that_litert_has(
+    norm, shape, litert_unverified, randomized, tmp_path
+):
+    model = randomized(unfolded(norm, shape))
+    path = export_saved_model(model, tmp_path, formats=["litert"], verify=False).path
+    assert (path / "model.tflite").stat().st_size > 500
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 4), (4,)])
+@pytest.mark.parametrize("norm", UNFOLDED)
+@pytest.mark.parametrize(("name", "file"), EXTRAS)
+def test_statistics_of_examples_elsewhere(name, file, norm, shape, randomized, tmp_path):
+    model = randomized(unfolded(norm, shape))
+    assert export_saved_model(model, tmp_path, formats=[name]).verification.difference < 1e-5
+
+
+def test_a_loop_that_litert_cannot_run(litert_unverified, tmp_path):
+    x = keras.Input((7, 5))
+    with pytest.raises(RunError, match="Build the layer with unroll=True"):
+        model = keras.Model(x, L.LSTM(4)(x))
+        export_saved_model(model, tmp_path, formats=["litert"], verify=False)
+    model = keras.Model(x, L.LSTM(4, unroll=True)(x))
+    export_saved_model(model, tmp_path, formats=["litert"], verify=False)

@@ -66,6 +66,12 @@ def _to_litert(path: pathlib.Path, answering: Answering) -> None:
             content = converter.convert()
         except Exception as error:  # pages of a compiler's notes, of which this is what counts
             refused = re.search(r"'tf\.\w+' op .*", str(error))
+            if refused and "TensorList" in refused[0]:
+                raise NotImplementedError(
+                    "LiteRT cannot loop over the steps of a recurrent layer in batches of any size "
+                    f"({refused[0].split(' op ')[0]}). Build the layer with unroll=True, or choose "
+                    "the format saved_model or onnx."
+                ) from error
             raise NotImplementedError(refused[0] if refused else str(error)) from error
     (path / "model.tflite").write_bytes(content)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfnorm.functional import channelwise, elementwise, fused
+from tfnorm.functional import channelwise, elementwise, fused, rounding
 from tfnorm.functional.channelwise import Moments
 from tfnorm.functional.sizes import dimensions
 from tfnorm.functional.then import NOTHING, Then
@@ -34,7 +34,10 @@ class Mixture(NamedTuple):
 
 
 def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
-    """Count [n, 1], mean and biased variance [n, C] of each example."""
+    """Count [n, 1], mean and biased variance [n, C] of each example.
+
+    For inference: by operations that LiteRT, ONNX and XLA have, too.
+    """
     count = channelwise.positions(x, mask)
     if x.shape[1] == 1:  # as behind a dense layer
         value = tf.squeeze(x, 1)
@@ -43,17 +46,18 @@ def moments(x: tf.Tensor, mask: tf.Tensor | None = None) -> Moments:
 
     @tf.custom_gradient
     def compute(x: tf.Tensor):  # noqa: ANN202
-        own = channelwise.moments(x, mask)
+        mean = rounding.mean_without(x, mask, channelwise.mean(x, mask))
+        variance = channelwise.mean(tf.square(channelwise.centre(x, mean)), mask)
 
         def gradient(dmean: tf.Tensor, dvariance: tf.Tensor) -> tf.Tensor:
             # ∂mean/∂x = 1/m, ∂variance/∂x = 2·(x − mean)/m.
             share = 1 / channelwise.at_least_one(count)
             nothing = tf.zeros([], x.dtype)
             return channelwise.add_affine(
-                nothing, x, own.mean, 2 * share * dvariance, share * dmean, mask
+                nothing, x, mean, 2 * share * dvariance, share * dmean, mask
             )
 
-        return (own.mean, own.variance), gradient
+        return (mean, variance), gradient
 
     return Moments(count, *compute(x))
 

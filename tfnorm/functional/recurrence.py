@@ -146,6 +146,10 @@ def _doubled(
 
 
 def _moved_on(values: tf.Tensor, reach: tf.Tensor | int, before: int = 0) -> tf.Tensor:
+    if tf.is_tensor(reach):  # XLA neither slices nor pads by what a loop computes
+        source = tf.range(tf.shape(values)[1]) - reach
+        moved = tf.gather(values, tf.maximum(source, 0), axis=1)
+        return tf.where(source[:, None] >= 0, moved, tf.cast(before, values.dtype))
     return tf.pad(values[:, :-reach], [[0, 0], [reach, 0], [0, 0]], constant_values=before)
 
 

@@ -182,7 +182,7 @@ def _of_one_position(
     batch_mean, batch_variance = map(channelwise.at_positions, of_batch)
     layer_mean = tf.reduce_mean(x, -1, keepdims=True)
     about_layer = x - layer_mean
-    layer_variance = channelwise.squared_norm(about_layer, -1) / x.shape[-1]
+    layer_variance = tf.reduce_mean(tf.square(about_layer), -1, keepdims=True)
     share = of_mean[2] / _both(of_mean)
     # By products of the means alone, which are few.
     centred = about_layer + (share * layer_mean - share * batch_mean)
