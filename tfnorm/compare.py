@@ -7,9 +7,7 @@ and one --output_dir, or virtually on one device. Then there are a table, plots,
 foldable model as a SavedModel. Runs that are in --output_dir already are not made again.
 """
 
-import pathlib
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 
 from absl import flags
@@ -101,7 +99,8 @@ def _compare(values: flags.FlagValues) -> None:
     quick = "-quick" if values.quick else ""
     default = f"runs/{values.study}{quick}"
     output = paths.local(default if values.output_dir is None else values.output_dir, "output_dir")
-    _check_output(output)
+    # Before hours of training whose results could not be written.
+    paths.make_writable(output, "output_dir", "choose another")
     if not chief:
         results = Results(output / "results.jsonl")
         running.take_part(grid, results, output / "models")
@@ -131,17 +130,6 @@ def _seeds(texts: Sequence[str]) -> list[int]:
     if wrong:
         raise UserError(f"seeds are numbers from 0 on, as in --seeds=0,1; received {wrong[0]!r}")
     return [int(text) for text in texts]
-
-
-def _check_output(directory: pathlib.Path) -> None:
-    """Finds out before hours of training whether their results can be written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to output_dir {directory} ({error.strerror}); choose another"
-        ) from error
 
 
 def _tell(text: str) -> None:

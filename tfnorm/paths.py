@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import tempfile
 
 from tfnorm.errors import UserError
 
@@ -40,3 +41,21 @@ def local(path: str | os.PathLike[str], name: str) -> pathlib.Path:
             "complete"
         )
     return pathlib.Path(rest[1])
+
+
+def make_writable(directory: pathlib.Path, name: str, cure: str) -> None:
+    """Makes a directory, with those above it, if it does not exist.
+
+    Args:
+        directory: The directory.
+        name: The argument or flag that it was given for.
+        cure: What to do where it cannot be.
+
+    Raises:
+        UserError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {name} {directory} ({error.strerror}); {cure}") from error

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,22 +40,12 @@ def opened_to_train(config: Config, write: bool, notice: Notice) -> Iterator[pat
     with contextlib.ExitStack() as stack:
         if write:
             stack.enter_context(removed_if_empty(directory))
-            _make(directory)
+            paths.make_writable(directory, "model_dir", "choose another --model_dir")
             stack.enter_context(locks.hold(directory, "model_dir", notice))
             remove_drafts(directory)
             remove_leftovers(directory / "checkpoints")
         _look_into(directory, config, notice)
         yield directory
-
-
-def _make(directory: pathlib.Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to model_dir {directory} ({error.strerror}); choose another --model_dir"
-        ) from error
 
 
 def _look_into(directory: pathlib.Path, config: Config, notice: Notice) -> None:
