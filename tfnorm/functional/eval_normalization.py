@@ -4,10 +4,10 @@ import tensorflow as tf
 
 from tfnorm.functional import channelwise, examplewise
 from tfnorm.functional.channelwise import Moments, at_least_one
-from tfnorm.functional.traced_once import traced_once
+from tfnorm.functional.traced_once import traced_for_any_small_size
 from tfnorm.functional.view import View
 
-EXAMPLES = 256
+EXAMPLES = 32
 """Of so many examples of a group a step estimates the shares: behind a dense layer there may be
 thousands of them, whose every value would be passed over many times."""
 
@@ -70,6 +70,7 @@ def estimate_shares(
     epsilon: float = 1e-3,
     axis: int = -1,
     mask: tf.Tensor | None = None,
+    is_seen: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A step of α and β towards those under which inference would see what training saw.
 
@@ -90,6 +91,7 @@ def estimate_shares(
         epsilon: added to the variances, inside the root.
         axis: the channel axis.
         mask: the shape of x without its channel axis, True where valid.
+        is_seen: the groups [G, 1] whose shares change; None is all.
 
     Returns:
         The new α and β, [G, 1], between 0 and 1; no gradient flows through them.
@@ -100,12 +102,14 @@ def estimate_shares(
     rows = view.by_example(view.flatten(x))
     if rows.shape[0] is None or rows.shape[0] > groups * EXAMPLES:
         rows, valid = (_first_of_groups(v, groups) for v in (rows, valid))
-    rows = tf.cast(rows, channelwise.statistics_dtype(x))
+    # Of what nobody differentiates, TensorFlow prepares no gradient.
+    rows = tf.stop_gradient(tf.cast(rows, channelwise.statistics_dtype(x)))
     known = rows, *batch[1:3], moving_mean, moving_variance, mean_share, variance_share
-    return _estimate(*map(tf.stop_gradient, known), valid, rate=rate, epsilon=epsilon)
+    shares = _estimate(*known, valid, is_seen, groups=groups, rate=rate, epsilon=epsilon)
+    return tuple(map(tf.stop_gradient, shares))
 
 
-@traced_once
+@traced_for_any_small_size
 def _estimate(
     rows: tf.Tensor,
     batch_mean: tf.Tensor,
@@ -115,13 +119,14 @@ def _estimate(
     mean_share: tf.Tensor,
     variance_share: tf.Tensor,
     valid: tf.Tensor | None,
+    is_seen: tf.Tensor | None,
     *,
+    groups: int,
     rate: float,
     epsilon: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`estimate_shares` of some examples [n, P, C]."""
     own = channelwise.moments(rows, valid)
-    groups = batch_mean.shape[0]
     count, *own = (examplewise.of_groups(v, groups) for v in own[:3])
     own = Moments(count, *own)
     weight = count / at_least_one(tf.reduce_sum(count, 1, keepdims=True))
@@ -135,7 +140,7 @@ def _estimate(
     slope = mixed - rstd
     level = (own.mean - mean) * mixed - (own.mean - batch_mean) * rstd
     distance = own.mean - moving_mean
-    by_variance = -0.5 * mixed**3
+    by_variance = -0.5 * tf.square(mixed) * mixed
     of_alpha, of_beta = (1 - 2 * alpha) * tf.square(distance), own.variance - moving_variance
     slopes = by_variance * of_alpha, by_variance * of_beta
     levels = tuple((own.mean - mean) * each for each in slopes)
@@ -149,7 +154,8 @@ def _estimate(
             weight * (tf.square(dlevel) + tf.square(dslope) * own.variance), [1, 2], keepdims=True
         )
         moved = share - rate * tf.math.divide_no_nan(gradient, curvature)
-        new.append(tf.squeeze(tf.clip_by_value(moved, 0, 1), 1))
+        moved = tf.squeeze(tf.clip_by_value(moved, 0, 1), 1)
+        new.append(moved if is_seen is None else tf.where(is_seen, moved, tf.squeeze(share, 1)))
     return new[0], new[1]
 
 

@@ -17,7 +17,8 @@ from tfnorm.functional.view import View
 # So many times the variance may a mean square be to be trusted with all but 4 bits of its digits.
 _DOMINANCE = 16
 
-Keep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], None]
+SUMS = Then(lambda sums, *_: sums)
+"""What `online_normalization` keeps in the backward pass if nobody wants anything else."""
 
 
 def online_normalization(
@@ -28,7 +29,7 @@ def online_normalization(
     variance: tf.Tensor,
     gradient_sum: tf.Tensor,
     product_sum: tf.Tensor,
-    keep: Keep,
+    keep: Callable[..., None],
     *,
     forward_decay: float = 0.999,
     backward_decay: float = 0.99,
@@ -38,6 +39,7 @@ def online_normalization(
     mask: tf.Tensor | None = None,
     groups: int = 1,
     then: Then = NOTHING,
+    then_backward: Then = SUMS,
 ) -> tuple[tf.Tensor, Moments]:
     """Normalizes example by example, each by the statistics of all before it (equations 8 to 11).
 
@@ -61,8 +63,8 @@ def online_normalization(
         variance: σ² likewise.
         gradient_sum: u of each group before the batch, [G, C].
         product_sum: w likewise.
-        keep: given u and w after the batch and the number of valid positions [G, 1]; called once
-            in the backward pass.
+        keep: called once in the backward pass, with what `then_backward` makes: without one, u and
+            w after the batch and the number of valid positions [G, 1].
         forward_decay: α_f.
         backward_decay: α_b.
         clamp: the largest |output|; None is without a clamp.
@@ -71,6 +73,8 @@ def online_normalization(
         mask: the shape of x without its channel axis, True where valid.
         groups: the number of virtual replicas, consecutive parts of the batch.
         then: what else to make of the `Moments`, their `derived`.
+        then_backward: what to keep of u, w and the number of valid positions, a tuple, and of what
+            `then` derived.
 
     Returns:
         The output, of the shape and dtype of x, and as `Moments` the number of valid positions, μ
@@ -95,7 +99,8 @@ def online_normalization(
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             sums = gradient_sum, product_sum
-            (dx, *shares), kept = _gradient(dy, y, saved, gamma, *sums, valid, **backward)
+            given = dy, y, saved, gamma, *sums, valid, derived, then_backward.arguments
+            (dx, *shares), kept = _gradient(*given, then=then_backward.function, **backward)
             keep(*kept)
             shares = map(channelwise.after_reading, (gamma, beta), shares)
             return channelwise.shaped(dx, rows), *shares
@@ -203,13 +208,16 @@ def _gradient(
     gradient_sum: tf.Tensor,
     product_sum: tf.Tensor,
     valid: tf.Tensor | None,
+    derived: Any,
+    arguments: tuple[tf.Tensor | None, ...],
     *,
     decay: float,
     clamp: float | None,
     epsilon: float,
     groups: int,
+    then: Callable,
 ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
-    """The gradients of x, γ and β; u and w after the batch, and the number of valid positions."""
+    """The gradients of x, γ and β, and what `then` makes of u and w after the batch."""
     grouped = functools.partial(examplewise.of_groups, groups=groups)
     values, *of_examples = saved
     length = grouped(values).shape[1]
@@ -237,17 +245,18 @@ def _gradient(
     mean_h = mean_g * rstd
     sums, last_sum = recurrence(keeps, mean_h, gradient_sum)
     after = last_sum, last_product, tf.reduce_sum(grouped(count), 1)
+    kept = then(after, derived, *arguments)
     of_parameters = tf.reduce_sum(dgamma, 0), tf.reduce_sum(total, 0)
     if _is_value(values, valid):
         dx = channelwise.at_positions(_flattened(mean_h - leak * sums))
-        return (tf.cast(dx, y.dtype), *of_parameters), after
+        return (tf.cast(dx, y.dtype), *of_parameters), kept
     through = -leak * products * tf.square(rstd)
     offset = -leak * sums - through * centres
     # Once the sums are there, dy may be multiplied in place (0.9 of the backward pass).
     with tf.control_dependencies([product, total]):
         of_y = gamma * _flattened(rstd), values, *map(_flattened, (through, offset)), valid
         dx = elementwise.add_affine(dy, *of_y, dtype=y.dtype)
-    return (dx, *of_parameters), after
+    return (dx, *of_parameters), kept
 
 
 def _is_value(rows: tf.Tensor, valid: tf.Tensor | None) -> bool:

@@ -24,7 +24,7 @@ class EvalNormalization(OfExamples, ChannelNormalization):
     α and β are 1/B for training_batch_size = B, an example's share in the mean of B; or they are
     estimated: each training call takes a step towards the α and β that minimize the mean of
     (x̂_mixture − x̂_batch)², without gradient into the network and at no pass over the activations
-    but that for the examples' moments. Of a larger batch, or virtual replica, its first 256
+    but that for the examples' moments. Of a larger batch, or virtual replica, its first 32
     examples are used for that, which is plenty for two numbers. They start at 0, which is batch
     normalization, so that a network that is already trained can be converted; training calls, also
     without an optimizer, estimate them.
@@ -98,11 +98,11 @@ class EvalNormalization(OfExamples, ChannelNormalization):
     ) -> None:
         variables = self.mean_share, self.variance_share
         shares = [state.read(v) for v in variables]
-        updated = functional.estimate_shares(
-            inputs, own, *moving, *(share[0] for share in shares), 1 - self.momentum, **options
+        before = (tf.squeeze(share, 0) for share in shares)
+        after = functional.estimate_shares(
+            inputs, own, *moving, *before, 1 - self.momentum, is_seen=is_seen, **options
         )
-        kept = [tf.where(is_seen, new, old) for new, old in zip(updated, shares)]
-        state.Writer().assign_all(variables, kept, shares)
+        state.Writer().assign_all(variables, (tf.expand_dims(v, 0) for v in after), shares)
 
     def infer(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Normalizes by the mixture of each example's moments and the moving ones."""

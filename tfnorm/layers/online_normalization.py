@@ -112,20 +112,14 @@ class OnlineNormalization(ChannelNormalization):
             held_running = [state.read(v) for v in running]
             before = _of_groups(held_running, before)
         backward_writer = state.BackwardWriter()
-        kept, is_seen = (self.gradient_sum, self.product_sum), None
+        kept = self.gradient_sum, self.product_sum
         held = [state.read(v) for v in kept]
         # Kept in units of the loss itself, whose scale changes from step to step.
         scale = loss_scaling.scale(backward_writer.optimizer, self.statistics_dtype)
         sums = [tf.squeeze(v if scale is None else v * scale, 0) for v in held]
 
         def keep(*new: tf.Tensor) -> None:
-            if is_seen is None:  # in forward mode
-                return
-            for variable, old, value in zip(kept, held, new):
-                value = tf.expand_dims(value if scale is None else value / scale, 0)
-                is_finite = tf.reduce_all(tf.math.is_finite(value), -1, keepdims=True)
-                is_kept = tf.logical_and(is_finite, is_seen)
-                backward_writer.assign(variable, tf.where(is_kept, value, old), old)
+            backward_writer.assign_all(kept, new, held)
 
         then = self.then_move(before, _keep_running)
         outputs, after = functional.online_normalization(
@@ -143,8 +137,9 @@ class OnlineNormalization(ChannelNormalization):
             mask=mask,
             groups=self.virtual_replicas,
             then=then,
+            then_backward=functional.Then(_keep_sums, (*held, scale)),
         )
-        *kept_running, is_seen = after.derived
+        *kept_running, _ = after.derived
         if held_running:
             state.Writer().assign_all(running, kept_running[:2], held_running)
         state.Writer().assign_all(moving, kept_running[2:], held_moving)
@@ -213,3 +208,19 @@ def _keep_running(
     """Mean and variance of each group that has seen something, [1, G, C], and their means [C]."""
     kept = [tf.where(is_seen, new, before) for new, before in zip(own[1:3], old)]
     return *(tf.expand_dims(v, 0) for v in kept), *(tf.reduce_mean(v, 0) for v in kept)
+
+
+def _keep_sums(
+    new: tuple[tf.Tensor, ...],
+    derived: tuple[tf.Tensor, ...],
+    *held_and_scale: tf.Tensor | None,
+) -> list[tf.Tensor]:
+    """u and w [1, G, C] of each group that has seen something and found them finite."""
+    *_, is_seen = derived
+    *held, scale = held_and_scale
+    kept = []
+    for value, old in zip(new, held):
+        value = tf.expand_dims(value if scale is None else value / scale, 0)
+        is_finite = tf.reduce_all(tf.math.is_finite(value), -1, keepdims=True)
+        kept.append(tf.where(tf.logical_and(is_finite, is_seen), value, old))
+    return kept
