@@ -149,6 +149,48 @@ def test_fit_calls_it_when_it_is_due_and_changes_no_variable(examples, monkeypat
     assert [row["step"] for row in monitor.history] == [3, 6, 9]
 
 
+def test_it_measures_after_the_execution_in_which_it_is_due(examples):
+    model = dense(keras.layers.BatchNormalization())
+    model.compile("sgd", LOSS, steps_per_execution=3)
+    monitor = StatisticsMonitor(examples(16), 4, every=4, large_batch=16, notice=lambda text: None)
+    x, labels = examples(32)
+    model.fit(x, labels, batch_size=4, epochs=2, verbose=0, callbacks=[monitor])
+    # 8 steps an epoch end with 3, 6, 8, 11, 14 and 16.
+    assert [row["step"] for row in monitor.history] == [6, 8, 14, 16]
+
+
+def test_steps_go_on_in_the_next_fit_and_follow_the_model(tmp_path, examples, notices):
+    x, labels = examples(32)
+    monitor = StatisticsMonitor(
+        examples(16), 4, every=4, large_batch=16, directory=tmp_path, notice=notices.append
+    )
+    first, other = (compiled(layers.BatchNormalization(name=name)) for name in ("one", "two"))
+    for model, epochs in ((first, 2), (first, 1), (other, 1)):
+        model.fit(x, labels, batch_size=4, epochs=epochs, verbose=0, callbacks=[monitor])
+    found = [(row["layer"], row["step"]) for row in monitor.history]
+    assert found == [*(("one", step) for step in range(4, 25, 4)), ("two", 28), ("two", 32)]
+    assert [notice.split("'")[1] for notice in notices] == ["one", "two"]
+    written = [scalars_of(file) for file in (tmp_path / "statistics").iterdir()]
+    steps = {step for each in written for _, step in each}
+    assert steps == {step for _, step in found}
+
+
+def test_a_frozen_layer_is_watched_where_it_is_named_and_never_warned_of(examples, notices):
+    names = ("a", "b", "c", "d")
+    normalizers = [layers.BatchNormalization(name=name) for name in names]
+    model = dense(*normalizers)
+    for layer in normalizers[:2]:
+        layer.trainable = False
+    for watched, found in ((4, ["c", "d"]), (["a"], ["a"])):
+        notices.clear()
+        monitor = begin(model, examples(64), 2, every=1, layers=watched, notice=notices.append)
+        assert [row["layer"] for row in monitor.history] == found
+        assert [notice.split("'")[1] for notice in notices] == [x for x in found if x in "cd"]
+    model.trainable = False
+    monitor = begin(model, examples(64), 2, every=1, layers=2, notice=notices.append)
+    assert [row["layer"] for row in monitor.history] == ["a", "d"]
+
+
 def test_a_dropout_draws_in_training_what_it_drew_without_it(examples):
     x, labels = examples(12)
 
@@ -358,6 +400,10 @@ def test_normalizers_without_an_entry_are_watched_by_the_name_of_their_class(exa
 
 def scalars(directory):
     (file,) = (directory / "statistics").iterdir()
+    return scalars_of(file)
+
+
+def scalars_of(file):
     return {
         (v.tag, event.step): tf.make_ndarray(v.tensor).item()
         for event in summary_iterator.summary_iterator(str(file))
@@ -445,6 +491,8 @@ def test_layers_are_spread_over_the_depth(count, places):
         ({"every": 0}, "every must be a whole number from 1, received 0"),
         ({"every": 1.5}, "every must be a whole number from 1, received 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1, received 0"),
+        ({"large_batch": 0}, "large_batch must be a whole number from 1, received 0"),
+        ({"layers": 2.0}, "layers must be a number of layers or their names, received 2.0"),
         ({"batch_size": 9}, "StatisticsMonitor needs data of at least two micro-batches (9 images "
                             "on a replica, of batch_size=9), received 1 whole batches; give it "
                             "more"),
@@ -470,12 +518,42 @@ def test_a_model_without_normalizers_and_one_with_several_losses_are_user_errors
     model = dense(layers.BatchNormalization())
     model.name = "net"
     model.compile("sgd", [LOSS])
+    assert begin(model, examples(16), 4, every=1, notice=lambda text: None).history
+    model.compile("sgd", [LOSS, LOSS])
     with pytest.raises(UserError) as error:
         begin(model, examples(16), 4)
     assert str(error.value) == (
         "the model 'net' has several losses; give StatisticsMonitor one function as loss, from "
         "(labels, outputs)"
     )
+
+
+IMAGES = np.zeros((16, 5), "float32")
+
+
+@pytest.mark.parametrize(
+    ("data", "received"),
+    [
+        (IMAGES, "ndarray"),
+        (tf.data.Dataset.from_tensor_slices(IMAGES).batch(4), "a dataset of TensorSpec"),
+        (
+            tf.data.Dataset.from_tensor_slices((IMAGES, IMAGES[:, 0])),
+            "a dataset that is not batched",
+        ),
+    ],
+)
+def test_data_are_pairs_of_batches(data, received):
+    with pytest.raises(UserError) as error:
+        StatisticsMonitor(data, 4)
+    assert str(error.value) == (
+        "StatisticsMonitor needs data of images and labels, a pair of arrays or a tf.data.Dataset "
+        f"of batches of such pairs, received {received}"
+    )
+
+
+def test_labels_are_as_many_as_images():
+    with pytest.raises(UserError, match=r"as many labels as images, received others: .*16 and 10"):
+        begin(dense(layers.BatchNormalization()), (IMAGES, IMAGES[:10, 0]), 4)
 
 
 def test_a_layer_that_is_not_called_is_a_user_error(examples):

@@ -215,7 +215,7 @@ def _keep_sums(
     derived: tuple[tf.Tensor, ...],
     *held_and_scale: tf.Tensor | None,
 ) -> list[tf.Tensor]:
-    """u and w [1, G, C] of each group that has seen something and found them finite."""
+    """The sums u and w [1, G, C], of each group that has seen something and found them finite."""
     *_, is_seen = derived
     *held, scale = held_and_scale
     kept = []

@@ -107,17 +107,17 @@ class StatisticsSeries(training.StatisticsMonitor):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Takes up what an earlier part of the run has measured."""
+        super().on_train_begin(logs)
         if self._file and self._file.exists():
             self.history[:] = json.loads(self._file.read_text())
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Measures if it is due and there is a layer to measure."""
-        if normalizers(self.model):
-            super().on_train_batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Keeps what it has."""
-        if self._file:
+        """Measures if it is due and there is a layer to measure, and keeps what it has."""
+        if not normalizers(self.model):
+            return
+        measured = self._measured
+        super().on_train_batch_end(batch, logs)
+        if self._file and self._measured > measured:
             write_text(self._file, json.dumps(self.history))
 
     def result(self) -> dict[str, Any]:

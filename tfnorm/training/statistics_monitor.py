@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import untuned
-from tfnorm.errors import UserError, check_whole
+from tfnorm.errors import UserError, check_whole, one_line
 from tfnorm.graph import layers_below
 from tfnorm.layers import norms
 from tfnorm.layers.batch_method import method_of
@@ -45,7 +45,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
 
     It is for `tfnorm.training.train(config, callbacks=[...])`, which makes up to steps_per_loop
     steps before it calls back, so that the weights may be those of so many steps later, and for
-    `Model.fit`.
+    `Model.fit`, which calls back once for all of steps_per_execution: it then measures after the
+    execution in which it is due. Steps are counted on from one `fit` to the next.
 
     Source: Yan et al. 2020, section 3.2 and figures 2 to 4.
 
@@ -56,17 +57,19 @@ class StatisticsMonitor(keras.callbacks.Callback):
             image that the task needs (`label` or `mask`), or a mapping of entries.
         batch_size: Images of a training step, over all replicas.
         every: Steps from one measurement to the next.
-        layers: Names of normalizers, or how many of them, spread over the depth of the network. One
-            in a block whose name another block has too is named by its path, "block1/norm".
+        layers: Names of normalizers, or how many of them, spread over the depth of the network, of
+            those that are trained, if any is: what is frozen sees no batch statistics. One in a
+            block whose name another block has too is named by its path, "block1/norm".
         large_batch: Images to compare with, at least two micro-batches.
         loss: From (labels, outputs) to a mean over the images or one a image. None is that of the
             task in a run of `tfnorm.training.train`; in Keras' fit that the model was compiled
             with, and the cross-entropy of sparse labels and logits for a model without one.
         directory: Of scalars for TensorBoard, in its subdirectory statistics; None for none.
         notice: Called with a line, once a layer, where its statistics are too noisy for the norm in
-            use, which averages them or not: where the error of the normalized values or of their
-            gradients exceeds a third of their standard deviation (`NOISE_LIMIT`); and where
-            statistics are not finite, or so large that inference makes a channel constant.
+            use, which averages them or not and is not frozen: where the error of the normalized
+            values or of their gradients exceeds a third of their standard deviation
+            (`NOISE_LIMIT`); and where statistics are not finite, or so large that inference makes
+            a channel constant.
         keep_rows: Most rows of the history; the oldest go first.
 
     Attributes:
@@ -78,8 +81,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
             `tfnorm.training.statistics.Noise` with forward and backward.
 
     Raises:
-        UserError: The model has no such layer, or there is too little data. Raised after
-            the first step.
+        UserError: An argument is none of these, or, raised after the first step, the model has no
+            such layer or there is too little data.
     """
 
     def __init__(
@@ -95,16 +98,19 @@ class StatisticsMonitor(keras.callbacks.Callback):
         keep_rows: int = 10_000,
     ) -> None:
         super().__init__()
-        limits = {"batch_size": batch_size, "every": every, "keep_rows": keep_rows}
-        for name, value in limits.items():
+        limits = {"batch_size": batch_size, "every": every, "large_batch": large_batch}
+        for name, value in {**limits, "keep_rows": keep_rows}.items():
             check_whole(name, value)
-        if isinstance(layers, bool):
-            raise UserError(f"layers must be a number of layers or their names, received {layers}")
         layers = [layers] if isinstance(layers, str) else layers
+        if isinstance(layers, bool) or not isinstance(layers, (int, Sequence)):
+            raise UserError(f"layers must be a number of layers or their names, received {layers}")
+        _check_data(data)
         self._data, self._batch_size, self._every = data, batch_size, every
         self._chosen, self._large_batch, self._loss = layers, large_batch, loss
         self._directory, self._notice = directory, notice
-        self._step = self._first = self._measured = 0
+        self._step = self._first = self._before = self._measured = 0
+        self._is_begun = False
+        self._watched: tuple[Any, ...] = ()
         self._layers: list[keras.layers.Layer] = []
         self._names: dict[keras.layers.Layer, str] = {}
         self._writer = None
@@ -113,36 +119,53 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._told_constant: set[str] = set()
         self.history: list[dict[str, Any]] = []
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Notes that the model may be another one, and that steps may be counted from 0 again."""
+        self._is_begun = False
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Notes where the epoch begins, also in a run that was resumed."""
         steps = self.params.get("steps")
-        self._first = epoch * steps if steps else self._step
+        self._first = self._before + epoch * steps if steps else self._step
+        if not self._is_begun and self._first < self._step and "task" not in self.params:
+            # The next `fit`. A run of `tfnorm.training.train` goes back to where it was resumed.
+            self._before += self._step - self._first
+            self._first = self._step
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Measures if it is due."""
-        if not self._layers:
+        if not self._is_begun:
             self._prepare()
-        self._step = self._first + batch + 1
-        if self._step % self._every == 0:
+            self._is_begun = True
+        # Keras counts an epoch's last execution in full, though it may be of fewer steps.
+        done = min(batch + 1, self.params.get("steps") or batch + 1)
+        last, self._step = max(self._first, self._step), self._first + done
+        before = self._step - getattr(self.model, "steps_per_execution", 1)
+        if before < last < self._step:
+            before = last
+        if self._step // self._every > before // self._every:
             self._measure()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the file."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
     def _prepare(self) -> None:
         """Chooses layers and takes images: not before a step, that a model may be built by it."""
         chosen = _choose(self.model, self._chosen)
+        watched = self.model, getattr(self.model, "loss", None), [*chosen.values()]
+        if watched == self._watched:
+            return
+        self._watched = watched
         self._names = {layer: name for name, layer in chosen.items()}
         self._layers = [*chosen.values()]
+        self._warned, self._told_constant = set(), set()
         task = (self.params or {}).get("task")
         loss = self._loss or (_loss_of_task(task) if task else _loss(self.model))
         self._pass = TrainingPass(self.model, self._layers, loss)
         self._batches = self._take()
-        if self._directory is not None:
-            directory = os.path.join(self._directory, "statistics")
-            self._writer = tf.summary.create_file_writer(directory)
 
     def _take(self) -> list[tuple[Any, Any]]:
         strategy = getattr(self._layers[0].moving_mean.value, "distribute_strategy", None)
@@ -155,7 +178,13 @@ class StatisticsMonitor(keras.callbacks.Callback):
         if isinstance(rows, tf.data.Dataset):
             rows = rows.unbatch()
         else:
-            rows = tf.data.Dataset.from_tensor_slices(tuple(rows))
+            try:
+                rows = tf.data.Dataset.from_tensor_slices(tuple(rows[:2]))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    "StatisticsMonitor needs data of as many labels as images, received others: "
+                    f"{one_line(error)}"
+                ) from error
         rows = rows.take(count * images).batch(images, drop_remainder=True)
         rows = rows.with_options(untuned.options())
         batches = [batch[:2] for batch in rows] if images else []
@@ -223,8 +252,11 @@ class StatisticsMonitor(keras.callbacks.Callback):
         return samples
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._writer is None:
+        if self._directory is None:
             return
+        if self._writer is None:
+            directory = os.path.join(self._directory, "statistics")
+            self._writer = tf.summary.create_file_writer(directory)
         for name in _MEASURED:
             for key, value in row[name].items():
                 write_scalar(self._writer, f"{row['layer']}/{name}/{key}", value, row["step"])
@@ -247,7 +279,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
 
     def _warn(self, layer: keras.layers.Layer, row: dict[str, Any]) -> None:
         watched = row["layer"]
-        if watched in self._warned:
+        if watched in self._warned or not layer.trainable:
             return
         if not all(math.isfinite(value) for name in _MEASURED for value in row[name].values()):
             self._warned.add(watched)
@@ -291,7 +323,8 @@ def _choose(model: keras.Model, chosen: int | Sequence[str]) -> dict[str, keras.
                 f"StatisticsMonitor has no layer to watch: layers={chosen}, and the model "
                 f"{model.name!r} has {len(known)} normalizers of batches"
             )
-        return dict(spread([*known.items()], chosen))
+        trained = [(name, layer) for name, layer in known.items() if layer.trainable]
+        return dict(spread(trained or [*known.items()], chosen))
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise UserError(
@@ -326,8 +359,24 @@ def _loss_of_task(task: Task) -> Loss:
     return loss
 
 
+def _check_data(data: Any) -> None:
+    is_dataset = isinstance(data, tf.data.Dataset)
+    parts = data.element_spec if is_dataset else data
+    received = f"{'a dataset of ' if is_dataset else ''}{type(parts).__name__}"
+    if isinstance(parts, (tuple, list)) and len(parts) > 1:
+        if not is_dataset or all(v.shape.rank != 0 for v in tf.nest.flatten(parts[:2])):
+            return
+        received = "a dataset that is not batched"
+    raise UserError(
+        "StatisticsMonitor needs data of images and labels, a pair of arrays or a tf.data.Dataset "
+        f"of batches of such pairs, received {received}"
+    )
+
+
 def _loss(model: keras.Model) -> Loss:
     compiled = getattr(model, "loss", None)
+    if isinstance(compiled, (list, tuple)) and len(compiled) == 1:
+        (compiled,) = compiled
     if compiled is None:
         return tf.nn.sparse_softmax_cross_entropy_with_logits
     if isinstance(compiled, (list, tuple, dict)):
