@@ -140,6 +140,38 @@ def test_a_prepared_set_has_whole_masks_beside_the_map(folder):
             "is of image 4, which the file does not",
         ),
         (lambda c: c["annotations"][1].update(category_id=8), "is of category 8, which the file"),
+        (lambda c: c["images"][1].pop("height"), "image 1 of .* has no height$"),
+        (lambda c: c["categories"][0].pop("id"), "category 0 of .* has no id$"),
+        *(
+            (lambda c, name=name: c["annotations"][0].pop(name), f"annotation 1000 of .*no {name}$")
+            for name in ("image_id", "category_id", "bbox")
+        ),
+        *(
+            (
+                lambda c, box=box: c["annotations"][0].update(bbox=box),
+                "annotation 1000 of .* has the bbox .*; it must be four finite numbers, ",
+            )
+            for box in ([1, 2, 3], [1, 2, 3, float("nan")], "1234", [1, 2, 3, None])
+        ),
+        *(
+            (
+                lambda c, parts=parts: c["annotations"][0].update(segmentation=parts),
+                "the segmentation of annotation 1000 of .* must be polygons of three points or ",
+            )
+            for parts in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [1, 2, 3, 4, 5, 6], "polygon")
+        ),
+        (
+            lambda c: c["annotations"][0].update(
+                segmentation={"size": [WIDTH, HEIGHT], "counts": [600]}
+            ),
+            r"has the size \[30, 20\], and its image \[height, width\] = \[20, 30\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(
+                segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 7000]}
+            ),
+            "pycocotools cannot read the segmentation of annotation 1000 of ",
+        ),
     ],
 )
 def test_files_of_other_contents_are_named(folder, change, message):
@@ -148,6 +180,23 @@ def test_files_of_other_contents_are_named(folder, change, message):
     (folder / "instances.json").write_text(json.dumps(spoiled))
     with pytest.raises(UserError, match=message):
         generated(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]"])
+def test_a_file_that_is_not_of_the_format_is_named(folder, text):
+    (folder / "instances.json").write_text(text)
+    with pytest.raises(UserError, match=r"instances\.json (cannot be read as JSON: |has a list: )"):
+        generated(folder)
+    with pytest.raises(UserError, match=r"instances\.json (cannot be read as JSON: |has a list: )"):
+        coco_instances.categories(folder / "instances.json")
+
+
+def test_an_area_that_is_not_there_is_that_of_the_mask(folder):
+    spoiled = content()
+    spoiled["annotations"][0]["area"] = None
+    (folder / "instances.json").write_text(json.dumps(spoiled))
+    first, _ = generated(folder)
+    assert first["objects"][0]["area"] == MASKS[0].sum()
 
 
 def test_coco_itself_is_known_by_name(folder, monkeypatch):

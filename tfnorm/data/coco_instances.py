@@ -5,6 +5,7 @@ each object: polygons, and run lengths of crowds.
 """
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfnorm.data import run_lengths
-from tfnorm.errors import UserError
+from tfnorm.errors import UserError, one_line
 
 _URL = "http://images.cocodataset.org"
 _SPLITS = {"train": "train", "validation": "val"}  # What TFDS and what COCO calls them.
@@ -117,6 +118,7 @@ def examples(
         annotations: A JSON file with "images", "annotations" and "categories", such as
             instances_train2017.json. Of an annotation "image_id", "category_id", "bbox" [x, y,
             width, height], "segmentation" (polygons or run lengths) and, unless it is 0, "iscrowd".
+            Of an image "id", "height", "width" and "file_name".
         images: The folder of the images' "file_name".
 
     Raises:
@@ -124,21 +126,27 @@ def examples(
     """
     run_lengths.check_installed("a file of COCO's annotations")
     path = pathlib.Path(annotations)
-    content = json.loads(path.read_text("utf-8"))
+    content = _read(path)
     missing = [part for part in ("images", "annotations", "categories") if part not in content]
     if missing:
         raise UserError(
             f"{path} has no {' and '.join(missing)}: it is no file of COCO's annotations of objects"
         )
+    for number, image in enumerate(content["images"]):
+        _need(("id", "height", "width", "file_name"), image, f"image {number} of {path}")
+    for number, category in enumerate(content["categories"]):
+        _need(("id", "name"), category, f"category {number} of {path}")
     numbers = sorted(category["id"] for category in content["categories"])
     label_of = {number: label for label, number in enumerate(numbers)}
-    of_image: dict[int, list] = {image["id"]: [] for image in content["images"]}
+    size_of = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    of_image: dict[int, list] = {number: [] for number in size_of}
     for annotation in content["annotations"]:
-        _check(annotation, of_image, label_of, path)
-        of_image[annotation["image_id"]].append(annotation)
+        what = f"annotation {annotation.get('id')} of {path}"
+        _check(annotation, what, size_of, label_of)
+        of_image[annotation["image_id"]].append((annotation, what))
     for image in content["images"]:
-        size = image["height"], image["width"]
-        objects = [_object(one, size, label_of) for one in of_image[image["id"]]]
+        size = size_of[image["id"]]
+        objects = [_object(*one, size, label_of) for one in of_image[image["id"]]]
         objects = [one for one in objects if one is not None]
         yield (
             image["id"],
@@ -154,30 +162,83 @@ def examples(
 
 def categories(annotations: str | os.PathLike[str]) -> list[str]:
     """The names of the categories of a file of COCO's annotations, as `features` takes them."""
-    content = json.loads(pathlib.Path(annotations).read_text("utf-8"))
+    content = _read(pathlib.Path(annotations))
     return [own["name"] for own in sorted(content["categories"], key=lambda own: own["id"])]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has a {type(content).__name__}: it is no file of COCO's format")
+    return content
+
+
+def _need(names: Sequence[str], record: Mapping[str, Any], what: str) -> None:
+    missing = [name for name in names if record.get(name) is None]
+    if missing:
+        raise UserError(f"{what} has no {' and '.join(missing)}")
 
 
 def _check(
     annotation: Mapping[str, Any],
-    images: Mapping[int, Any],
-    categories: Mapping[int, Any],
-    path: pathlib.Path,
+    what: str,
+    size_of: Mapping[int, tuple[int, int]],
+    label_of: Mapping[int, int],
 ) -> None:
-    what = f"annotation {annotation.get('id')} of {path}"
     if "segmentation" not in annotation:
         raise UserError(f"{what} has no segmentation; take instances_*.json or the like")
-    for name, known in (("image_id", images), ("category_id", categories)):
+    _need(("image_id", "category_id", "bbox"), annotation, what)
+    for name, known in (("image_id", size_of), ("category_id", label_of)):
         if annotation[name] not in known:
             kind = name.removesuffix("_id")
             raise UserError(f"{what} is of {kind} {annotation[name]}, which the file does not have")
+    if not _are_numbers(annotation["bbox"]) or len(annotation["bbox"]) != 4:
+        raise UserError(
+            f"{what} has the bbox {annotation['bbox']!r:.60}; it must be four finite numbers, [x, "
+            "y, width, height]"
+        )
+    segmentation, size = annotation["segmentation"], size_of[annotation["image_id"]]
+    if isinstance(segmentation, Mapping):
+        _need(("size", "counts"), segmentation, f"the segmentation of {what}")
+        if [*segmentation["size"]] != [*size]:
+            raise UserError(
+                f"the segmentation of {what} has the size {segmentation['size']}, and its image "
+                f"[height, width] = {[*size]}"
+            )
+    elif not all(map(_is_polygon, segmentation or ())):
+        raise UserError(
+            f"the segmentation of {what} must be polygons of three points or more, [[x, y, x, y, "
+            "...], ...], or run lengths"
+        )
+
+
+def _are_numbers(values: Any) -> bool:
+    is_list = isinstance(values, (list, tuple))
+    return is_list and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+
+def _is_polygon(values: Any) -> bool:
+    return _are_numbers(values) and len(values) >= 6 and len(values) % 2 == 0
 
 
 def _object(
-    annotation: Mapping[str, Any], size: tuple[int, int], label_of: Mapping[int, int]
+    annotation: Mapping[str, Any],
+    what: str,
+    size: tuple[int, int],
+    label_of: Mapping[int, int],
 ) -> dict[str, Any] | None:
     height, width = size
-    text = run_lengths.of_annotation(annotation["segmentation"], size)
+    try:
+        text = run_lengths.of_annotation(annotation["segmentation"], size)
+        run_lengths.decode([text], size)
+    except Exception as error:  # pycocotools raises this very class
+        raise UserError(
+            f"pycocotools cannot read the segmentation of {what}: {one_line(error)}"
+        ) from error
+    own_area = annotation.get("area")
     x, y, w, h = annotation["bbox"]
     edges = np.clip([y / height, x / width, (y + h) / height, (x + w) / width], 0, 1)
     (area,) = run_lengths.areas([text], size)
@@ -185,7 +246,7 @@ def _object(
         return None
     return {
         "id": annotation.get("id", 0),
-        "area": round(annotation.get("area", area)),
+        "area": round(own_area if _are_numbers([own_area]) else area),
         "bbox": tfds.features.BBox(*map(float, edges)),
         "label": label_of[annotation["category_id"]],
         "is_crowd": bool(annotation.get("iscrowd", 0)),
