@@ -388,6 +388,17 @@ def test_a_model_without_normalizers():
     assert str(report) == "The model has no normalizer to convert."
 
 
+def test_normalizers_that_can_be_no_source_are_named():
+    x = keras.Input((4,))
+    y = L.RMSNormalization()(L.LayerNormalization()(L.LayerNormalization()(x)))
+    with pytest.raises(tfnorm.UserError) as error:
+        tfnorm.convert(keras.Model(x, y, name="net"), "gn")
+    assert str(error.value) == (
+        "The model 'net' has no normalizer to convert: its 2 LayerNormalization and 1 "
+        "RMSNormalization can be no source."
+    )
+
+
 def test_difference_that_cannot_be_measured():
     x = keras.Input((4,))
     y = L.Lambda(lambda x: keras.ops.reshape(x, (7, 3)), output_shape=(3,))(x)

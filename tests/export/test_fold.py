@@ -46,7 +46,9 @@ def test_reasons_along_a_path(randomized):
     y = bn(name="after_maximum")(L.MaxPooling2D(2, name="maximum")(L.Conv2D(4, 1)(L.ReLU()(y))))
     own = "its statistics are those of its input, at inference too; left as it is"
     assert rows_of(randomized(keras.Model(x, L.ReLU()(y)))) == [
-        unfolded("first", "it follows an input of the model" + REST),
+        unfolded(
+            "first", "it follows an input of the model, and relu (ReLU) lies in between" + REST
+        ),
         unfolded("after_relu", "with_relu before it ends in the activation relu" + REST),
         unfolded("after_layer", "with_layer before it ends in the activation LeakyReLU" + REST),
         unfolded("of_layer", own, "ln"),

@@ -106,7 +106,10 @@ def test_no_digits_are_lost_beside_a_large_mean(mean, rng):
     (row,) = report.rows
     assert row.folded == (mean < 100)
     if not row.folded:
-        assert row.reason.startswith("it follows an input of the model; one subtraction, one mult")
+        assert row.reason.startswith(
+            "it follows an input of the model, and dense after it would lose digits; one "
+            "subtraction, one mult"
+        )
 
     def alone(norm, dense):
         return lambda x: L.ReLU()(norm(x))

@@ -147,6 +147,24 @@ def test_record_keeps_to_a_fixed_batch():
     assert [batch.size for batch in record(keras.Model(x, L.Dense(2)(x)))] == [5]
 
 
+def test_a_model_that_answers_nothing_finite_is_no_measure(tmp_path):
+    x = keras.Input((6, 6, 3))
+    norm = tfnorm.layers.BatchNormalization()
+    y = L.GlobalAveragePooling2D()(norm(L.Conv2D(4, 3)(x)))
+    model = keras.Model(x, {"partly": y, "label": L.Dense(2)(y)}, name="net")
+    norm.moving_mean.assign([np.nan, 0, 0, 0])
+    with pytest.raises(UserError) as error:
+        export_saved_model(model, tmp_path)
+    assert str(error.value) == (
+        "The output 'label' of the model 'net' is not finite, whatever the input: nothing can be "
+        "compared with it. Look for weights that are not finite; tfnorm.recalibrate measures "
+        "moving statistics anew."
+    )
+    assert not [*tmp_path.iterdir()]
+    norm.moving_mean.assign([1.0, 0, 0, 0])
+    assert export_saved_model(model, tmp_path).verification.difference < 1e-5
+
+
 def test_noise_is_varied():
     for dtype in ("float32", "float64", "uint8", "int32", "bool"):
         values = record(model_of(dtype=dtype))[-1].inputs["x"]

@@ -522,3 +522,26 @@ def test_samples_of_no_example_change_nothing(rng, layer_name, options, mode):
         not np.array_equal(v.numpy(), old)
         for v, old in zip([v for v in layer.non_trainable_variables if v.name != "step"], before)
     )
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_layer_trains_where_its_kernel_is_not_needed_and_infers(rng, mode):
+    x = rng.normal(1, 1, size=(64, 4)).astype("float32")
+    for options, is_refused in (({}, True), ({"compensate": False}, False), ({"window": 1}, False)):
+        layer = CrossIterationBatchNormalization(
+            keras.layers.Dense(6, use_bias=False), momentum=0.5, **{"window": 4, **options}
+        )
+        model = keras.Sequential([keras.Input((4,)), layer])
+        for _ in range(6):
+            model(x, training=True)
+        model.quantize(mode)
+        if is_refused:
+            with pytest.raises(ValueError, match="was quantized: past statistics cannot be brou"):
+                model(x, training=True)
+        else:
+            for _ in range(8):
+                model(x, training=True)
+        z = layer.layer(x).numpy()
+        np.testing.assert_allclose(layer.moving_mean, z.mean(0), atol=0.3)
+        y = (z - layer.moving_mean) / np.sqrt(layer.moving_variance + layer.epsilon)
+        np.testing.assert_allclose(model(x), y * layer.gamma + layer.beta, atol=1e-5)

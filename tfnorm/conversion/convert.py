@@ -208,7 +208,9 @@ def _warn_of_what_is_gone(model: keras.Model, norm: str) -> None:
 
 def _check_any_placed(rows: list[Row], model: keras.Layer, in_place: bool) -> None:
     if not rows:
-        raise UserError(f"The model {model.name!r} has no normalizer to convert.")
+        raise UserError(
+            f"The model {model.name!r} has no normalizer to convert{_of_other_kinds(model)}."
+        )
     if all(row.target == row.source and not row.placed for row in rows):
         lines = "\n".join(f"  {row.name}: {row.note}" for row in rows)
         cure = "\ntfnorm.convert(model, norm, in_place=True) reaches layers inside of others."
@@ -216,6 +218,14 @@ def _check_any_placed(rows: list[Row], model: keras.Layer, in_place: bool) -> No
             f"None of the {len(rows)} normalizers of {model.name!r} can be converted:\n{lines}"
             f"{'' if in_place else cure}"
         )
+
+
+def _of_other_kinds(model: keras.Layer) -> str:
+    """Says which layers of it normalize in a way that nothing is made from."""
+    kinds = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
+    found = [type(x).__name__ for x in model._flatten_layers() if isinstance(x, kinds)]
+    names = [f"{found.count(kind)} {kind}" for kind in dict.fromkeys(found)]
+    return f": its {' and '.join(names)} can be no source" if names else ""
 
 
 def _select(found: list[Found], where: Where | None) -> list[Found]:

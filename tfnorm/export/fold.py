@@ -10,7 +10,7 @@ import keras
 from tfnorm.export.affine import Obstacle
 from tfnorm.export.lowering import Norm, lower
 from tfnorm.export.report import Report, Row
-from tfnorm.export.sites import Site, sites_after, sites_before
+from tfnorm.export.sites import FOLLOWS_INPUT, Site, sites_after, sites_before
 from tfnorm.graph import Call, Graph, Part, build, inline, read
 
 Moves = dict[Call, list[Site]]  # for the call of a normalizer, what takes in its map
@@ -47,13 +47,19 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
     into: Into = {}
     reasons = _fold_until_nothing_moves(graph, norms, sites_before, into)
     after = _fold_until_nothing_moves(graph, norms, sites_after, into)
-    # A row of the report names what stood in the way of the usual place, the layer before.
-    reasons = {call: reasons.get(call, reason) for call, reason in after.items()}
+    reasons = {call: _one_of(reasons.get(call), reason) for call, reason in after.items()}
     rows = tuple(_row(norm, into, reasons) for norm in norms)
     notes = tuple(dict.fromkeys(norm.note for norm in norms if norm.note is not None))
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return build(graph), Report(rows, notes)
+
+
+def _one_of(before: str | None, after: str) -> str:
+    """What stood in the way of the usual place, the layer before; if that cannot be, of both."""
+    if before == FOLLOWS_INPUT:
+        return f"{before}, and {after}"
+    return before or after
 
 
 def _fold_until_nothing_moves(

@@ -109,12 +109,26 @@ def record(
         sizes: of the batches.
 
     Raises:
-        UserError: if the examples do not fit the inputs, or the model cannot be run on them.
+        UserError: if the examples do not fit the inputs, or the model cannot be run on them, or
+            an output has no finite number, so that there is nothing to compare an export with.
     """
-    return [
+    batches = [
         _run(model, signature, size, inputs)
         for size, inputs in example_inputs(signature, examples, sizes).items()
     ]
+    _check_any_finite(model, batches)
+    return batches
+
+
+def _check_any_finite(model: keras.Model, batches: Sequence[Batch]) -> None:
+    for name, first in batches[0].outputs.items():
+        values = [batch.outputs[name] for batch in batches if first.dtype.kind == "f"]
+        if any(v.size for v in values) and not any(np.isfinite(v).any() for v in values):
+            raise UserError(
+                f"The output {name!r} of the model {model.name!r} is not finite, whatever the "
+                "input: nothing can be compared with it. Look for weights that are not finite; "
+                "tfnorm.recalibrate measures moving statistics anew."
+            )
 
 
 def before_postprocessing(

@@ -8,6 +8,8 @@ from tfnorm.export.commuting import move_after, move_before
 from tfnorm.export.linear import LinearPart
 from tfnorm.graph import Call, Graph, Tensor
 
+FOLLOWS_INPUT = "it follows an input of the model"
+
 
 class Site(NamedTuple):
     """A call whose part can take in an affine map, and the map as it is at that place."""
@@ -44,7 +46,7 @@ def sites_after(graph: Graph, norm: Call) -> list[Site]:
 def _producers(graph: Graph, tensor: Tensor, affine: Affine) -> list[Site]:
     producer = graph.producer(tensor)
     if producer is None:
-        raise Obstacle("it follows an input of the model")
+        raise Obstacle(FOLLOWS_INPUT)
     part = producer.part
     _check_not_returned(graph, tensor, f"the output of {part.path}")
     users = graph.users(tensor)

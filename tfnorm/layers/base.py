@@ -45,6 +45,8 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
     are computed with in float32 (float64 under float64), and y is in the compute dtype: inputs
     in float32 that half precision could not hold are no fault. A step whose moments are not finite,
     because an example was NaN, infinite or too large to be squared, leaves the state alone.
+    Masked positions are normalized too, with ∂L/∂x of their own, but count in no statistic and in
+    neither ∂L/∂γ nor ∂L/∂β (in which Keras counts them).
     A forward pass that tf.recompute_grad or a keras.RematScope runs again changes no state twice.
     For that it has to be Python's: tf.recompute_grad takes the model itself, and tf.function stands
     around the step that takes the gradient. Of a tf.function it would run one graph twice, in which

@@ -205,11 +205,16 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         training: bool | None = None,
         mask: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Applies the layer and normalizes; `mask` is of the layer's output."""
+        """Applies the layer and normalizes; `mask` is of the layer's output.
+
+        Raises:
+            ValueError: in training, Keras has quantized the layer, whose kernel is needed.
+        """
         x = self.as_numbers(inputs)
         z = self.layer(x)
         if not (training and self.trainable):
             return self.normalize_for_inference(z)
+        self._check_trainable()
         z = self.as_numbers(z)
         mask = self._mask_of_outputs(inputs, z, mask)
         self.check_mask(z, mask)
@@ -235,6 +240,16 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         self.record_step(step, held, own, is_seen, kernel, x, z, mask)
         self.count_step(self.step, step)
         return tf.cast(y, self.compute_dtype)
+
+    def _check_trainable(self) -> None:
+        is_quantized = getattr(self.layer, "quantization_mode", None)
+        if is_quantized and self.compensate and self.window > 1:
+            raise ValueError(
+                f"The layer in {self.name!r} was quantized: past statistics cannot be brought to a "
+                "kernel of quantized numbers. Train before you quantize; or convert the model "
+                'first, tfnorm.convert(model, "bn"); or freeze this layer, trainable = False, '
+                "which then normalizes by its moving statistics."
+            )
 
     def record_step(
         self,
