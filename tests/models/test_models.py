@@ -173,7 +173,12 @@ def test_concatenated_states():
             "resnet8",
             {"weights": "imagenet"},
             "weights 'imagenet' is not a file .keras with a model on resnet8; give the PATH of "
-            "one, or choose a network of keras.applications with --weights=imagenet",
+            "one or of a run, or choose a network of keras.applications with --weights=imagenet",
+        ),
+        (
+            "resnet8",
+            {"weights": "gone/model.keras"},
+            "weights 'gone/model.keras' are not there",
         ),
     ],
 )

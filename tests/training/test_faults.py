@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.training.running import AfterStep, on_replicas, two_layers, weights, without_times
-from tfnorm import models, train, training
+from tfnorm import models, tasks, train, training
 from tfnorm.errors import RunError
 from tfnorm.training import checkpoints
+from tfnorm.training.trainer import Trainer
 
 
 def sigterm():
@@ -63,6 +64,51 @@ def test_a_preempted_run_is_an_uninterrupted_one(
     assert without_times(resumed.history) == without_times(whole.history)
 
 
+@pytest.mark.parametrize(("evaluation", "step"), [(0, 6), (1, 12)], ids=["first", "last"])
+def test_sigterm_ends_an_evaluation_which_is_made_anew(
+    small, tmp_path, notices, monkeypatch, evaluation, step
+):
+    config = small(norm="bn", ema_decay=0.5)
+    whole = training.train(config, notice=notices.append)
+    evaluate, calls = Trainer._evaluate, []
+
+    def evaluated(self, *args):
+        calls.append(self)
+        if len(calls) == evaluation + 1:
+            sigterm()
+            pytest.fail("it goes on")
+        return evaluate(self, *args)
+
+    config = dataclasses.replace(config, model_dir=str(tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(Trainer, "_evaluate", evaluated)
+        training.train(config, [], notices.append)
+    assert stop.value.code == 0
+    assert notices[-1].startswith(f"stopped by SIGTERM after step {step} of 12; the same command")
+    ended = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ended.append(epoch))
+    resumed = training.train(config, [note], notices.append)
+    assert ended == [0, 1][evaluation:]
+    for a, b in zip(weights(resumed), weights(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert without_times(resumed.history) == without_times(whole.history)
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert len(rows) == 3 and all(value for row in rows for value in row.split(","))
+
+
+def test_sigterm_before_the_first_step_ends_at_once(small, tmp_path, notices, monkeypatch):
+    def load(config):
+        sigterm()
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(tasks, "load", load)
+    with pytest.raises(SystemExit) as stop:
+        training.train(small(model_dir=str(tmp_path / "run")), [], notices.append)
+    assert stop.value.code == 0
+    assert notices == ["stopped by SIGTERM before a step was made; give the same command again"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_preempted_run_goes_on_with_another_number_of_replicas(small, tmp_path, notices):
     """Then each starts from the mean of those before."""
     config = small(norm="bn", model_dir=str(tmp_path))
@@ -87,10 +133,10 @@ def test_preempted_in_the_last_step_of_an_epoch(small, tmp_path, notices):
 
 
 def test_preempted_in_the_last_step_of_all(small, tmp_path, notices):
-    result = training.train(
-        small(model_dir=str(tmp_path)), [AfterStep(1, 6, sigterm)], notices.append
-    )
-    assert result.steps == 12
+    config = small(model_dir=str(tmp_path))
+    assert preempted(config, notices, 1, 6).startswith("stopped by SIGTERM after step 12 of 12")
+    result = training.train(config, [], notices.append)
+    assert result.steps == 12 and "val_loss" in result.history[-1]
 
 
 def test_sigterm_is_as_before_after_a_run(small, tmp_path, notices):

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import keras
 import numpy as np
@@ -111,11 +113,14 @@ def test_another_global_batch_goes_on_at_the_same_place(interrupted, notices):
 def test_a_finished_run_returns_its_result(small, tmp_path, notices):
     config = small(model_dir=str(tmp_path), norm="gn")
     one = training.train(config, notice=notices.append)
+    before = json.loads((tmp_path / "result.json").read_text())
     two = training.train(config, notice=notices.append)
+    assert "no step left, 12 of 12 are made" in notices[-1]
     assert two.history == one.history
     assert (two.test_accuracy, two.test_loss) == (one.test_accuracy, one.test_loss)
-    assert two.step_time_median is None
-    assert one.step_time_median > 0
+    assert two.step_time_median == one.step_time_median > 0
+    assert two.normalization_collectives == one.normalization_collectives == 0
+    assert json.loads((tmp_path / "result.json").read_text()) == before
     for a, b in zip(weights(one), weights(two)):
         np.testing.assert_array_equal(a, b)
 
@@ -258,3 +263,22 @@ def test_a_run_that_must_not_be_resumed(small, tmp_path, notices):
         f"model_dir {tmp_path} holds a run (ckpt-12) and resume is off; "
         "choose another --model_dir, remove it, or resume"
     )
+
+
+def test_weights_that_are_gone_stop_no_run_that_has_its_own(data_dir, tmp_path, notices):
+    first = training.Config(
+        data_dir=data_dir, train_examples=50, replica_batch_size=8, epochs=1, steps=2,
+        model_dir=str(tmp_path / "first"),
+    )  # fmt: skip
+    training.train(first, notice=notices.append, validate=False)
+    second = dataclasses.replace(
+        first, weights=str(tmp_path / "first"), model_dir=str(tmp_path / "second"),
+    )  # fmt: skip
+    training.train(second, notice=notices.append, validate=False)
+    shutil.rmtree(tmp_path / "first")
+    longer = dataclasses.replace(second, steps=4)
+    assert training.train(longer, notice=notices.append, validate=False).steps == 4
+    with pytest.raises(UserError, match=r"first' are not there$"):
+        training.train(
+            dataclasses.replace(longer, model_dir=str(tmp_path / "third")), [], notices.append
+        )

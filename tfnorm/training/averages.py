@@ -63,8 +63,8 @@ class Averages(tf.Module):
         """While it is entered, the model has the averages; its statistics are synchronized."""
         synchronize_statistics(self._model[0])
         kept = [tf.identity(variable.value.read_value()) for variable in self._variables]
-        self.assign_to_model()
         try:
+            self.assign_to_model()
             yield
         finally:
             for value, variable in zip(kept, self._variables):

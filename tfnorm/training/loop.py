@@ -85,6 +85,7 @@ class Loop:
             task=trainer.task,
         )
         listeners.on_train_begin()
+        self._finish_epoch(listeners)
         while progress.step < trainer.total_steps and not trainer.model.stop_training:
             epoch = progress.step // trainer.steps_per_epoch
             listeners.on_epoch_begin(epoch)
@@ -97,6 +98,33 @@ class Loop:
         self._save()
         trainer.finish()
         listeners.on_train_end()
+
+    def _finish_epoch(self, listeners: keras.callbacks.CallbackList) -> None:
+        """Evaluates after an epoch whose evaluation SIGTERM has ended."""
+        row = self._progress.history[-1] if self._progress.history else {}
+        if not row or "learning_rate" in row:
+            return
+        started, epoch = time.perf_counter(), row["epoch"] - 1
+        listeners.on_epoch_begin(epoch)
+        self._end_epoch(row, started)
+        listeners.on_epoch_end(epoch, row)
+        self._save()
+
+    def _end_epoch(self, row: dict[str, Any], started: float) -> None:
+        """Evaluates, where that is wanted, and completes the epoch's row."""
+        trainer, progress = self._trainer, self._progress
+        is_last = progress.step == trainer.total_steps
+        if self._validate is True or (self._validate == "at_end" and is_last):
+            try:
+                with self._watch.ending(trainer.strategy):
+                    self._evaluate()
+            except Preempted:
+                trainer.synchronize()
+                self._write()
+                self._tell_stopped()
+                raise
+        row["learning_rate"] = trainer.learning_rate(progress.step - 1)
+        row["seconds"] = time.perf_counter() - started
 
     def _complete(self) -> None:
         """Of a run with no steps left: a row, if it has none, and an evaluation, if none was made.
@@ -132,11 +160,7 @@ class Loop:
         row = self._row(epoch)
         # A run that ended within this epoch and goes on with more steps has a row of it already.
         progress.history[:] = [*(r for r in progress.history if r["epoch"] <= epoch), row]
-        is_last = progress.step == trainer.total_steps
-        if self._validate is True or (self._validate == "at_end" and is_last):
-            self._evaluate()
-        row["learning_rate"] = trainer.learning_rate(progress.step - 1)
-        row["seconds"] = time.perf_counter() - started
+        self._end_epoch(row, started)
         return row
 
     def _row(self, epoch: int) -> dict[str, Any]:
@@ -199,11 +223,14 @@ class Loop:
         if self._saved_step != progress.step:
             progress.keep_replicas(trainer.replica_state())
             self._write()
+        self._tell_stopped()
+        raise Preempted
+
+    def _tell_stopped(self) -> None:
         self._notice(
-            f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
+            f"stopped by SIGTERM after step {self._progress.step} of {self._trainer.total_steps}; "
             "the same command goes on from its checkpoint"
         )
-        raise Preempted
 
     def result(self) -> Result:
         """What the run came to, after `run`."""

@@ -1,7 +1,9 @@
 """Ends a run in good order when its machine is taken away: SIGTERM, a checkpoint, exit code 0."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import tensorflow as tf
@@ -10,7 +12,7 @@ from tfnorm.training import workers
 
 
 class Preempted(SystemExit):
-    """A run has stopped because of SIGTERM; what it goes on with lies in a checkpoint.
+    """A run has stopped because of SIGTERM; what it has made, if anything, lies in a checkpoint.
 
     It ends the process with exit code 0, through every `finally` on its way.
     """
@@ -26,7 +28,7 @@ class SigtermWatch:
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self._noted = self._ends = False
 
     def __enter__(self) -> "SigtermWatch":
         self._watching = threading.current_thread() is threading.main_thread()
@@ -40,6 +42,25 @@ class SigtermWatch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted = True
+        if self._ends:
+            raise Preempted
+
+    @contextlib.contextmanager
+    def ending(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
+        """While it is entered, SIGTERM raises Preempted at once: what is made is made again.
+
+        Not where several workers have to agree, which is done between steps.
+        """
+        if workers.are_several(strategy):
+            yield
+            return
+        self._ends = True
+        try:
+            if self._noted:
+                raise Preempted
+            yield
+        finally:
+            self._ends = False
 
     def noted(self, strategy: tf.distribute.Strategy) -> bool:
         """Whether any worker has received SIGTERM; all have to ask after the same step."""

@@ -17,7 +17,7 @@ from tfnorm.training.config import Config
 from tfnorm.training.loop import Loop, Validate
 from tfnorm.training.notices import Notice, to_stderr
 from tfnorm.training.optimizer import set_loss_scale, without_loss_scale
-from tfnorm.training.preemption import SigtermWatch
+from tfnorm.training.preemption import Preempted, SigtermWatch
 from tfnorm.training.result import Evaluation, Result, measured
 from tfnorm.training.trainer import Trainer, build_model
 
@@ -34,7 +34,8 @@ def train(
     interrupted. Seeds Python's, NumPy's and TensorFlow's global generators.
 
     With a model_dir, SIGTERM to any worker ends the run after the steps of the running call of
-    the training loop, at most `steps_per_loop`: with a checkpoint, by SystemExit of code 0.
+    the training loop, at most `steps_per_loop`: with a checkpoint, by SystemExit of code 0. A run
+    of one process ends so at once while it loads or evaluates, too; the next part evaluates anew.
 
     Args:
         config: The run. Without a model_dir nothing is written.
@@ -63,6 +64,8 @@ def train(
         stack.enter_context(workers.report_lost_workers(strategy))
         if config.model_dir:
             stack.enter_context(watch)
+        begun = stack.enter_context(contextlib.ExitStack())
+        begun.enter_context(_ending_before_steps(watch, strategy, notice))
         task = tasks.load(config)
         workers.check_agreement(strategy, _saying(config, task, validate=validate))
         directory = planned = None
@@ -71,7 +74,8 @@ def train(
                 run_directory.opened_to_train(config, workers.is_chief(strategy), notice)
             )
             planned = run_directory.planned_calls(directory)
-        trainer = Trainer(config, task, strategy, _weights(config, notice), planned)
+        weights = _weights(config, notice, is_resumed=planned is not None)
+        trainer = Trainer(config, task, strategy, weights, planned)
         stack.callback(trainer.let_go)
         progress = Progress(
             global_batch_size=trainer.global_batch_size, steps_per_epoch=trainer.steps_per_epoch
@@ -92,10 +96,12 @@ def train(
                 HistoryFile(directory / "history.csv", progress.history),
                 TensorBoardScalars(directory),
             ]
+        begun.close()
         with task.dataset.explained():
             loop.run(callbacks, files)
         result = loop.result()
         if directory and workers.is_chief(strategy):
+            result = run_directory.with_measured(directory, result)
             run_directory.write_json(directory / "result.json", result.to_dict())
         return result
 
@@ -178,9 +184,27 @@ def _saying(config: Config, task: tasks.Task, **more: bool) -> dict[str, Any]:
     return agreement.saying(config, **examples, **more)
 
 
-def _weights(config: Config, notice: Notice) -> str | keras.Model | None:
-    """What --weights names: the network of another run, or what `tfnorm.models.build` takes."""
-    if config.weights and (pathlib.Path(config.weights).expanduser() / "checkpoints").is_dir():
+@contextlib.contextmanager
+def _ending_before_steps(
+    watch: SigtermWatch, strategy: tf.distribute.Strategy, notice: Notice
+) -> Iterator[None]:
+    try:
+        with watch.ending(strategy):
+            yield
+    except Preempted:
+        notice("stopped by SIGTERM before a step was made; give the same command again")
+        raise
+
+
+def _weights(config: Config, notice: Notice, is_resumed: bool) -> str | keras.Model | None:
+    """What --weights names: the network of another run, or what `tfnorm.models.build` takes.
+
+    None if that is gone and a checkpoint is there to go on from, which has all weights.
+    """
+    path = pathlib.Path(config.weights or "").expanduser()
+    if is_resumed and config.weights != "imagenet" and not path.exists():
+        return None
+    if config.weights and (path / "checkpoints").is_dir():
         return load_model(config.weights, notice)[0]
     return config.weights
 
@@ -258,10 +282,12 @@ def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:
     size = f"{config.replica_batch_size}"
     if config.accumulate_steps > 1:
         size += f" x {config.accumulate_steps}"
+    steps = f"steps {progress.step} to {trainer.total_steps}"
+    if progress.step >= trainer.total_steps:
+        steps = f"no step left, {progress.step} of {trainer.total_steps} are made"
     notice(
         f"{config.model} with {config.norm} on {dataset.name}: {dataset.num_train} images, "
-        f"{trainer.replicas} x {size} a step, "
-        f"steps {progress.step} to {trainer.total_steps}, {trainer.steps_per_epoch} an epoch"
+        f"{trainer.replicas} x {size} a step, {steps}, {trainer.steps_per_epoch} an epoch"
         + (f"; dropped in each epoch, being less than a step: {left}" if left else "")
     )
     calls = trainer.calls

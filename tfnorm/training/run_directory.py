@@ -15,6 +15,7 @@ from tfnorm.training import options
 from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
+from tfnorm.training.result import Result
 
 # What a checkpoint's weights depend on; all else may change from one part of a run to the next.
 _ARCHITECTURE = (
@@ -112,6 +113,17 @@ def _config_json(directory: pathlib.Path, notice: Notice) -> Config | None:
     except (OSError, ValueError, RecursionError) as error:
         notice(f"{path} cannot be read ({error}); it is not needed to go on, or to evaluate")
         return None
+
+
+def with_measured(directory: pathlib.Path, result: Result) -> Result:
+    """A result of a run that had nothing left to do, with what was measured when it was trained."""
+    names = "step_time_median", "normalization_collectives", "normalization_bytes"
+    try:
+        before = json.loads((directory / "result.json").read_text())
+    except (OSError, ValueError):
+        return result
+    found = {name: before.get(name) for name in names if getattr(result, name) is None}
+    return dataclasses.replace(result, **found)
 
 
 def planned_calls(directory: pathlib.Path) -> int | None:

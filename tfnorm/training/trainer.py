@@ -39,6 +39,9 @@ class Measured(NamedTuple):
     by_class: ByClass
 
 
+_STEPS_OF_A_CALL = 50  # of an evaluation
+
+
 class Trainer:
     """Trains and evaluates one model.
 
@@ -301,7 +304,10 @@ class Trainer:
             self._totals.assign(tf.zeros(self._totals.shape))
         evaluator = self.task.evaluator()
         if evaluator is None:
-            self._evaluation_loop(iterator, tf.constant(steps))
+            # A call of it at a time, between which Python hears of signals.
+            for done in range(0, steps, _STEPS_OF_A_CALL):
+                count = min(steps - done, _STEPS_OF_A_CALL)
+                self._evaluation_loop(iterator, tf.constant(count))
             of_rows, classes_of_rows = {}, {}
         else:
             rows = Rows(evaluator, records, self.strategy)
