@@ -199,6 +199,13 @@ def test_an_output_dir_that_cannot_be_written_is_found_out_at_once(tmp_path, cap
     )
 
 
+def test_a_comparison_that_fails_in_its_first_run_leaves_no_directory(tmp_path, capsys):
+    output = tmp_path / "above" / "output"
+    assert run("--weights=gone", "--steps=1", output=output) == 2
+    assert capsys.readouterr().err.endswith("tfnorm: error: weights 'gone' are not there\n")
+    assert not (tmp_path / "above").exists()
+
+
 def test_a_broken_results_file_is_named(tmp_path, capsys):
     (tmp_path / "results.jsonl").write_text("{}\n{}\n")
     assert run(output=tmp_path) == 2

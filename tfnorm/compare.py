@@ -14,6 +14,7 @@ from absl import flags
 
 from tfnorm import commands, locks, paths, training
 from tfnorm.errors import UserError
+from tfnorm.files import removed_if_empty
 from tfnorm.layers import norms
 from tfnorm.study import extras, placing, running
 from tfnorm.study.results import Results
@@ -99,20 +100,21 @@ def _compare(values: flags.FlagValues) -> None:
     quick = "-quick" if values.quick else ""
     default = f"runs/{values.study}{quick}"
     output = paths.local(default if values.output_dir is None else values.output_dir, "output_dir")
-    # Before hours of training whose results could not be written.
-    paths.make_writable(output, "output_dir", "choose another")
-    if not chief:
-        results = Results(output / "results.jsonl")
-        running.take_part(grid, results, output / "models")
-        return
-    with locks.hold(output, "output_dir", _tell):
-        results = Results(output / "results.jsonl")
-        _tell(grid.title)
-        records = running.run(grid, results, output / "models", _tell)
-        if study.chapter:
-            report.chapter(grid, study.chapter, results, output, _tell)
-        else:
-            report.comparison(grid, records, output, _tell)
+    with removed_if_empty(output):
+        # Before hours of training whose results could not be written.
+        paths.make_writable(output, "output_dir", "choose another")
+        if not chief:
+            results = Results(output / "results.jsonl")
+            running.take_part(grid, results, output / "models")
+            return
+        with locks.hold(output, "output_dir", _tell):
+            results = Results(output / "results.jsonl")
+            _tell(grid.title)
+            records = running.run(grid, results, output / "models", _tell)
+            if study.chapter:
+                report.chapter(grid, study.chapter, results, output, _tell)
+            else:
+                report.comparison(grid, records, output, _tell)
 
 
 def _start(values: flags.FlagValues) -> bool:
