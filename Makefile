@@ -66,7 +66,7 @@ types: $(READY)
 docs: $(EXTRAS_READY)
 	$(BIN)/mkdocs build --strict
 
-# Takes 13 to 17 minutes on two cores; writes results/benchmarks, and its figures into the pages.
+# Takes less than 15 minutes on two cores; writes results/benchmarks, and its figures into the pages.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.quotes
