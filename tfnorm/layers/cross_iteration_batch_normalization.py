@@ -242,7 +242,8 @@ class CrossIterationBatchNormalization(ChannelNormalization):
         return tf.cast(y, self.compute_dtype)
 
     def _check_trainable(self) -> None:
-        is_quantized = getattr(self.layer, "quantization_mode", None)
+        # Of float8 the kernel stays what it was, and is rounded in the layer's call.
+        is_quantized = getattr(self.layer, "quantization_mode", None) not in (None, "float8")
         if is_quantized and self.compensate and self.window > 1:
             raise ValueError(
                 f"The layer in {self.name!r} was quantized: past statistics cannot be brought to a "
