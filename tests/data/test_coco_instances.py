@@ -156,21 +156,35 @@ def test_a_prepared_set_has_whole_masks_beside_the_map(folder):
         *(
             (
                 lambda c, parts=parts: c["annotations"][0].update(segmentation=parts),
-                "the segmentation of annotation 1000 of .* must be polygons of three points or ",
+                "the segmentation of annotation 1000 of .* must be polygons, ",
             )
-            for parts in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [1, 2, 3, 4, 5, 6], "polygon")
+            for parts in ([[1, 2, 3, 4, 5, 6, 7]], [1, 2, 3, 4, 5, 6], "polygon", 7)
+        ),
+        *(
+            (
+                lambda c, counts=counts: c["annotations"][0].update(
+                    segmentation={"size": [HEIGHT, WIDTH], "counts": counts}
+                ),
+                "the run lengths of annotation 1000 of .* sum is that of the pixels, 600$",
+            )
+            for counts in ([10, 50], [5, 7000], [600, "1"], 600)
+        ),
+        (lambda c: c.update(annotations=None), "has no annotations: it is no file of COCO's"),
+        (lambda c: c.update(images={"id": 1}), "has no images: it is no file of COCO's"),
+        (lambda c: c["annotations"].append([1]), "annotation [0-9]* of .* is a list and no record"),
+        (lambda c: c["images"][0].update(height="20"), "height and width must be whole numbers f"),
+        (lambda c: c["images"][0].update(height=0), "image 0 of .* is 0 by 30; height and width"),
+        (lambda c: c["annotations"][1].update(category_id=[8]), "is of category .8., which the "),
+        (lambda c: c["categories"][0].update(id="7"), "categories of .* need whole numbers for "),
+        (
+            lambda c: [one.update(segmentation=[]) for one in c["annotations"]],
+            "has boxes alone: no annotation has a mask",
         ),
         (
             lambda c: c["annotations"][0].update(
                 segmentation={"size": [WIDTH, HEIGHT], "counts": [600]}
             ),
             r"has the size \[30, 20\], and its image \[height, width\] = \[20, 30\]",
-        ),
-        (
-            lambda c: c["annotations"][0].update(
-                segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 7000]}
-            ),
-            "pycocotools cannot read the segmentation of annotation 1000 of ",
         ),
     ],
 )
@@ -189,6 +203,15 @@ def test_a_file_that_is_not_of_the_format_is_named(folder, text):
         generated(folder)
     with pytest.raises(UserError, match=r"instances\.json (cannot be read as JSON: |has a list: )"):
         coco_instances.categories(folder / "instances.json")
+
+
+def test_parts_that_cover_nothing_and_marks_of_an_encoding_are_no_fault(folder):
+    whole, spoiled = generated(folder), content()
+    spoiled["annotations"][0]["segmentation"].append([3, 3, 4, 4])
+    spoiled["images"][0]["height"] = float(HEIGHT)
+    (folder / "instances.json").write_text(json.dumps(spoiled), "utf-8-sig")
+    for one, other in zip(generated(folder), whole, strict=True):
+        np.testing.assert_array_equal(one["instance_map"], other["instance_map"])
 
 
 def test_an_area_that_is_not_there_is_that_of_the_mask(folder):

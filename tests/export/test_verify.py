@@ -156,9 +156,9 @@ def test_a_model_that_answers_nothing_finite_is_no_measure(tmp_path):
     with pytest.raises(UserError) as error:
         export_saved_model(model, tmp_path)
     assert str(error.value) == (
-        "The output 'label' of the model 'net' is not finite, whatever the input: nothing can be "
-        "compared with it. Look for weights that are not finite; tfnorm.recalibrate measures "
-        "moving statistics anew."
+        "The output 'label' of the model 'net' is not finite on any input that was tried: nothing "
+        "can be compared with it. Look for weights that are not finite (tfnorm.recalibrate "
+        "measures moving statistics anew), or give verify=False (--noverify)."
     )
     assert not [*tmp_path.iterdir()]
     norm.moving_mean.assign([1.0, 0, 0, 0])

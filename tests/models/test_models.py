@@ -178,7 +178,9 @@ def test_concatenated_states():
         (
             "resnet8",
             {"weights": "gone/model.keras"},
-            "weights 'gone/model.keras' are not there",
+            "weights 'gone/model.keras' is not there; give the PATH of a file .keras with a model "
+            "on resnet8, or of a run, or choose a network of keras.applications with "
+            "--weights=imagenet",
         ),
     ],
 )

@@ -64,20 +64,25 @@ def test_a_preempted_run_is_an_uninterrupted_one(
     assert without_times(resumed.history) == without_times(whole.history)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize(("evaluation", "step"), [(0, 6), (1, 12)], ids=["first", "last"])
 def test_sigterm_ends_an_evaluation_which_is_made_anew(
-    small, tmp_path, notices, monkeypatch, evaluation, step
+    small, tmp_path, notices, monkeypatch, evaluation, step, replicas
 ):
-    config = small(norm="bn", ema_decay=0.5)
+    config = small(norm="bn", ema_decay=0.9, model_dir=str(tmp_path / "whole"))
+    if replicas > 1:  # no checkpoint is due where an epoch ends
+        config = dataclasses.replace(on_replicas(config, replicas), checkpoint_every=5)
     whole = training.train(config, notice=notices.append)
     evaluate, calls = Trainer._evaluate, []
 
     def evaluated(self, *args):
         calls.append(self)
-        if len(calls) == evaluation + 1:
-            sigterm()
-            pytest.fail("it goes on")
-        return evaluate(self, *args)
+        if len(calls) != evaluation + 1:
+            return evaluate(self, *args)
+        sigterm()
+        sigterm()
+        evaluate(self, *args)
+        pytest.fail("it goes on")
 
     config = dataclasses.replace(config, model_dir=str(tmp_path / "run"))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
@@ -85,13 +90,16 @@ def test_sigterm_ends_an_evaluation_which_is_made_anew(
         training.train(config, [], notices.append)
     assert stop.value.code == 0
     assert notices[-1].startswith(f"stopped by SIGTERM after step {step} of 12; the same command")
-    ended = []
-    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ended.append(epoch))
-    resumed = training.train(config, [note], notices.append)
-    assert ended == [0, 1][evaluation:]
-    for a, b in zip(weights(resumed), weights(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert without_times(resumed.history) == without_times(whole.history)
+    for expected in ([0, 1][evaluation:], []):
+        ended = []
+        note = keras.callbacks.LambdaCallback(on_epoch_end=lambda n, logs, to=ended: to.append(n))
+        resumed = training.train(config, [note], notices.append)
+        assert ended == expected
+        for a, b in zip(weights(resumed), weights(whole), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert without_times(resumed.history) == without_times(whole.history)
+    monkeypatch.setattr(Trainer, "_evaluate", lambda *args: pytest.fail("it is there already"))
+    assert training.train(config, [], notices.append).test_loss == whole.test_loss
     rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert len(rows) == 3 and all(value for row in rows for value in row.split(","))
 
@@ -105,7 +113,7 @@ def test_sigterm_before_the_first_step_ends_at_once(small, tmp_path, notices, mo
     with pytest.raises(SystemExit) as stop:
         training.train(small(model_dir=str(tmp_path / "run")), [], notices.append)
     assert stop.value.code == 0
-    assert notices == ["stopped by SIGTERM before a step was made; give the same command again"]
+    assert notices == ["stopped by SIGTERM before a step of this part; give the same command again"]
     assert not (tmp_path / "run").exists()
 
 

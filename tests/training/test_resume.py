@@ -278,7 +278,7 @@ def test_weights_that_are_gone_stop_no_run_that_has_its_own(data_dir, tmp_path, 
     shutil.rmtree(tmp_path / "first")
     longer = dataclasses.replace(second, steps=4)
     assert training.train(longer, notice=notices.append, validate=False).steps == 4
-    with pytest.raises(UserError, match=r"first' are not there$"):
+    with pytest.raises(UserError, match="first' is not there; give"):
         training.train(
             dataclasses.replace(longer, model_dir=str(tmp_path / "third")), [], notices.append
         )

@@ -191,6 +191,24 @@ def test_a_frozen_layer_is_watched_where_it_is_named_and_never_warned_of(example
     assert [row["layer"] for row in monitor.history] == ["a", "d"]
 
 
+def test_a_network_that_is_unfrozen_is_measured_as_it_trains(examples):
+    x, labels = examples(32)
+    model = compiled(layers.BatchNormalization(), layers.BatchNormalization(name="norm"))
+    monitors = [
+        StatisticsMonitor((x, labels), 4, every=8, layers=["norm"], notice=lambda text: None)
+        for _ in range(2)
+    ]
+    for is_trained, used in ((False, monitors[:1]), (True, monitors)):
+        for layer in model.layers:
+            layer.trainable = is_trained or not isinstance(layer, layers.BatchNormalization)
+        model.compile("sgd", LOSS)
+        model.fit(x, labels, batch_size=4, verbose=0, callbacks=used)
+    (_, row), (fresh,) = (monitor.history for monitor in monitors)
+    assert (row["step"], fresh["step"]) == (16, 8)
+    for name in ("mean", "variance", "gradient", "gradient_product"):
+        assert row[name]["large"] == fresh[name]["large"]
+
+
 def test_a_dropout_draws_in_training_what_it_drew_without_it(examples):
     x, labels = examples(12)
 
@@ -538,7 +556,11 @@ IMAGES = np.zeros((16, 5), "float32")
         (tf.data.Dataset.from_tensor_slices(IMAGES).batch(4), "a dataset of TensorSpec"),
         (
             tf.data.Dataset.from_tensor_slices((IMAGES, IMAGES[:, 0])),
-            "a dataset that is not batched",
+            "a dataset that is not batched, or without labels",
+        ),
+        (
+            tf.data.Dataset.from_tensor_slices((IMAGES, None)).batch(4),
+            "a dataset that is not batched, or without labels",
         ),
     ],
 )

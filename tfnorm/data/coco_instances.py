@@ -19,6 +19,12 @@ from tfnorm.errors import UserError, one_line
 
 _URL = "http://images.cocodataset.org"
 _SPLITS = {"train": "train", "validation": "val"}  # What TFDS and what COCO calls them.
+# The parts of a file, what one of their records is called, and what each has.
+_PARTS = {
+    "images": ("image", ("id", "height", "width", "file_name")),
+    "annotations": ("annotation", ()),
+    "categories": ("category", ("id", "name")),
+}
 # COCO's categories, in the order of their numbers in the files, 1 to 90 with gaps.
 CATEGORIES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -127,18 +133,11 @@ def examples(
     run_lengths.check_installed("a file of COCO's annotations")
     path = pathlib.Path(annotations)
     content = _read(path)
-    missing = [part for part in ("images", "annotations", "categories") if part not in content]
-    if missing:
-        raise UserError(
-            f"{path} has no {' and '.join(missing)}: it is no file of COCO's annotations of objects"
-        )
-    for number, image in enumerate(content["images"]):
-        _need(("id", "height", "width", "file_name"), image, f"image {number} of {path}")
-    for number, category in enumerate(content["categories"]):
-        _need(("id", "name"), category, f"category {number} of {path}")
     numbers = sorted(category["id"] for category in content["categories"])
     label_of = {number: label for label, number in enumerate(numbers)}
-    size_of = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    size_of = {
+        image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]
+    }
     of_image: dict[int, list] = {number: [] for number in size_of}
     for annotation in content["annotations"]:
         what = f"annotation {annotation.get('id')} of {path}"
@@ -168,15 +167,42 @@ def categories(annotations: str | os.PathLike[str]) -> list[str]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} has a {type(content).__name__}: it is no file of COCO's format")
+    missing = [part for part in _PARTS if not isinstance(content.get(part), list)]
+    if missing:
+        raise UserError(
+            f"{path} has no {' and '.join(missing)}: it is no file of COCO's annotations of objects"
+        )
+    for part, (kind, names) in _PARTS.items():
+        for number, record in enumerate(content[part]):
+            _need(names, record, f"{kind} {number} of {path}")
+    for number, image in enumerate(content["images"]):
+        if not all(_is_whole(image[side]) and image[side] >= 1 for side in ("height", "width")):
+            raise UserError(
+                f"image {number} of {path} is {image['height']!r:.20} by {image['width']!r:.20}; "
+                "height and width must be whole numbers from 1"
+            )
+    for part in ("images", "categories"):
+        wrong = [record["id"] for record in content[part] if not _is_whole(record["id"])]
+        if wrong:
+            raise UserError(f"the {part} of {path} need whole numbers for ids, not {wrong[0]!r}")
+    found = content["annotations"]
+    if found and not any(annotation.get("segmentation", True) for annotation in found):
+        raise UserError(f"{path} has boxes alone: no annotation has a mask")
     return content
 
 
-def _need(names: Sequence[str], record: Mapping[str, Any], what: str) -> None:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, float)) and float(value).is_integer()
+
+
+def _need(names: Sequence[str], record: Any, what: str) -> None:
+    if not isinstance(record, Mapping):
+        raise UserError(f"{what} is a {type(record).__name__} and no record with names")
     missing = [name for name in names if record.get(name) is None]
     if missing:
         raise UserError(f"{what} has no {' and '.join(missing)}")
@@ -192,7 +218,7 @@ def _check(
         raise UserError(f"{what} has no segmentation; take instances_*.json or the like")
     _need(("image_id", "category_id", "bbox"), annotation, what)
     for name, known in (("image_id", size_of), ("category_id", label_of)):
-        if annotation[name] not in known:
+        if not _is_whole(annotation[name]) or annotation[name] not in known:
             kind = name.removesuffix("_id")
             raise UserError(f"{what} is of {kind} {annotation[name]}, which the file does not have")
     if not _are_numbers(annotation["bbox"]) or len(annotation["bbox"]) != 4:
@@ -203,15 +229,24 @@ def _check(
     segmentation, size = annotation["segmentation"], size_of[annotation["image_id"]]
     if isinstance(segmentation, Mapping):
         _need(("size", "counts"), segmentation, f"the segmentation of {what}")
-        if [*segmentation["size"]] != [*size]:
+        if segmentation["size"] != [*size]:
             raise UserError(
-                f"the segmentation of {what} has the size {segmentation['size']}, and its image "
-                f"[height, width] = {[*size]}"
+                f"the segmentation of {what} has the size {segmentation['size']!r:.60}, and its "
+                f"image [height, width] = {[*size]}"
             )
-    elif not all(map(_is_polygon, segmentation or ())):
+        counts = segmentation["counts"]
+        if not isinstance(counts, str) and not (
+            _are_numbers(counts) and sum(counts) == math.prod(size)
+        ):
+            raise UserError(
+                f"the run lengths of {what} must be a text, or numbers whose sum is that of the "
+                f"pixels, {math.prod(size)}"
+            )
+    elif segmentation and not (
+        isinstance(segmentation, list) and all(map(_is_polygon, segmentation))
+    ):
         raise UserError(
-            f"the segmentation of {what} must be polygons of three points or more, [[x, y, x, y, "
-            "...], ...], or run lengths"
+            f"the segmentation of {what} must be polygons, [[x, y, x, y, ...], ...], or run lengths"
         )
 
 
@@ -221,7 +256,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _is_polygon(values: Any) -> bool:
-    return _are_numbers(values) and len(values) >= 6 and len(values) % 2 == 0
+    return _are_numbers(values) and len(values) % 2 == 0
 
 
 def _object(
@@ -231,9 +266,14 @@ def _object(
     label_of: Mapping[int, int],
 ) -> dict[str, Any] | None:
     height, width = size
+    segmentation = annotation["segmentation"]
     try:
-        text = run_lengths.of_annotation(annotation["segmentation"], size)
-        run_lengths.decode([text], size)
+        if isinstance(segmentation, Mapping):
+            text = run_lengths.of_annotation(segmentation, size)
+            run_lengths.decode([text], size)
+        else:  # Labelling tools leave parts of one or two points, which cover nothing.
+            parts = [part for part in segmentation or () if len(part) >= 6]
+            text = run_lengths.of_annotation(parts, size)
     except Exception as error:  # pycocotools raises this very class
         raise UserError(
             f"pycocotools cannot read the segmentation of {what}: {one_line(error)}"

@@ -56,7 +56,7 @@ def fold(model: keras.Model) -> tuple[keras.Model, Report]:
 
 
 def _one_of(before: str | None, after: str) -> str:
-    """What stood in the way of the usual place, the layer before; if that cannot be, of both."""
+    """Why not into the layer before, the usual place; with none before, why not after either."""
     if before == FOLLOWS_INPUT:
         return f"{before}, and {after}"
     return before or after

@@ -125,9 +125,10 @@ def _check_any_finite(model: keras.Model, batches: Sequence[Batch]) -> None:
         values = [batch.outputs[name] for batch in batches if first.dtype.kind == "f"]
         if any(v.size for v in values) and not any(np.isfinite(v).any() for v in values):
             raise UserError(
-                f"The output {name!r} of the model {model.name!r} is not finite, whatever the "
-                "input: nothing can be compared with it. Look for weights that are not finite; "
-                "tfnorm.recalibrate measures moving statistics anew."
+                f"The output {name!r} of the model {model.name!r} is not finite on any input that "
+                "was tried: nothing can be compared with it. Look for weights that are not finite "
+                "(tfnorm.recalibrate measures moving statistics anew), or give verify=False "
+                "(--noverify)."
             )
 
 

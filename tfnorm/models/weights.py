@@ -60,12 +60,14 @@ def load(body: keras.Model, weights: Weights, normalizer: Normalizer, name: str)
 
 
 def _read(path: str, name: str) -> keras.Model:
-    if path != "imagenet" and not pathlib.Path(path).exists():
-        raise UserError(f"weights '{path}' are not there")
     if not pathlib.Path(path).is_file() or not path.endswith(".keras"):
+        own = f"a file .keras with a model on {name}"
+        what = f"is not {own}; give the PATH of one or of a run"
+        if path != "imagenet" and not pathlib.Path(path).exists():
+            what = f"is not there; give the PATH of {own}, or of a run"
         raise UserError(
-            f"weights '{path}' is not a file .keras with a model on {name}; give the PATH of one "
-            "or of a run, or choose a network of keras.applications with --weights=imagenet"
+            f"weights '{path}' {what}, or choose a network of keras.applications with "
+            "--weights=imagenet"
         )
     try:
         return keras.saving.load_model(path, compile=False)

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import keras
 import numpy as np
@@ -108,23 +108,20 @@ class Loop:
         listeners.on_epoch_begin(epoch)
         self._end_epoch(row, started)
         listeners.on_epoch_end(epoch, row)
-        self._save()
+        is_last = self._progress.step == self._trainer.total_steps
+        if is_last or self._due() or not self._trainer.config.checkpoint_every:
+            self._save(again=True)
 
     def _end_epoch(self, row: dict[str, Any], started: float) -> None:
         """Evaluates, where that is wanted, and completes the epoch's row."""
         trainer, progress = self._trainer, self._progress
+        row["seconds"] = row.get("seconds", 0.0) + time.perf_counter() - started
+        started = time.perf_counter()
         is_last = progress.step == trainer.total_steps
         if self._validate is True or (self._validate == "at_end" and is_last):
-            try:
-                with self._watch.ending(trainer.strategy):
-                    self._evaluate()
-            except Preempted:
-                trainer.synchronize()
-                self._write()
-                self._tell_stopped()
-                raise
+            self._evaluate_or_stop()
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
-        row["seconds"] = time.perf_counter() - started
+        row["seconds"] += time.perf_counter() - started
 
     def _complete(self) -> None:
         """Of a run with no steps left: a row, if it has none, and an evaluation, if none was made.
@@ -137,7 +134,7 @@ class Loop:
             progress.history.append(row)
             row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         if self._validate and progress.history and "val_loss" not in progress.history[-1]:
-            self._evaluate()
+            self._evaluate_or_stop()
 
     def _epoch(self, epoch: int, listeners: keras.callbacks.CallbackList) -> dict[str, Any]:
         trainer, progress = self._trainer, self._progress
@@ -167,10 +164,18 @@ class Loop:
         means = self._means(epoch * self._trainer.steps_per_epoch)
         return {"epoch": epoch + 1, "step": self._progress.step, **means}
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate_or_stop(self) -> None:
+        """`_evaluate`, which SIGTERM ends: with a checkpoint from which it is made anew."""
+        strategy = self._trainer.strategy
+        try:
+            self._evaluate(between=lambda: self._watch.end_if_noted(strategy))
+        except Preempted:
+            self._stop()
+
+    def _evaluate(self, between: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Adds to the newest row, and returns, what the weights are worth on the test images."""
         progress = self._progress
-        loss, metrics, by_class = self._trainer.evaluate()
+        loss, metrics, by_class = self._trainer.evaluate(between=between)
         _check_finite(loss, f"the test loss after step {progress.step}", self._saved_step)
         progress.by_class = {name: dict(row) for name, row in by_class.items()}
         found = {"val_loss": loss, **{f"val_{name}": x for name, x in metrics.items()}}
@@ -203,8 +208,8 @@ class Loop:
         every = self._trainer.config.checkpoint_every
         return every > 0 and self._progress.step % every == 0
 
-    def _save(self) -> None:
-        if self._checkpoints and self._saved_step != self._progress.step:
+    def _save(self, again: bool = False) -> None:
+        if self._checkpoints and (again or self._saved_step != self._progress.step):
             self._trainer.synchronize()
             self._write()
             self._saved_step = self._progress.step
@@ -218,19 +223,19 @@ class Loop:
         trainer, progress = self._trainer, self._progress
         if not self._checkpoints or progress.step == trainer.total_steps:
             return
-        if not self._watch.noted(trainer.strategy):
-            return
+        if self._watch.noted(trainer.strategy):
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        trainer, progress = self._trainer, self._progress
         if self._saved_step != progress.step:
             progress.keep_replicas(trainer.replica_state())
             self._write()
-        self._tell_stopped()
-        raise Preempted
-
-    def _tell_stopped(self) -> None:
         self._notice(
-            f"stopped by SIGTERM after step {self._progress.step} of {self._trainer.total_steps}; "
+            f"stopped by SIGTERM after step {progress.step} of {trainer.total_steps}; "
             "the same command goes on from its checkpoint"
         )
+        raise Preempted
 
     def result(self) -> Result:
         """What the run came to, after `run`."""

@@ -43,13 +43,15 @@ class SigtermWatch:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted = True
         if self._ends:
+            self._ends = False
             raise Preempted
 
     @contextlib.contextmanager
     def ending(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
-        """While it is entered, SIGTERM raises Preempted at once: what is made is made again.
+        """While it is entered, SIGTERM raises Preempted at once, wherever the program stands.
 
-        Not where several workers have to agree, which is done between steps.
+        For what is made anew each time. Not where several workers have to agree, which they do
+        between steps.
         """
         if workers.are_several(strategy):
             yield
@@ -61,6 +63,11 @@ class SigtermWatch:
             yield
         finally:
             self._ends = False
+
+    def end_if_noted(self, strategy: tf.distribute.Strategy) -> None:
+        """Raises Preempted after SIGTERM, unless several workers have to agree."""
+        if self._noted and not workers.are_several(strategy):
+            raise Preempted
 
     def noted(self, strategy: tf.distribute.Strategy) -> bool:
         """Whether any worker has received SIGTERM; all have to ask after the same step."""

@@ -26,10 +26,11 @@ class Result:
         metrics: The task's metrics of the test examples by name; empty without validation.
         metrics_by_class: Those of each class by its name; empty for tasks without such.
         step_time_median: Seconds; the median over the calls of the training loop, without the
-            first, which traces; None if there was one only.
+            first, which traces; None if there was one only. Of a run with no step left to make it
+            is what its result.json has, as are the next two.
         params: Number of trainable parameters.
         normalization_collectives: Collectives of a training step for normalization, counted in the
-            step that was traced; None if the run had no step to make.
+            step that was traced; None if no step was made.
         normalization_bytes: Bytes that each replica hands to them in a step.
         model_dir: Where its files are; None if nothing was written.
     """

@@ -192,7 +192,7 @@ def _ending_before_steps(
         with watch.ending(strategy):
             yield
     except Preempted:
-        notice("stopped by SIGTERM before a step was made; give the same command again")
+        notice("stopped by SIGTERM before a step of this part; give the same command again")
         raise
 
 
@@ -206,7 +206,7 @@ def _weights(config: Config, notice: Notice, is_resumed: bool) -> str | keras.Mo
         return None
     if config.weights and (path / "checkpoints").is_dir():
         return load_model(config.weights, notice)[0]
-    return config.weights
+    return str(path) if config.weights and path.exists() else config.weights
 
 
 def _restore_to_evaluate(

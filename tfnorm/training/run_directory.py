@@ -119,8 +119,10 @@ def with_measured(directory: pathlib.Path, result: Result) -> Result:
     """A result of a run that had nothing left to do, with what was measured when it was trained."""
     names = "step_time_median", "normalization_collectives", "normalization_bytes"
     try:
-        before = json.loads((directory / "result.json").read_text())
+        before = json.loads((directory / "result.json").read_text("utf-8"))
     except (OSError, ValueError):
+        return result
+    if not isinstance(before, dict):
         return result
     found = {name: before.get(name) for name in names if getattr(result, name) is None}
     return dataclasses.replace(result, **found)

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,10 +67,10 @@ class StatisticsMonitor(keras.callbacks.Callback):
             with, and the cross-entropy of sparse labels and logits for a model without one.
         directory: Of scalars for TensorBoard, in its subdirectory statistics; None for none.
         notice: Called with a line, once a layer, where its statistics are too noisy for the norm in
-            use, which averages them or not and is not frozen: where the error of the normalized
-            values or of their gradients exceeds a third of their standard deviation
-            (`NOISE_LIMIT`); and where statistics are not finite, or so large that inference makes
-            a channel constant.
+            use, which averages them or not: where the error of the normalized values or of their
+            gradients exceeds a third of their standard deviation (`NOISE_LIMIT`), or they are not
+            finite, both unless it is frozen; and where moving variances are so large that
+            inference makes a channel constant.
         keep_rows: Most rows of the history; the oldest go first.
 
     Attributes:
@@ -102,7 +103,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
         for name, value in {**limits, "keep_rows": keep_rows}.items():
             check_whole(name, value)
         layers = [layers] if isinstance(layers, str) else layers
-        if isinstance(layers, bool) or not isinstance(layers, (int, Sequence)):
+        if isinstance(layers, bool) or not isinstance(layers, (numbers.Integral, Sequence)):
             raise UserError(f"layers must be a number of layers or their names, received {layers}")
         _check_data(data)
         self._data, self._batch_size, self._every = data, batch_size, every
@@ -140,9 +141,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
         # Keras counts an epoch's last execution in full, though it may be of fewer steps.
         done = min(batch + 1, self.params.get("steps") or batch + 1)
         last, self._step = max(self._first, self._step), self._first + done
-        before = self._step - getattr(self.model, "steps_per_execution", 1)
-        if before < last < self._step:
-            before = last
+        # A run of `tfnorm.training.train` calls back for each step, and may begin within an epoch.
+        before = self._step - 1 if "task" in self.params else min(last, self._step - 1)
         if self._step // self._every > before // self._every:
             self._measure()
 
@@ -155,7 +155,8 @@ class StatisticsMonitor(keras.callbacks.Callback):
     def _prepare(self) -> None:
         """Chooses layers and takes images: not before a step, that a model may be built by it."""
         chosen = _choose(self.model, self._chosen)
-        watched = self.model, getattr(self.model, "loss", None), [*chosen.values()]
+        is_trained = [layer.trainable for layer in self.model._flatten_layers()]
+        watched = self.model, getattr(self.model, "loss", None), [*chosen.values()], is_trained
         if watched == self._watched:
             return
         self._watched = watched
@@ -317,7 +318,7 @@ def spread(layers: Sequence[Any], count: int) -> list[Any]:
 
 def _choose(model: keras.Model, chosen: int | Sequence[str]) -> dict[str, keras.layers.Layer]:
     known = _named(model)
-    if isinstance(chosen, int):
+    if isinstance(chosen, numbers.Integral):
         if not known or chosen < 1:
             raise UserError(
                 f"StatisticsMonitor has no layer to watch: layers={chosen}, and the model "
@@ -364,9 +365,10 @@ def _check_data(data: Any) -> None:
     parts = data.element_spec if is_dataset else data
     received = f"{'a dataset of ' if is_dataset else ''}{type(parts).__name__}"
     if isinstance(parts, (tuple, list)) and len(parts) > 1:
-        if not is_dataset or all(v.shape.rank != 0 for v in tf.nest.flatten(parts[:2])):
+        specs = tf.nest.flatten(parts[:2])
+        if not is_dataset or all(getattr(v, "shape", tf.TensorShape([])).rank for v in specs):
             return
-        received = "a dataset that is not batched"
+        received = "a dataset that is not batched, or without labels"
     raise UserError(
         "StatisticsMonitor needs data of images and labels, a pair of arrays or a tf.data.Dataset "
         f"of batches of such pairs, received {received}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -272,7 +273,9 @@ class Trainer:
         for total in self._gradients:
             total.assign(tf.zeros_like(total))
 
-    def evaluate(self, records: Records | None = None) -> Measured:
+    def evaluate(
+        self, records: Records | None = None, between: Callable[[], None] = lambda: None
+    ) -> Measured:
         """Loss and metrics over every one of some examples, each counted once.
 
         The replicas' statistics are synchronized first: evaluation does not depend on which replica
@@ -280,11 +283,12 @@ class Trainer:
 
         Args:
             records: The examples; None is the test examples.
+            between: Called between steps, or some dozens of them; what it raises ends it.
         """
         with self.averages.in_model() if self.averages else contextlib.nullcontext():
-            return self._evaluate(self.task.dataset.test if records is None else records)
+            return self._evaluate(self.task.dataset.test if records is None else records, between)
 
-    def _evaluate(self, records: Records) -> Measured:
+    def _evaluate(self, records: Records, between: Callable[[], None]) -> Measured:
         synchronize_statistics(self.model)
         batch = min(
             self.config.evaluation_batch_size,
@@ -304,14 +308,15 @@ class Trainer:
             self._totals.assign(tf.zeros(self._totals.shape))
         evaluator = self.task.evaluator()
         if evaluator is None:
-            # A call of it at a time, between which Python hears of signals.
             for done in range(0, steps, _STEPS_OF_A_CALL):
+                between()
                 count = min(steps - done, _STEPS_OF_A_CALL)
                 self._evaluation_loop(iterator, tf.constant(count))
             of_rows, classes_of_rows = {}, {}
         else:
             rows = Rows(evaluator, records, self.strategy)
             for _ in range(steps):
+                between()
                 rows.add(self._evaluation_outputs(iterator))
             of_rows, classes_of_rows = rows.results()
         loss, weight, *sums = self._totals.read_value().numpy().astype(np.float64)
