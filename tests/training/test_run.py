@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite(small, tmp_path, notices):
 
 def test_a_test_loss_that_is_not_finite(small, notices, monkeypatch):
     monkeypatch.setattr(
-        training.run.Trainer, "evaluate", lambda self: (float("inf"), {"accuracy": 0.1}, {})
+        training.run.Trainer, "evaluate", lambda self, **_: (float("inf"), {"accuracy": 0.1}, {})
     )
     with pytest.raises(RunError) as error:
         training.train(small(), notice=notices.append)

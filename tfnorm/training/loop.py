@@ -121,7 +121,7 @@ class Loop:
         if self._validate is True or (self._validate == "at_end" and is_last):
             self._evaluate_or_stop()
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
-        row["seconds"] += time.perf_counter() - started
+        row["seconds"] = row.pop("seconds") + time.perf_counter() - started  # the last column
 
     def _complete(self) -> None:
         """Of a run with no steps left: a row, if it has none, and an evaluation, if none was made.
