@@ -66,7 +66,8 @@ types: $(READY)
 docs: $(EXTRAS_READY)
 	$(BIN)/mkdocs build --strict
 
-# Takes less than 15 minutes on two cores; writes results/benchmarks, and its figures into the pages.
+# Takes a quarter of an hour on two cores, more where they are slow; writes results/benchmarks, and its
+# figures into the pages.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.quotes

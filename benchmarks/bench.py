@@ -34,8 +34,8 @@ from tfnorm.files import write_text, write_whole
 from tfnorm.version import __version__
 
 _PLOT = "growth.png"
-# By name the module and its flags. Together they take less than 15 minutes on two cores with
-# nothing else to do; rounds are what they can be made shorter by.
+# By name the module and its flags. Together they take a quarter of an hour on two cores with
+# nothing else to do, more where these are slow; rounds are what they can be made shorter by.
 PARTS: dict[str, tuple[str, ...]] = {
     "layers": ("layers", "--rounds=10"),
     "synchronized": ("synchronized", "--rounds=10"),

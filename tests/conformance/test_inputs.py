@@ -225,7 +225,7 @@ def test_images_of_unknown_size(name, jit_compile, rng):
     of_any = tf.function(
         lambda x: step(layers[0], x), input_signature=[spec], jit_compile=jit_compile
     )
-    for shape in ((4, 5, 7, 3), (70, 2, 2, 3)):
+    for shape in ((4, 5, 7, 3), (3, 4, 4, 3), (70, 2, 2, 3)):
         x = tf.constant(rng.normal(size=shape), tf.float32)
         for actual, wanted in zip(of_any(x), step(layers[1], x), strict=True):
             running.assert_close(actual, wanted, 1e-4)

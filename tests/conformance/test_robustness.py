@@ -239,13 +239,9 @@ def test_half_precision_rounds_gradients_once(name, policy, parallel):
 
 
 @pytest.mark.parametrize(
-    "name, groups, is_dead, is_graph",
-    [
-        *((name, 1, False, False) for name in DERIVED),
-        *((name, 2, True, False) for name in DERIVED),
-        *((name, 1, True, True) for name in networks.NORMALIZERS),
-    ],
+    "groups, is_dead, is_graph", [(1, False, False), (1, True, True), (2, True, False)]
 )
+@pytest.mark.parametrize("name", DERIVED)
 def test_a_gradient_penalty(rng, name, groups, is_dead, is_graph):
     """A gradient of a gradient, also where one channel is nothing but zeros.
 

@@ -222,8 +222,7 @@ def _check_any_placed(rows: list[Row], model: keras.Layer, in_place: bool) -> No
 
 def _of_other_kinds(model: keras.Layer) -> str:
     """Says which layers of it normalize in a way that nothing is made from."""
-    kinds = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
-    found = [type(x).__name__ for x in model._flatten_layers() if isinstance(x, kinds)]
+    found = [type(x).__name__ for x in model._flatten_layers() if norms.other_name(x)]
     names = [f"{found.count(kind)} {kind}" for kind in dict.fromkeys(found)]
     return f": its {' and '.join(names)} can be no source" if names else ""
 

@@ -16,19 +16,13 @@ import numpy as np
 from tfnorm.export.kernels import Parts, read_channels, read_parts
 from tfnorm.layers import norms
 
-_OTHERS = {
-    keras.layers.LayerNormalization: "ln",
-    keras.layers.RMSNormalization: "rms",
-    keras.layers.UnitNormalization: "unit",
-}
-
 
 def norm_name(layer: keras.Operation) -> str | None:
     """The short name of a normalizer, such as "bn", or None for any other layer."""
     name = norms.name_of(layer)
     if name is None and hasattr(layer, "inference_scale_and_offset"):
         return type(layer).__name__  # derived from one of ours
-    return name or next((name for kind, name in _OTHERS.items() if isinstance(layer, kind)), None)
+    return name or norms.other_name(layer)
 
 
 def may_do_more(layer: keras.Operation) -> bool:

@@ -163,6 +163,11 @@ def name_of(layer: Any) -> str | None:
     return None if entry is None else entry.name
 
 
+def other_name(layer: Any) -> str | None:
+    """The short name of one of Keras' normalizers that has no entry; None for any other layer."""
+    return next((name for kind, name in _OTHERS.items() if isinstance(layer, kind)), None)
+
+
 def keeps_statistics(layer: Any) -> bool:
     """Whether a layer keeps moving statistics of batches: Keras' own, or one of tfnorm's.
 
@@ -171,6 +176,11 @@ def keeps_statistics(layer: Any) -> bool:
     return isinstance(layer, (ChannelNormalization, keras.layers.BatchNormalization))
 
 
+_OTHERS = {
+    keras.layers.LayerNormalization: "ln",
+    keras.layers.RMSNormalization: "rms",
+    keras.layers.UnitNormalization: "unit",
+}
 _INFERENCE = {
     "__call__",
     "as_numbers",

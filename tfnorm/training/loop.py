@@ -91,7 +91,7 @@ class Loop:
             listeners.on_epoch_begin(epoch)
             row = self._epoch(epoch, listeners)
             listeners.on_epoch_end(epoch, row)
-            if self._due() or not trainer.config.checkpoint_every:
+            if self._due_after_epoch():
                 self._save()
             self._stop_if_asked()
         self._complete()
@@ -108,8 +108,7 @@ class Loop:
         listeners.on_epoch_begin(epoch)
         self._end_epoch(row, started)
         listeners.on_epoch_end(epoch, row)
-        is_last = self._progress.step == self._trainer.total_steps
-        if is_last or self._due() or not self._trainer.config.checkpoint_every:
+        if self._is_last() or self._due_after_epoch():
             self._save(again=True)
 
     def _end_epoch(self, row: dict[str, Any], started: float) -> None:
@@ -117,8 +116,7 @@ class Loop:
         trainer, progress = self._trainer, self._progress
         row["seconds"] = row.get("seconds", 0.0) + time.perf_counter() - started
         started = time.perf_counter()
-        is_last = progress.step == trainer.total_steps
-        if self._validate is True or (self._validate == "at_end" and is_last):
+        if self._validate is True or (self._validate == "at_end" and self._is_last()):
             self._evaluate_or_stop()
         row["learning_rate"] = trainer.learning_rate(progress.step - 1)
         row["seconds"] = row.pop("seconds") + time.perf_counter() - started  # the last column
@@ -208,6 +206,12 @@ class Loop:
         every = self._trainer.config.checkpoint_every
         return every > 0 and self._progress.step % every == 0
 
+    def _due_after_epoch(self) -> bool:
+        return self._due() or not self._trainer.config.checkpoint_every
+
+    def _is_last(self) -> bool:
+        return self._progress.step == self._trainer.total_steps
+
     def _save(self, again: bool = False) -> None:
         if self._checkpoints and (again or self._saved_step != self._progress.step):
             self._trainer.synchronize()
@@ -220,10 +224,9 @@ class Loop:
 
     def _stop_if_asked(self) -> None:
         """Ends the process after SIGTERM, unless nothing is left to do."""
-        trainer, progress = self._trainer, self._progress
-        if not self._checkpoints or progress.step == trainer.total_steps:
+        if not self._checkpoints or self._is_last():
             return
-        if self._watch.noted(trainer.strategy):
+        if self._watch.noted(self._trainer.strategy):
             self._stop()
 
     def _stop(self) -> NoReturn:

@@ -58,8 +58,7 @@ class SigtermWatch:
             return
         self._ends = True
         try:
-            if self._noted:
-                raise Preempted
+            self.end_if_noted(strategy)
             yield
         finally:
             self._ends = False

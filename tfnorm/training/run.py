@@ -35,7 +35,8 @@ def train(
 
     With a model_dir, SIGTERM to any worker ends the run after the steps of the running call of
     the training loop, at most `steps_per_loop`: with a checkpoint, by SystemExit of code 0. A run
-    of one process ends so at once while it loads or evaluates, too; the next part evaluates anew.
+    of one process ends while it loads, too, and within an evaluation after an epoch, between its
+    steps; the next part evaluates anew.
 
     Args:
         config: The run. Without a model_dir nothing is written.
@@ -201,12 +202,14 @@ def _weights(config: Config, notice: Notice, is_resumed: bool) -> str | keras.Mo
 
     None if that is gone and a checkpoint is there to go on from, which has all weights.
     """
-    path = pathlib.Path(config.weights or "").expanduser()
-    if is_resumed and config.weights != "imagenet" and not path.exists():
+    if config.weights in (None, "imagenet"):
+        return config.weights
+    path = pathlib.Path(config.weights).expanduser()
+    if is_resumed and not path.exists():
         return None
-    if config.weights and (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir():
         return load_model(config.weights, notice)[0]
-    return str(path) if config.weights and path.exists() else config.weights
+    return str(path)
 
 
 def _restore_to_evaluate(
