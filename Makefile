@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 EXTRAS_READY := $(VENV)/.extras-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Compiled modules are kept even where the environment says otherwise, as container images do: every
+# program that a test starts would compile TensorFlow's anew, for as long again as it takes to load.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-multiworker test coverage test-oldest test-oldest-core oldest lint types docs bench test-wheel clean
 
