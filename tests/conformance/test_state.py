@@ -1,5 +1,6 @@
 """When a step may change a normalizer's state, and when not, for every one of the registry."""
 
+import functools
 import warnings
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 from tests.conformance import networks
 from tests.conformance.test_robustness import Single
 from tests.layers import running
-from tfnorm.layers import BatchRenormalization
+from tfnorm.layers import BatchRenormalization, recomputation
 
 SHAPE = (4, 3, 5)
 
@@ -75,6 +76,30 @@ def test_recomputation(name, is_graph):
             running.assert_close(a, b, 1e-5)
         for a, b in zip(layers[0].variables, layers[1].variables, strict=True):
             running.assert_close(running.number(b), running.number(a), 1e-5, a.name)
+
+
+def test_recomputation_of_one_tensor_time_and_again(rng):
+    """Whose passes without a gradient leave nothing that a later one takes for its own."""
+    x, dy = (tf.constant(rng.normal(2, 3, size=SHAPE), tf.float32) for _ in range(2))
+    layers = [BatchRenormalization(momentum=0.5, r_max=3.0, d_max=5.0) for _ in range(2)]
+    calls = [functools.partial(layer, training=True) for layer in layers]
+    calls[1] = tf.recompute_grad(calls[1])
+    for step in range(24):
+        gradients = []
+        for layer, call in zip(layers, calls, strict=True):
+            if step % 3 == 0:
+                call(x)
+            if step % 3 == 1:
+                with tf.GradientTape() as tape:  # that nobody asks for a gradient
+                    tape.watch(x)
+                    call(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(call(x) * dy)
+            gradients.append(tape.gradient(loss, x))
+            layer.moving_variance.assign(tf.fill(SHAPE[-1:], 0.2 + step % 5))
+        running.assert_close(gradients[1], gradients[0], 1e-5)
+    assert len(recomputation._first_passes) <= 2
 
 
 def test_a_remat_scope_changes_no_state_twice(rng):

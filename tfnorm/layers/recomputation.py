@@ -7,7 +7,6 @@ and is traced in the first.
 """
 
 import sys
-import weakref
 from typing import Any
 
 import tensorflow as tf
@@ -17,12 +16,22 @@ _FIRST, _SECOND = "inner", "inner_recompute_grad"
 _TRACING_MODULE = "tensorflow.python.eager.polymorphic_function.tracing_compilation"
 
 
-class _Reads:
-    """What a first pass has read of states, in order."""
+class _FirstPass:
+    """What a first pass has read of states, in order.
 
-    def __init__(self) -> None:
+    Args:
+        arguments: The tuple that both passes have in common, by whose id the pass is known: of one
+            that is held here, no other has the id.
+    """
+
+    def __init__(self, arguments: tuple) -> None:
+        self._arguments = arguments
         self._values: list[tf.Tensor] = []
         self._next = 0
+
+    def is_over(self) -> bool:
+        """Whether no second pass can follow: nobody else has the arguments any more."""
+        return sys.getrefcount(self._arguments) == _REFERENCES_HERE
 
     def add(self, value: tf.Tensor) -> tf.Tensor:
         self._values.append(value)
@@ -35,7 +44,10 @@ class _Reads:
         return value
 
 
-_reads: dict[int, _Reads] = {}
+# The attribute, and the argument of getrefcount.
+_REFERENCES_HERE = 2
+
+_first_passes: dict[int, _FirstPass] = {}
 
 
 def is_second_pass() -> bool:
@@ -53,16 +65,23 @@ def read(variable: Any) -> tf.Tensor:
     frame = _outermost_frame()
     if frame is None:
         return tf.convert_to_tensor(variable)
-    # The one tuple that both passes have in common.
     arguments = frame.f_locals.get("args", ())
-    key = id(arguments)
+    first = _first_passes.get(id(arguments))
     if frame.f_code.co_name == _SECOND:
-        return _reads[key].again() if key in _reads else tf.convert_to_tensor(variable)
-    if key not in _reads and arguments:
-        _reads[key] = _Reads()
-        weakref.finalize(arguments[0], _reads.pop, key, None)
+        return first.again() if first else tf.convert_to_tensor(variable)
     value = tf.convert_to_tensor(variable)
-    return _reads[key].add(value) if key in _reads else value
+    if not arguments:
+        return value
+    if first is None:
+        _forget_what_is_over()
+        first = _first_passes[id(arguments)] = _FirstPass(arguments)
+    return first.add(value)
+
+
+def _forget_what_is_over() -> None:
+    for key, first in list(_first_passes.items()):
+        if first.is_over():
+            _first_passes.pop(key, None)
 
 
 def _outermost_frame() -> Any:
