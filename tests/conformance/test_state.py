@@ -83,6 +83,7 @@ def test_recomputation_of_one_tensor_time_and_again(rng):
     x, dy = (tf.constant(rng.normal(2, 3, size=SHAPE), tf.float32) for _ in range(2))
     layers = [BatchRenormalization(momentum=0.5, r_max=3.0, d_max=5.0) for _ in range(2)]
     calls = [functools.partial(layer, training=True) for layer in layers]
+    kept = len(recomputation._first_passes)
     calls[1] = tf.recompute_grad(calls[1])
     for step in range(24):
         gradients = []
@@ -99,7 +100,7 @@ def test_recomputation_of_one_tensor_time_and_again(rng):
             gradients.append(tape.gradient(loss, x))
             layer.moving_variance.assign(tf.fill(SHAPE[-1:], 0.2 + step % 5))
         running.assert_close(gradients[1], gradients[0], 1e-5)
-    assert len(recomputation._first_passes) <= 2
+    assert len(recomputation._first_passes) <= kept + 2
 
 
 def test_a_remat_scope_changes_no_state_twice(rng):
