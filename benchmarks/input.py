@@ -32,7 +32,7 @@ from absl import flags
 from benchmarks import measuring
 from benchmarks.networks import sgd_step
 from tfnorm import commands, data
-from tfnorm.data import pipeline, transforms
+from tfnorm.data import pipeline, transforms, untuned
 
 BASELINE = "plain tf.data"
 SIZE = (224, 224)
@@ -74,7 +74,7 @@ def plain(builder: tfds.core.DatasetBuilder, batch: int) -> tf.data.Dataset:
 
     records = _encoded(builder).shuffle(_SHUFFLED).enumerate()
     batches = records.map(example, num_parallel_calls=_THREADS).batch(batch, drop_remainder=True)
-    return batches.prefetch(4).with_options(_options())
+    return batches.prefetch(4).with_options(untuned.options())
 
 
 def decoded(builder: tfds.core.DatasetBuilder, batch: int) -> tf.data.Dataset:
@@ -84,7 +84,7 @@ def decoded(builder: tfds.core.DatasetBuilder, batch: int) -> tf.data.Dataset:
         return tf.io.decode_jpeg(record["image"], channels=3)[0, 0]
 
     pixels = _encoded(builder).map(example, num_parallel_calls=_THREADS)
-    return pixels.batch(batch, drop_remainder=True).prefetch(4).with_options(_options())
+    return pixels.batch(batch, drop_remainder=True).prefetch(4).with_options(untuned.options())
 
 
 def waiting(dataset: data.Dataset, steps: int) -> float:
@@ -160,12 +160,6 @@ def _epoch(batches: tf.data.Dataset, seconds: list[float]) -> Callable[[], objec
 def _encoded(builder: tfds.core.DatasetBuilder) -> tf.data.Dataset:
     decoders = {"image": tfds.decode.SkipDecoding()}
     return builder.as_dataset(split="train", decoders=decoders)
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,9 +4,9 @@
         [--seeds=0,1,2] [--steps=1200] [--output=FILE]
 
 Parts:
-- estimate: one run on steps of four images, in which every normalizer notes at the end of each
-  epoch by how much the standard deviation sqrt(σ̄² + ε) of that step would have been another under
-  each setting. Shown is the root mean square of that relative error over epochs, layers and
+- estimate: one run on steps of four images, in which every normalizer notes after every 20
+  steps by how much the standard deviation sqrt(σ̄² + ε) of that step would have been another under
+  each setting. Shown is the root mean square of that relative error over what was noted, layers and
   channels; that of `naive`, without compensation, is what there is to be compensated.
 - classification: the runs of `benchmarks.window_gradient`, statistics of single images; the
   accuracy on the test images.

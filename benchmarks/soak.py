@@ -21,7 +21,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from tfnorm import commands
 from tfnorm.errors import RunError
 from tfnorm.files import write_text
 from tfnorm.study.summary import text_table
+from tfnorm.training import local_cluster
 
 _NORMS = ("bn", "syncbn", "brn", "mabn", "cbn", "bkn", "on", "sn", "bin", "evalnorm", "gn_ws")
 _STEPS = 12
@@ -300,7 +300,7 @@ class Tries:
     def _workers(
         self, directory: pathlib.Path, first: Sequence[str], second: Sequence[str]
     ) -> list[Child]:
-        addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+        addresses = [f"127.0.0.1:{port}" for port in local_cluster.free_ports(2)]
         started = []
         for index, given in enumerate((first, second)):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
@@ -363,14 +363,6 @@ def _end(process: Child, expected: int = 0) -> str:
     if left:
         raise Lost(f"temporary files left by {' '.join(process.args[1:])}: {left[:5]}")
     return process.said()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

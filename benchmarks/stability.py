@@ -156,7 +156,7 @@ def run(values: flags.FlagValues) -> None:
             results.append(record)
         step = record["first_broken_step"]
         is_broken = step is not None or bool(record["broken_variables"])
-        broken |= is_broken
+        broken += is_broken
         print(
             f"{name:14s} {start:10s} {norm:6s} learning rate {learning_rate:4.2f} batch {batch}: "
             f"{f'BROKEN at step {step}' if is_broken else 'finite'}, loss "

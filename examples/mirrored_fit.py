@@ -24,7 +24,7 @@ def build_model(norm: str) -> keras.Model:
 
 def main(norm: str = "brn", replicas: int = 2, epochs: int = 5) -> float:
     """Trains with 4 images a replica and step; returns the test accuracy."""
-    gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
+    gpus = [f"GPU:{i}" for i, _ in enumerate(tf.config.list_physical_devices("GPU")[:replicas])]
     if not gpus:
         prepare_cpu_devices(replicas)  # Before anything else that TensorFlow does.
     strategy = tf.distribute.MirroredStrategy(gpus or [f"CPU:{i}" for i in range(replicas)])

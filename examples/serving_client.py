@@ -155,8 +155,9 @@ def detections(prediction: dict, names: Sequence[str]) -> list[tuple[list, int, 
 
 def name_of(number: int | str, names: Sequence[str]) -> str:
     """The name of a class, or its number where that is not known; an export may know it itself."""
-    is_known = isinstance(number, str) or number >= len(names)
-    return str(number) if is_known else names[number]
+    if isinstance(number, str) or number >= len(names):
+        return str(number)
+    return names[number]
 
 
 def color(number: int) -> tuple[int, int, int]:

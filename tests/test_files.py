@@ -93,6 +93,18 @@ def test_a_draft_that_cannot_be_locked_goes_again(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_a_draft_that_cannot_be_removed_is_let_go(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "_remove", fail)
+    with pytest.raises(OSError, match="Input/output"), files.draft(tmp_path) as path:
+        pass
+    lock = files.locks.acquire(path)
+    assert lock is not None
+    files.locks.release(lock)
+
+
 def test_folders_that_another_writer_removes_are_made_again(tmp_path, monkeypatch):
     """One that failed takes those away that it made, and cannot know who is about to use them."""
     acquire, folder = files.locks.acquire, tmp_path / "new"

@@ -26,6 +26,15 @@ def test_local_paths(given, path):
     assert paths.local(given, "model_dir") == pathlib.Path(path)
 
 
+def test_a_user_that_is_not_there():
+    with pytest.raises(UserError) as error:
+        paths.local("~nobody.of.that.name/run", "model_dir")
+    assert str(error.value) == (
+        "model_dir '~nobody.of.that.name/run' begins with the home directory of a user, and there "
+        "is no 'nobody.of.that.name' here"
+    )
+
+
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://b", "ram://run", "file://host/run"])
 def test_what_is_elsewhere_is_refused_before_anything_is_written(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,18 @@ def run(
         return _run(define, main, argv)
 
 
+def whole_numbers(texts: Sequence[str], name: str) -> list[int]:
+    """The values of a flag that lists whole numbers, such as seeds.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    wrong = [text for text in texts if not text.isdecimal()]
+    if wrong:
+        raise UserError(f"{name} are numbers from 0 on, as in --{name}=0,1; received {wrong[0]!r}")
+    return [int(text) for text in texts]
+
+
 def _run(
     define: Callable[[], flags.FlagValues],
     main: Callable[[flags.FlagValues], None],

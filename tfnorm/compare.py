@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from tfnorm import commands, locks, paths, training
-from tfnorm.errors import UserError
 from tfnorm.files import removed_if_empty
 from tfnorm.layers import norms
 from tfnorm.study import extras, placing, running
@@ -91,7 +90,7 @@ def _compare(values: flags.FlagValues) -> None:
     fields = training_flags.fields(values)
     base = training.Config(**{**fields, "distribution_strategy": "mirrored", "tpu": ""})
     compared = study.norms if values.norms is None else values.norms
-    grid = study.build(compared, _seeds(values.seeds), base)
+    grid = study.build(compared, commands.whole_numbers(values.seeds, "seeds"), base)
     if values.tpu and not values.distribution_strategy:
         values.distribution_strategy = "tpu"
     if values.distribution_strategy:
@@ -125,13 +124,6 @@ def _start(values: flags.FlagValues) -> bool:
     each = values.num_replicas // placing.workers()
     config = training.Config(distribution_strategy=_WORKERS, num_replicas=max(each, 1))
     return workers.is_chief(strategies.create(config))
-
-
-def _seeds(texts: Sequence[str]) -> list[int]:
-    wrong = [text for text in texts if not text.isdecimal()]
-    if wrong:
-        raise UserError(f"seeds are numbers from 0 on, as in --seeds=0,1; received {wrong[0]!r}")
-    return [int(text) for text in texts]
 
 
 def _tell(text: str) -> None:

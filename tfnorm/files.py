@@ -38,8 +38,10 @@ def draft(directory: pathlib.Path, name: str = "", folder: bool = False) -> Iter
         try:
             yield path
         finally:
-            _remove(path)
-            locks.release(lock)
+            try:
+                _remove(path)
+            finally:
+                locks.release(lock)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,14 @@ def local(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     text = os.fspath(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text)
     if scheme is None:
-        return pathlib.Path(text).expanduser()
+        try:
+            return pathlib.Path(text).expanduser()
+        except RuntimeError:
+            user, *_ = text.split("/")
+            raise UserError(
+                f"{name} '{text}' begins with the home directory of a user, and there is no "
+                f"{user[1:]!r} here"
+            ) from None
     rest = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", text)
     if rest is None:
         raise UserError(

@@ -326,6 +326,24 @@ def test_a_model_that_cannot_be_called_any_more_is_as_it_was(rng):
     np.testing.assert_array_equal(model(x), expected)
 
 
+def test_normalizers_that_share_a_convolution(rng):
+    """One layer of the code cannot be two; a new model can call one convolution twice."""
+
+    def model():
+        convolution = L.Conv2D(4, 3, use_bias=False)
+        x = keras.Input((8, 8, 3))
+        first = L.BatchNormalization()(convolution(x))
+        return keras.Model(x, [first, L.BatchNormalization()(convolution(2 * x))])
+
+    def kinds_of(converted):
+        return [row.target for row in converted.conversion_report.rows]
+
+    kinds = [
+        kinds_of(tfnorm.convert(model(), "cbn", in_place=in_place)) for in_place in (False, True)
+    ]
+    assert kinds == [["cbn", "cbn"], ["brn", "brn"]]
+
+
 ERRORS = {
     "state": (
         lambda: tfnorm.convert(block_in_functional(), "bkn", in_place=True),

@@ -76,7 +76,7 @@ def test_workers_share_replicas_evenly():
     [
         (None, 1),
         ({"worker": ["a:1", "b:1"]}, 2),
-        ({"chief": ["a:1"], "worker": ["b:1", "c:1"], "evaluator": ["d:1"]}, 3),
+        ({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, 3),
     ],
 )
 def test_workers_are_those_of_tf_config(monkeypatch, cluster, count):
@@ -85,3 +85,9 @@ def test_workers_are_those_of_tf_config(monkeypatch, cluster, count):
         task = {"type": "worker", "index": 0}
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
     assert placing.workers() == count
+
+
+def test_a_broken_tf_config_is_named(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{")
+    with pytest.raises(UserError, match=r"needs the environment variable TF_CONFIG .* '\{'; such"):
+        placing.workers()

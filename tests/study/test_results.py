@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
 from tfnorm.study.results import Results
 
 
@@ -52,6 +52,21 @@ def test_another_writer_loses_nothing(path):
     second.append(record("b"))
     first.append(record("c"))
     assert len(Results(path)) == 3
+
+
+def test_a_disk_that_is_full(path, monkeypatch):
+    results = Results(path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError) as error:
+        results.append(record("a"))
+    assert str(error.value) == (
+        f"cannot write {path} (No space left on device); the same command makes the run again"
+    )
+    assert results.get("a") is None
 
 
 def test_a_directory_in_its_place_is_named(path):

@@ -28,6 +28,11 @@ def test_failed_repetitions_count_in_no_mean():
     assert row.failures == ("the loss is NaN at step 3",)
 
 
+def test_what_was_not_measured_is_the_best_of_nothing():
+    (row,) = summary.rows([record("bn", None), record("bn", 0.25), record("bn", None)])
+    assert row.best() is row.records[1]
+
+
 def test_a_row_without_results_has_no_mean():
     (row,) = summary.rows([record("bn", None, "the loss is NaN at step 3")])
     assert math.isnan(row.mean("test_accuracy")) and math.isnan(row.spread("test_accuracy"))

@@ -12,7 +12,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tests.training.running import on_replicas, weights, without_times
 from tfnorm import training
 from tfnorm.errors import RunError, UserError
-from tfnorm.training import checkpoints
+from tfnorm.training import checkpoints, run_directory
 
 
 def test_the_same_configuration_gives_the_same_bits(small, tmp_path, notices):
@@ -223,12 +223,18 @@ def test_nothing_to_evaluate(small, tmp_path, model_dir, message):
     assert str(error.value) == message.format(tmp_path)
 
 
-def test_no_configuration_to_load(small, tmp_path, notices):
-    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+def test_a_configuration_that_is_lost_is_in_the_checkpoint(small, tmp_path, notices, monkeypatch):
+    config = small(model_dir=str(tmp_path))
+    result = training.train(config, notice=notices.append)
     (tmp_path / "config.json").unlink()
+    model, found = training.load_model(str(tmp_path))
+    assert found == config
+    for value, trained in zip(model.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, trained)
+    monkeypatch.setattr(run_directory, "newest_progress", lambda directory: None)
     with pytest.raises(UserError) as error:
         training.load_model(str(tmp_path))
-    assert str(error.value) == (f"{tmp_path}/config.json is missing; is {tmp_path} a model_dir?")
+    assert str(error.value).startswith(f"{tmp_path}/config.json is missing, and no checkpoint says")
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

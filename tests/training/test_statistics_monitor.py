@@ -370,8 +370,10 @@ def test_it_does_not_warn_of_32_images(examples, randomized, notices):
         (layers.CrossIterationBatchNormalization(keras.layers.Dense(4, use_bias=False), window=4),
          4, 16),
         (layers.BatchRenormalization(momentum=0.9), 19, 1),
+        (layers.BatchRenormalization(momentum=1), np.inf, 1),
+        (layers.OnlineNormalization(momentum=1, gradient_momentum=0.5), np.inf, 3),
     ],
-    ids=["bn", "keras", "mabn", "cbn", "brn"],
+    ids=["bn", "keras", "mabn", "cbn", "brn", "brn that never moves", "on that never moves"],
 )  # fmt: skip
 def test_norms_that_average_are_less_noisy(examples, notices, layer, forward, backward):
     model = dense(layer) if not isinstance(layer, layers.CrossIterationBatchNormalization) else (

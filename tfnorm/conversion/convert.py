@@ -68,7 +68,8 @@ def convert(
     Where the kind cannot take a place - no convolution before it (cbn, mabn), a layer called
     twice (cbn, mabn, bkn), a convolution that others use as well (cbn, mabn) and others, which the
     report tells - batch renormalization takes it: it can stand anywhere and infers the same.
-    Normalizers that share their convolution go on to share it. Converting back undoes a conversion.
+    Normalizers that share their convolution go on to share it in a new model; in place they become
+    brn, because one layer of the code cannot be two. Converting back undoes a conversion.
 
     In place, γ, β and kernels stay the same variables, so that a compiled optimizer goes on with
     what it knows of them; where a kind has other trainable variables besides, it is made anew and

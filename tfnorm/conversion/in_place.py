@@ -84,9 +84,11 @@ class InPlace:
         try:
             for old, part in self._parts.items():
                 self._replaced[old] = self._made(old, part)
-        except ValueError as error:
+        except BaseException as error:
             self._restore_values()
-            raise unsuitable(self._model.name, norm, error) from error
+            if isinstance(error, UserError) or not isinstance(error, ValueError):
+                raise
+            raise unsuitable(self._model.name, norm, error) from error  # of a layer's options
         replace_layers(self._model, self._replaced)
         removed = [v for layer in self._replaced for v in layer.variables]
         try:
@@ -130,10 +132,9 @@ class InPlace:
         calls = [(call.part, call.outputs[0]) for call in graph.calls]
         by_layer = {one.layer: one for one in changed if _is_reached(one)}
         in_graph = [one for one in find(graph) if one.layer in by_layer and one.part is not None]
-        places = {one: place for one, place in expand_wrappers(graph, in_graph).items()}
         can_move = {
             one: place
-            for one, place in places.items()
+            for one, place in expand_wrappers(graph, in_graph).items()
             if place.calls and not (norm.place == "around" and place.calls[0].kwargs)
         }
         placed = place_all(graph, can_move, norm)
@@ -191,7 +192,7 @@ def _replaced_parts(calls: list[tuple[Part, Tensor]], graph: Graph) -> dict[kera
                 replaced[layer] = AbsorbedPart(part.path, layer)
             else:  # It stood around its layer before.
                 replaced[layer] = new
-        elif norms.get(norms.name_of(layer)).place == "around" if norms.name_of(layer) else False:
+        elif (kind := norms.entry_of(layer)) and kind.place == "around":
             linear = graph.producer(call.first).part
             behind = [user.part for user in graph.users(output)]
             if len(behind) == 1 and behind[0].operation in absorbed:

@@ -1,13 +1,13 @@
 """From the name of a data set to its records, in memory or streamed."""
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
+from tfnorm import memory
 from tfnorm.data import faults, features, mask_classes, object_counts, sources, splits
 from tfnorm.data.dataset import Dataset
 from tfnorm.data.mask_classes import MaskClasses
@@ -163,12 +163,9 @@ def _fits_memory(
             f"data set '{builder.name}' takes {size / 2**30:.0f} GiB in memory, more than the "
             f"limit of {_MEMORY_LIMIT / 2**30:.0f} GiB; choose --data_loading=stream"
         )
-    comfortable = min(_COMFORTABLE, _COMFORTABLE_SHARE * _machine_memory())
+    share = _COMFORTABLE_SHARE * memory.of_machine()
+    comfortable = min(_COMFORTABLE, share or _COMFORTABLE)
     return loading == "memory" or (loading == "auto" and fixed and size <= comfortable)
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _in_memory(

@@ -50,7 +50,7 @@ def _of_encoded(records: Records, channels: int) -> tuple[np.ndarray, np.ndarray
         total += found.numpy().sum(0)
         if total[0, 0] > _PIXELS:
             break
-    of_channels = total.T.tolist()  # Python's integers: nothing is lost in the difference.
-    mean = [first / number for number, first, _ in of_channels]
-    variance = [(number * second - first**2) / number**2 for number, first, second in of_channels]
+    totals = total.T.tolist()  # Python's integers: nothing is lost in the difference.
+    mean = [first / number for number, first, _ in totals]
+    variance = [(number * second - first**2) / number**2 for number, first, second in totals]
     return np.array(mean), np.sqrt(variance)

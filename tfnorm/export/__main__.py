@@ -242,7 +242,9 @@ def _quantizing(
         if values.calibration:
             raise UserError("--calibration is for --quantize, which is not given.")
         return None, None
-    calibration = _array(Path(values.calibration)) if values.calibration else None
+    calibration = None
+    if values.calibration:
+        calibration = _array(paths.local(values.calibration, "calibration"))
     if task is None:
         return calibration, None
     if calibration is None:
@@ -312,7 +314,7 @@ def _postprocessing(values: flags.FlagValues, task: tasks.Task | None) -> Postpr
         return None
     names = None
     if values.labels:
-        names = _lines(Path(values.labels))
+        names = _lines(paths.local(values.labels, "labels"))
     elif values.top_k is not None and task is not None:
         names = task.serving().label_names
     return Postprocessing(values.softmax is not False, values.top_k, names)

@@ -279,5 +279,5 @@ def _measured(
     inputs = {str(batch.size): batch.inputs for batch in batches}
     found = answers(runtime, path, inputs | (examples.inputs if examples else {}))
     own = {(b.size, name): found[str(b.size), name] for b in batches for name in b.outputs}
-    difference = compare("It", batches, own, np.inf, signature.postprocessing)
+    difference = compare("The quantized model", batches, own, np.inf, signature.postprocessing)
     return difference, examples.accuracy(found) if examples else None

@@ -5,11 +5,12 @@
 
 import math
 import numbers
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from tfnorm import memory
 
 _LONGEST_WINDOW = 65_536
 
@@ -27,7 +28,7 @@ def real(name: str, value: Any, least: float, most: float = math.inf, meaning: s
 
 
 def whole(
-    name: str, value: Any, least: int, most: float = math.inf, meaning: str = "", cure: str = ""
+    name: str, value: Any, least: float, most: float = math.inf, meaning: str = "", cure: str = ""
 ) -> int:
     """`value` as an int.
 
@@ -35,7 +36,8 @@ def whole(
         ValueError: it is no whole number from `least` to `most`.
     """
     if not _is_number(value) or value != int(value):
-        raise _error(name, f"a whole number from {least}", meaning, value, cure)
+        bound = "" if least == -math.inf else f" from {least}"
+        raise _error(name, f"a whole number{bound}", meaning, value, cure)
     _check_bounds(name, value, least, most, meaning, cure)
     return int(value)
 
@@ -67,7 +69,7 @@ def check_memory(layer: str, histories: Mapping[str, tuple[int, ...]], itemsize:
         ValueError: they take more than all memory.
     """
     size = itemsize * sum(math.prod(shape) for shape in histories.values())
-    total = _memory()
+    total = memory.of_machine()
     if total and size > total:
         (steps, *_), *_ = histories.values()
         raise ValueError(
@@ -75,14 +77,6 @@ def check_memory(layer: str, histories: Mapping[str, tuple[int, ...]], itemsize:
             f"more than the machine's {total / 2**30:.4g}. Received: a window of which {steps} "
             "steps are kept. Give a smaller window."
         )
-
-
-def _memory() -> int:
-    """Bytes of the machine; 0 where it does not tell."""
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    if not set(names) <= set(getattr(os, "sysconf_names", ())):
-        return 0
-    return os.sysconf(names[0]) * os.sysconf(names[1])
 
 
 def _is_number(value: Any) -> bool:

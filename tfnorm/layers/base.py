@@ -285,15 +285,6 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         del positions[self.axis]
         return tf.TensorShape(mask.shape).is_compatible_with(positions)
 
-    def has_seen(self, count: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        """Which groups [G, 1] have seen something that may go into the state.
-
-        Not those without a valid position (count [G, 1] of 0), nor those with moments that are not
-        finite, which make the variance so [G, C]. A warning says that once.
-        """
-        found = moving.which_have_seen(count, variance)
-        return notices.unless_finite(*found, notices.key(self))
-
     def then_move(
         self,
         old: tuple[tf.Tensor, tf.Tensor] | None = None,
@@ -318,9 +309,9 @@ class ChannelNormalization(BatchMethod, keras.layers.Layer):
         state.Writer().assign_all(self._moving, moved, old)
         return is_seen
 
-    def update_moments(self, own: functional.Moments, *args: Any, **options: Any) -> tf.Tensor:
+    def update_moments(self, own: functional.Moments) -> tf.Tensor:
         """`then_move` and `keep_moved` at once, for moments that are there already."""
-        then = self.then_move(*args, **options)
+        then = self.then_move()
         return self.keep_moved(then, then.of(own))
 
     @property

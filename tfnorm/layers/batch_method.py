@@ -1,5 +1,6 @@
 """What a method that normalizes by statistics of a batch tells about itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ class AveragedSteps(NamedTuple):
     backward: float
 
 
+def averaged_by(decay: float) -> float:
+    """Over how many independent numbers an exponential average takes the mean; 1 has no end."""
+    return math.inf if decay == 1 else (1 + decay) / (1 - decay)
+
+
 class BatchMethod:
     """The answers of batch normalization; a layer of another method gives its own.
 
@@ -31,7 +37,7 @@ class BatchMethod:
         return inputs
 
     def averaged_steps(self) -> AveragedSteps:
-        """Over how many steps it averages at present."""
+        """Over how many steps it averages, once its averages are in use."""
         return AveragedSteps(1, 1)
 
     def step_averages(self, group: int) -> Mapping[str, np.ndarray]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfnorm import functional
 from tfnorm.layers import arguments, replicas, state
 from tfnorm.layers.base import ChannelNormalization
-from tfnorm.layers.batch_method import AveragedSteps
+from tfnorm.layers.batch_method import AveragedSteps, averaged_by
 from tfnorm.schedules import LinearRamp, value_at
 
 
@@ -98,7 +98,7 @@ class BatchRenormalization(ChannelNormalization):
 
     def averaged_steps(self) -> AveragedSteps:
         """Forward the moving statistics (theorem 1 of Yan et al. 2020), backward this batch's."""
-        return AveragedSteps((1 + self.momentum) / (1 - self.momentum), 1)
+        return AveragedSteps(averaged_by(self.momentum), 1)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor; schedules as their own configurations."""

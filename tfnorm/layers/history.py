@@ -33,7 +33,7 @@ def write_slot(
     """Puts `value` [1, groups, ...] into the slot [1] of one large buffer, and touches no other.
 
     It has to follow from what the slot held, and not by a control dependency alone, which may get
-    lost (see `update_moments`).
+    lost (see `ChannelNormalization.then_move`).
     """
     if state.handle(buffer) is None:
         writer.assign(buffer, tf.tensor_scatter_nd_update(held, slot[:, None], value), held)

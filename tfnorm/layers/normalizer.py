@@ -92,7 +92,7 @@ class Normalizer:
         """Arguments of the layer for so many channels, without the axis.
 
         Raises:
-            ValueError: epsilon is none; Keras' layers of groups take anything for it.
+            ValueError: epsilon is no number from 0; Keras' layers of groups take anything for it.
         """
         if "epsilon" in self.options:
             arguments.real("epsilon", self.options["epsilon"], 0, meaning=", added to the variance")

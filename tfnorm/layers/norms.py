@@ -34,6 +34,7 @@ __all__ = [
     "keeps_statistics",
     "leaves_state_alone",
     "name_of",
+    "other_name",
     "register",
 ]
 

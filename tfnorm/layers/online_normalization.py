@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfnorm import functional
 from tfnorm.layers import arguments, loss_scaling, state
 from tfnorm.layers.base import ChannelNormalization
-from tfnorm.layers.batch_method import AveragedSteps
+from tfnorm.layers.batch_method import AveragedSteps, averaged_by
 
 _COMPENSATIONS = ("clamp", "layer_scaling")
 
@@ -180,8 +180,7 @@ class OnlineNormalization(ChannelNormalization):
 
     def averaged_steps(self) -> AveragedSteps:
         """Those of the two decays, with one example a step."""
-        decays = (self.momentum, self.gradient_momentum)
-        return AveragedSteps(*((1 + decay) / (1 - decay) for decay in decays))
+        return AveragedSteps(averaged_by(self.momentum), averaged_by(self.gradient_momentum))
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor."""

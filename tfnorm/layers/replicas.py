@@ -23,9 +23,9 @@ def state_variable(
     return _on_read(initializer, shape, dtype, name, "mean")
 
 
-def step_counter(name: str = "step") -> keras.Variable:
+def step_counter() -> keras.Variable:
     """A count of training calls, the same on every replica; a checkpoint holds the first's."""
-    return _on_read("zeros", (), "int32", name, "only_first_replica")
+    return _on_read("zeros", (), "int32", "step", "only_first_replica")
 
 
 def _on_read(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from tfnorm import commands, training
+from tfnorm import commands, paths, training
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
 from tfnorm.study import claims, extras, guide
@@ -79,20 +79,21 @@ def _write(values: flags.FlagValues) -> None:
     extras.check()  # or the next import ends in a traceback
     from tfnorm.study import grids
 
-    paths = sorted(pathlib.Path(values.results_dir).glob("*/results.jsonl"))
-    if not paths:
+    results_dir = paths.local(values.results_dir, "results_dir")
+    files = sorted(results_dir.glob("*/results.jsonl"))
+    if not files:
         raise UserError(
             f"no results in {values.results_dir}/*/results.jsonl; run a study first: python -m "
             f"tfnorm.compare --study=NAME --output_dir={values.results_dir}/NAME"
         )
-    found = _Sources([(path.parent, Results(path)) for path in paths])
-    docs = pathlib.Path(values.docs_dir)
+    found = _Sources([(path.parent, Results(path)) for path in files])
+    docs = paths.local(values.docs_dir, "docs_dir")
     command = "python -m tfnorm.study.page"
     if values.data_dir:
         command += f" --data_dir={values.data_dir}"
     head = _HEAD.format(command=command, results=f"{values.results_dir}/*/results.jsonl")
     chapters, claimed = [], {}
-    seeds = [int(seed) for seed in values.seeds]
+    seeds = commands.whole_numbers(values.seeds, "seeds")
     for name, study in grids.STUDIES.items():
         if study.chapter:
             grid = study.build(study.norms, seeds, _base(study, values))
@@ -100,7 +101,7 @@ def _write(values: flags.FlagValues) -> None:
             text, seen = _chapter(name, study, grid, found, docs, values.data_dir)
             chapters.append(text)
             claimed[study.chapter.question] = seen
-    figures = Figures.read(pathlib.Path(values.results_dir))
+    figures = Figures.read(results_dir)
     text = "\n".join([head, _summary(claimed), *chapters, guide.text(figures)])
     write_text(docs / "results.md", text)
     print(f"wrote {docs / 'results.md'}")

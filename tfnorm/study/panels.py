@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from tfnorm import tasks, training
+from tfnorm import commands, paths, tasks, training
 from tfnorm.errors import UserError
 from tfnorm.files import write_whole
 from tfnorm.study import grids
@@ -52,7 +52,7 @@ def networks(
     """
     study = grids.get(name)
     base = training.Config(**{**study.defaults, "data_dir": values.data_dir})
-    models = pathlib.Path(values.output_dir) / "models"
+    models = paths.local(values.output_dir, "output_dir") / "models"
     for cell in study.build(values.norms, [values.seed], base).cells:
         if not is_shown(cell.labels):
             continue
@@ -70,8 +70,17 @@ def networks(
 def chosen_images(
     task: tasks.Task, values: flags.FlagValues
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """The test images that are chosen, each with its number and as a batch of one."""
-    wanted = {int(number) for number in values.images}
+    """The test images that are chosen, each with its number and as a batch of one.
+
+    Raises:
+        UserError: There are none of such numbers.
+    """
+    wanted = {*commands.whole_numbers(values.images, "images")}
+    count = len(task.dataset.test)
+    if not wanted or max(wanted) >= count:
+        raise UserError(
+            f"--images={','.join(values.images)}: choose among the test images, 0 to {count - 1}"
+        )
     for number, batch in enumerate(batches.of_evaluation(task, task.dataset.test, 1)):
         if number in wanted:
             yield number, batch
@@ -108,6 +117,7 @@ def draw(
 
 def write(name: str, values: flags.FlagValues, draw_to: Callable[[str], None]) -> None:
     """Draws the picture of a study into the page of results, and says where."""
-    path = pathlib.Path(values.docs_dir) / "results" / grids.get(name).chapter.pictures[0]
+    docs = paths.local(values.docs_dir, "docs_dir")
+    path = docs / "results" / grids.get(name).chapter.pictures[0]
     draw_to(str(path))
     print(f"wrote {path}")

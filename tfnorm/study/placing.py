@@ -1,12 +1,12 @@
 """Where the replicas of a grid's runs stand: on devices of their own, or virtually on one."""
 
 import dataclasses
-
-import tensorflow as tf
+import os
 
 from tfnorm import training
 from tfnorm.errors import UserError
 from tfnorm.study.grid import Grid
+from tfnorm.training import cluster
 
 _IN_WORDS = {
     "one_device": "virtual replicas on one device",
@@ -56,5 +56,5 @@ def place(grid: Grid, strategy: str, tpu: str = "", workers: int = 1) -> Grid:
 
 def workers() -> int:
     """The number of processes in the cluster of TF_CONFIG, 1 without one."""
-    cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().as_dict()
-    return max(sum(len(cluster.get(job, ())) for job in ("chief", "worker")), 1)
+    described = os.environ.get("TF_CONFIG")
+    return len(cluster.read(described).addresses) if described else 1

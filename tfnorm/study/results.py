@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from tfnorm.errors import UserError
+from tfnorm.errors import RunError, UserError
 from tfnorm.files import finite
 
 
@@ -84,9 +84,22 @@ class Results:
         """Adds a run at the end of the file, on the disk when this returns.
 
         Numbers that JSON has no word for (a loss that is NaN) are written as null.
+
+        Raises:
+            RunError: The file cannot be written, as on a full disk.
         """
         record = json.loads(json.dumps(finite(record)))
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            self._write(line)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path} ({error.strerror or error}); the same command makes the "
+                "run again"
+            ) from error
+        self._records[record["hash"]] = record
+
+    def _write(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             if self._whole is not None:
@@ -95,4 +108,3 @@ class Results:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._records[record["hash"]] = record

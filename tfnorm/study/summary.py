@@ -77,13 +77,18 @@ class Row:
         return min(values, default=math.nan)
 
     def best(self) -> dict:
-        """The record of the repetition with the highest metric."""
-        return max(self.records, key=lambda record: record["result"][self.metric])
+        """The record of the repetition with the highest metric; one without any is the worst."""
+        return max(zip(self.records, self.values(self.metric)), key=lambda pair: rank(pair[1]))[0]
 
     def spread(self, metric: str) -> float:
         """Half the range over the repetitions: mean ± spread covers about all of them."""
         values = self.values(metric)
         return (max(values) - min(values)) / 2 if values else float("nan")
+
+
+def rank(value: float) -> float:
+    """The number by which to find the highest, where NaN is what was not measured."""
+    return -math.inf if math.isnan(value) else value
 
 
 def _headline(config: Mapping) -> str:

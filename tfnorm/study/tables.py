@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tfnorm.study.grid import Grid
 from tfnorm.study.inference import Inference
 from tfnorm.study.progress import count
-from tfnorm.study.summary import Row, csv_table, text_table
+from tfnorm.study.summary import Row, csv_table, rank, text_table
 
 _NUMBERS = (
     "runs", "failed", "metric", "metric_spread", "train_loss", "train_loss_spread",
@@ -63,7 +63,7 @@ class Comparison:
             for row, inference in zip(self.rows, self.inference)
             if inference and inference.foldable and row.labels != self.grid.reference
         ]
-        return max(foldable, key=lambda row: row.mean(row.metric), default=None)
+        return max(foldable, key=lambda row: rank(row.mean(row.metric)), default=None)
 
     def csv(self) -> str:
         """One line a row: its labels, then its numbers."""

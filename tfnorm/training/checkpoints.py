@@ -179,7 +179,8 @@ class Checkpoints:
         if len(paths) == 1 and not partial and _is_cut_short(f"{paths[0]}.index"):
             notice(f"the first checkpoint of a run, {paths[0]}, was never whole: beginning anew")
             if self._keep:
-                _remove(self._directory, *steps(self._directory))
+                (only,) = steps(self._directory)
+                _remove(self._directory, only)
             return None
         with _without_pattern(self._directory) as directory:
             for path in paths:

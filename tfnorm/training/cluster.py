@@ -39,14 +39,14 @@ def read(text: str) -> Cluster:
         jobs, task = values["cluster"], values["task"]
         kind, index = task["type"], task["index"]
         strange = sorted(({*jobs} | {kind}) - {*_TYPES})
-        if not strange:
-            jobs["worker" if "chief" not in jobs else "chief"]
-            jobs[kind][index]
+        own = f"{kind} {index}"
         addresses = {
             f"{name} {number}": str(address)
             for name in _TYPES
             for number, address in enumerate(jobs.get(name, ()))
         }
+        if not strange:
+            addresses[own]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise UserError(
             "distribution_strategy=multi_worker_mirrored needs the environment variable TF_CONFIG "
@@ -68,7 +68,7 @@ def read(text: str) -> Cluster:
             f"the address {often[0]} stands in TF_CONFIG for {' and '.join(names)}; each worker "
             "needs one of its own"
         )
-    return Cluster(addresses, f"{kind} {index}")
+    return Cluster(addresses, own)
 
 
 def split(name: str, address: str) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import Records
@@ -46,27 +45,8 @@ class Rows:
     def results(self) -> tuple[dict[str, float], ByClass]:
         """Metrics by name, and those of each class, from the examples that any worker has seen."""
         found = [*self._rows.items()]
-        for part in _exchange(self._strategy, json.dumps(found).encode()):
+        for part in workers.exchange(self._strategy, json.dumps(found).encode()):
             found += json.loads(part)
         by_index = dict(found)
         rows = [by_index[index] for index in sorted(by_index)]
         return self._evaluator.results(rows), self._evaluator.by_class(rows)
-
-
-def _exchange(strategy: tf.distribute.Strategy, own: bytes) -> list[bytes]:
-    """What each of the other workers, and this one, hands in; all of them have to."""
-    if not workers.are_several(strategy):
-        return [own]
-    resolver = strategy.cluster_resolver
-    jobs = resolver.cluster_spec().as_dict()
-    names = sorted((job, index) for job, hosts in jobs.items() for index in range(len(hosts)))
-    parts = []
-    for name in names:
-        mine = name == (resolver.task_type, resolver.task_id)
-        size = int(workers.total(strategy, len(own) if mine else 0))
-        values = np.frombuffer(own, np.uint8) if mine else np.zeros(size, np.uint8)
-        whole = strategy.reduce(
-            tf.distribute.ReduceOp.SUM, tf.identity(values.astype(np.int32)), axis=None
-        )
-        parts.append(whole.numpy().astype(np.uint8).tobytes())
-    return parts

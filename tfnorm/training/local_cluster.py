@@ -73,7 +73,7 @@ def run(workers: int, command: Sequence[str]) -> int:
         0 if all workers return it, 130 after Ctrl-C, otherwise the exit code of the first worker
         that failed; 128 + n for one that was ended by signal n.
     """
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     with (
         tempfile.TemporaryDirectory() as directory,
         _Cluster(addresses, command, pathlib.Path(directory)) as cluster,
@@ -199,7 +199,7 @@ class _Cluster:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports on which nobody listens."""
     with contextlib.ExitStack() as stack:
         return [stack.enter_context(_bound()).getsockname()[1] for _ in range(count)]

@@ -116,15 +116,19 @@ def evaluate(config: Config, notice: Notice = to_stderr) -> Evaluation:
 
     Raises:
         UserError: There is no checkpoint, or it is of another network.
+        RunError: No checkpoint can be read, the data cannot be, or another worker is gone.
     """
     directory = run_directory.existing(config.model_dir)
     config = run_directory.to_evaluate(config, directory, notice)
-    with _policy(config.mixed_precision):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_policy(config.mixed_precision))
         strategy = strategies.create(config)
+        stack.enter_context(workers.report_lost_workers(strategy))
         task = tasks.load(config)
         workers.check_agreement(strategy, _saying(config, task, only_evaluate=True))
         planned = run_directory.planned_calls(directory)
         trainer = Trainer(config, task, strategy, planned_calls=planned)
+        stack.callback(trainer.let_go)
         with strategy.scope():
             path = _restore_to_evaluate(directory, notice, trainer.model, trainer.averages)
         with trainer.task.dataset.explained():
@@ -143,7 +147,8 @@ def load_model(model_dir: str, notice: Notice = to_stderr) -> tuple[keras.Model,
         The model and the configuration it was trained with.
 
     Raises:
-        UserError: There is no run in the directory.
+        UserError: There is no run in the directory, or one of another network.
+        RunError: No checkpoint can be read.
     """
     model, config, _ = load_run(model_dir, notice)
     return model, config
@@ -161,7 +166,8 @@ def load_run(
         The model, the configuration and the numbers that `result.measured` finds.
 
     Raises:
-        UserError: There is no run in the directory.
+        UserError: There is no run in the directory, or one of another network.
+        RunError: No checkpoint can be read.
     """
     directory = run_directory.existing(model_dir)
     config = run_directory.trained_config(directory, notice)
@@ -204,7 +210,7 @@ def _weights(config: Config, notice: Notice, is_resumed: bool) -> str | keras.Mo
     """
     if config.weights in (None, "imagenet"):
         return config.weights
-    path = pathlib.Path(config.weights).expanduser()
+    path = paths.local(config.weights, "weights")
     if is_resumed and not path.exists():
         return None
     if (path / "checkpoints").is_dir():

@@ -138,16 +138,15 @@ def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
     """As `saved_config`, for who cannot do without.
 
     Raises:
-        UserError: There is no config.json, or neither it nor a checkpoint can be read.
+        UserError: Neither config.json nor a checkpoint can be read.
     """
-    path = directory / "config.json"
-    if not path.exists():
-        raise UserError(f"{path} is missing; is {directory} a model_dir?")
     config = saved_config(directory, notice)
     if config is None:
+        path = directory / "config.json"
         raise UserError(
-            f"{path} is broken, and no checkpoint says how the run was configured; start the run "
-            "again as before, with --mode=train: it writes the file anew"
+            f"{path} is {'broken' if path.exists() else 'missing'}, and no checkpoint says how the "
+            "run was configured; start the run again as before, with --mode=train: it writes the "
+            "file anew"
         )
     return config
 

@@ -13,8 +13,6 @@ import tensorflow as tf
 from tfnorm.errors import RunError, UserError
 from tfnorm.training import agreement, cluster
 
-_SAYING = 1 << 14  # Most bytes of what a worker tells the others.
-
 # What TensorFlow raises in a collective of which another worker is gone.
 LOST = (
     tf.errors.AbortedError,
@@ -57,6 +55,25 @@ def total(strategy: tf.distribute.Strategy, value: float) -> float:
     return float(strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None))
 
 
+def exchange(strategy: tf.distribute.Strategy, own: bytes) -> list[bytes]:
+    """What each of the workers hands in, the chief first; all of them have to."""
+    if not are_several(strategy):
+        return [own]
+    resolver = strategy.cluster_resolver
+    jobs = resolver.cluster_spec().as_dict()
+    names = sorted((job, index) for job, hosts in jobs.items() for index in range(len(hosts)))
+    parts = []
+    for name in names:
+        mine = name == (resolver.task_type, resolver.task_id)
+        size = int(total(strategy, len(own) if mine else 0))
+        values = np.frombuffer(own, np.uint8) if mine else np.zeros(size, np.uint8)
+        # Not as a constant, see above.
+        values = tf.identity(values.astype(np.int32))
+        whole = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+        parts.append(whole.numpy().astype(np.uint8).tobytes())
+    return parts
+
+
 def check_agreement(strategy: tf.distribute.Strategy, says: Mapping[str, Any]) -> None:
     """Sees to it that all workers are about to do the same; each has to ask at the same point.
 
@@ -65,15 +82,9 @@ def check_agreement(strategy: tf.distribute.Strategy, says: Mapping[str, Any]) -
     """
     if not are_several(strategy):
         return
-    resolver = strategy.cluster_resolver
-    members = cluster.read(os.environ["TF_CONFIG"])
-    text = json.dumps(dict(says)).encode()[:_SAYING].ljust(_SAYING)
-    rows = np.zeros((len(members.addresses), _SAYING))
-    own = list(members.addresses).index(f"{resolver.task_type} {resolver.task_id}")
-    rows[own] = np.frombuffer(text, np.uint8)
-    whole = strategy.reduce(tf.distribute.ReduceOp.SUM, tf.identity(rows), axis=None)
-    texts = [row.astype(np.uint8).tobytes() for row in np.asarray(whole)]
-    found = agreement.differences(dict(zip(members.addresses, map(json.loads, texts))))
+    names = cluster.read(os.environ["TF_CONFIG"]).addresses
+    said = map(json.loads, exchange(strategy, json.dumps(dict(says)).encode()))
+    found = agreement.differences(dict(zip(names, said, strict=True)))
     if found:
         raise UserError(found)
 
