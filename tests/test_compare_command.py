@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfnorm import compare, training
-from tfnorm.errors import RunError
+from tfnorm.errors import Diverged
 from tfnorm.export import saved_model, verify
 from tfnorm.layers import norms
 from tfnorm.study import grids
@@ -53,7 +53,7 @@ def test_studies_have_defaults_of_their_own_which_flags_override(tmp_path, monke
 
     def train(config, *args, **kwargs):
         configs.append(config)
-        raise RunError("enough")
+        raise Diverged("enough")
 
     monkeypatch.setattr(training, "train", train)
     arguments = ["--study=micro-batches", "--dataset=sklearn_digits", "--norms=bkn", "--steps=1"]
@@ -71,7 +71,7 @@ def test_quick_is_a_small_version_which_flags_override(tmp_path, monkeypatch):
 
     def train(config, *args, **kwargs):
         configs.append(config)
-        raise RunError("enough")
+        raise Diverged("enough")
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def test_virtual_replicas_in_place_of_real_ones(tmp_path, monkeypatch):
 
     def train(config, *args, **kwargs):
         configs.append(config)
-        raise RunError("enough")
+        raise Diverged("enough")
 
     monkeypatch.setattr(training, "train", train)
     flags = ["--distribution_strategy=one_device", "--norms=brn", "--steps=1"]
@@ -157,7 +157,7 @@ def test_a_model_that_is_gone_is_named(output, tmp_path, capsys):
 
 def test_runs_that_fail_are_rows_that_say_so(tmp_path, capsys, monkeypatch):
     def train(*args, **kwargs):
-        raise RunError("the loss of step 1 is nan")
+        raise Diverged("the loss of step 1 is nan")
 
     monkeypatch.setattr(training, "train", train)
     assert run("--norms=brn", "--steps=1", output=tmp_path) == 1

@@ -1,4 +1,4 @@
-"""The two errors that the commands of tfnorm turn into one line and an exit code."""
+"""The errors that the commands of tfnorm turn into one line and an exit code."""
 
 import numbers
 import re
@@ -12,6 +12,10 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run asked for correctly that cannot go on, such as one with a NaN loss (exit code 1)."""
+
+
+class Diverged(RunError):
+    """Its numbers are not finite: the run itself is at fault, and would be so again."""
 
 
 def check_whole(name: str, value: object, meaning: str = "") -> None:

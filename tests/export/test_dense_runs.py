@@ -242,11 +242,14 @@ def test_flags_of_classifiers_are_refused(exported, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_network_itself_where_it_is_asked_for(exported, tmp_path):
-    _, _, path, _ = exported
+def test_the_network_itself_where_it_is_asked_for(exported, tmp_path, capsys):
+    """With precise statistics, of as many whole images at once as an evaluation takes."""
+    task, _, path, _ = exported
     run = f"--model_dir={path.parent.parent / 'run'}"
-    flags = ["--nouint8_images", "--noverify"]
+    flags = ["--nouint8_images", "--noverify", "--recalibrate_steps=1"]
     assert main(["export", run, f"--directory={tmp_path}", *flags]) == 0
+    images = min(task.largest_evaluation_batch or 128, task.dataset.num_train)
+    assert f"Recalibrating on batches of {images} training images" in capsys.readouterr().out
     card = json.loads((tmp_path / "1/assets.extra/model_card.json").read_text())
     assert card["preprocessing"] is None and card["postprocessing"] is None
     assert card["signature"]["inputs"][0]["dtype"] == "float32"

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from tfnorm import training
-from tfnorm.errors import RunError, UserError
+from tfnorm.errors import Diverged, RunError, UserError
 from tfnorm.study import running
 from tfnorm.study.grid import Cell, Grid
 from tfnorm.study.results import Results
@@ -23,7 +23,7 @@ def trained(monkeypatch):
     def train(config, callbacks=(), notice=None, validate=True):
         configs.append(config)
         if config.learning_rate > 1:
-            raise RunError("the loss of step 3 is nan")
+            raise Diverged("the loss of step 3 is nan")
         notice("starting")
         history = [{"epoch": 1, "loss": 2.5, "val_accuracy": 0.75}]
         return types.SimpleNamespace(
@@ -98,6 +98,17 @@ def test_a_failed_run_is_recorded_and_stops_no_other(tmp_path, trained):
     assert any(t.startswith("[1/2] failed: the loss of step 3 is nan; about ") for t in told)
     running.run(grid(BAD, A), results, tmp_path, told.append)
     assert len(trained) == 2
+
+
+def test_a_full_disk_ends_the_study_and_marks_no_run(tmp_path, monkeypatch):
+    def train(*args, **kwargs):
+        raise RunError("cannot write the checkpoint (No space left on device)")
+
+    monkeypatch.setattr(training, "train", train)
+    results = Results(tmp_path / "results.jsonl")
+    with pytest.raises(RunError, match="No space left"):
+        running.run(grid(A, B), results, tmp_path, lambda text: None)
+    assert not len(results)
 
 
 def test_runs_begin_with_the_weights_of_one_that_is_made_once(tmp_path, trained, monkeypatch):

@@ -225,6 +225,13 @@ def test_options_that_no_network_takes(task, options, message):
     assert f" must be {message}" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["width", "stem_stride"])
+def test_an_option_of_the_network_that_has_a_flag(name):
+    with pytest.raises(UserError) as error:
+        training.Config(model_options={name: 3})
+    assert str(error.value) == f"model_options has {name}=3; give --{name} in its place"
+
+
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_rows_for_objects_where_there_are_none(task, tmp_path):
     with pytest.raises(UserError, match=f"--task={task} has none; leave it out"):

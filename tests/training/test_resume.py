@@ -1,6 +1,8 @@
+import csv
 import dataclasses
 import json
 import shutil
+import types
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ from tests.training.running import AfterStep, on_replicas, weights, without_time
 from tfnorm import training
 from tfnorm.errors import RunError, UserError
 from tfnorm.schedules import LinearRamp
+from tfnorm.training import batches, checkpoints, run
 
 
 def interrupt():
@@ -244,15 +247,66 @@ def test_another_architecture_where_config_json_is_lost(small, tmp_path, notices
 
 
 def test_another_optimizer(small, tmp_path, notices):
-    training.train(small(model_dir=str(tmp_path), momentum=0.0), notice=notices.append)
-    with pytest.raises(UserError) as error:
-        training.train(small(model_dir=str(tmp_path)), notice=notices.append)
-    message = str(error.value)
-    assert message.startswith(
-        f"checkpoint {tmp_path}/checkpoints/ckpt-12 is of another network or optimizer ("
+    """What one keeps of a weight is not what another calls so, even where shapes agree."""
+    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    for changes, told in (
+        ({"momentum": 0.0}, "momentum was 0.9 and is 0.0"),
+        ({"optimizer": "adamw"}, "optimizer was momentum and is adamw"),
+        (
+            {"optimizer": "rmsprop", "momentum": 0.0},
+            "optimizer was momentum and is rmsprop, momentum was 0.9 and is 0.0",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            training.train(small(model_dir=str(tmp_path), **changes), notice=notices.append)
+        assert str(error.value) == (
+            f"model_dir {tmp_path} holds a run whose optimizer keeps other things of the weights: "
+            f"{told}; give the flags it was trained with, or another --model_dir"
+        )
+        training.evaluate(small(model_dir=str(tmp_path), **changes), notice=notices.append)
+    changed = small(model_dir=str(tmp_path), momentum=0.8, epochs=3)
+    assert training.train(changed, notice=notices.append).steps == 18
+
+
+def test_a_refused_run_leaves_what_is_there(small, tmp_path, notices, monkeypatch):
+    """Also where the mistake is found when examples are to be read."""
+    config = small(model_dir=str(tmp_path / "run"))
+    training.train(config, notice=notices.append)
+    before = contents(tmp_path / "run")
+
+    def refuse(*args, **kwargs):
+        raise UserError("such images cannot be augmented so")
+
+    monkeypatch.setattr(batches, "of_epoch", refuse)
+    for directory in ("run", "other"):
+        changed = small(model_dir=str(tmp_path / directory), epochs=3, augment="none")
+        with pytest.raises(UserError, match="cannot be augmented"):
+            training.train(changed, notice=notices.append)
+    assert contents(tmp_path / "run") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def contents(directory):
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory): path.read_bytes() for path in files}
+
+
+def test_more_examples_make_longer_epochs(small, tmp_path, notices):
+    """What was written of the shorter ones stays, and their steps count as what they were."""
+    config = small(model_dir=str(tmp_path), train_examples=16, epochs=3)
+    training.train(config, notice=notices.append, validate=False)
+    longer = dataclasses.replace(config, train_examples=80, epochs=2)
+    result = training.train(longer, notice=notices.append, validate=False)
+    places = [(row["epoch"], row["step"]) for row in result.history]
+    assert places == [(1, 2), (2, 4), (3, 6), (1, 10), (2, 20)]
+    with open(tmp_path / "history.csv") as file:
+        assert [(int(row["epoch"]), int(row["step"])) for row in csv.DictReader(file)] == places
+    trainer = types.SimpleNamespace(global_batch_size=8, steps_per_epoch=10)
+    progress = checkpoints.Progress(
+        step=6, global_batch_size=8, steps_per_epoch=2, loss_sum=3.0, sums=[5.0, 16.0]
     )
-    assert message.endswith("); give the flags it was trained with, or another --model_dir")
-    assert "\n" not in message
+    run._count_in_epochs_of_now(progress, trainer)
+    assert (progress.step, progress.loss_sum, progress.sums) == (6, 9.0, [15.0, 48.0])
 
 
 def test_a_run_that_must_not_be_resumed(small, tmp_path, notices):

@@ -223,6 +223,14 @@ def test_nothing_to_evaluate(small, tmp_path, model_dir, message):
     assert str(error.value) == message.format(tmp_path)
 
 
+def test_an_evaluation_has_no_batch_of_training(small, tmp_path, notices):
+    """Which may be larger than the examples that the run was trained on."""
+    config = small(model_dir=str(tmp_path), train_examples=16, epochs=1, warmup_epochs=1.0)
+    result = training.train(config, notice=notices.append)
+    evaluated = training.evaluate(small(model_dir=str(tmp_path), replica_batch_size=64))
+    assert evaluated.loss == pytest.approx(result.test_loss)
+
+
 def test_a_configuration_that_is_lost_is_in_the_checkpoint(small, tmp_path, notices, monkeypatch):
     config = small(model_dir=str(tmp_path))
     result = training.train(config, notice=notices.append)

@@ -4,6 +4,7 @@ python -m tfnorm.export --model=model.keras --directory=exported
 python -m tfnorm.export --model_dir=runs/brn --directory=exported --uint8_images --top_k=3
 """
 
+import contextlib
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ def define_flags() -> flags.FlagValues:
         "recalibrate_steps",
         None,
         "Measure the moving statistics anew over so many batches of the training images of "
-        "--model_dir.",
+        "--model_dir: 128 each or, of tasks that take whole images, as many as an evaluation.",
         flag_values=values,
     )
     switches = {
@@ -115,6 +116,11 @@ def export(values: flags.FlagValues) -> None:
         raise UserError("--directory is missing. Say where to write, as --directory=exported.")
     warmup_batch_sizes = _numbers(values, "warmup_batch_sizes", int)
     source = load(values)
+    with contextlib.nullcontext() if source.task is None else source.task.dataset.explained():
+        _export(source, values, warmup_batch_sizes)
+
+
+def _export(source: Source, values: flags.FlagValues, warmup_batch_sizes: Sequence[int]) -> None:
     if values.recalibrate_steps is not None:
         source = _recalibrated(source, values.recalibrate_steps)
     preprocessing = _preprocessing(values, source.task)
@@ -194,7 +200,8 @@ def _recalibrated(source: Source, steps: int) -> Source:
             "tfnorm.recalibrate(model, dataset, steps) before you save the model."
         )
     task, seed = source.task, source.training["seed"]
-    batch_size = min(_RECALIBRATION_BATCH_SIZE, task.dataset.num_train)
+    largest = task.largest_evaluation_batch or _RECALIBRATION_BATCH_SIZE
+    batch_size = min(_RECALIBRATION_BATCH_SIZE, largest, task.dataset.num_train)
     transform = task.transform(training=False)
     fed = training_batches(task.dataset.train, transform, batch_size, seed, epoch=0)
     print(f"Recalibrating on batches of {batch_size} training images ...", flush=True)

@@ -1,7 +1,8 @@
 """What the trained models of a grid cost at inference, once folded."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -41,7 +42,11 @@ def measure(models: Sequence[keras.Model], images: np.ndarray) -> list[Inference
     batch = tf.constant(images)
     folded, reports = zip(*map(fold, models))
     functions = [tf.function(model) for model in folded]
-    times = interleaved_medians([lambda f=f: f(batch, training=False).numpy() for f in functions])
+
+    def answer(function: Callable) -> list[np.ndarray]:
+        return [output.numpy() for output in tf.nest.flatten(function(batch, training=False))]
+
+    times = interleaved_medians([functools.partial(answer, function) for function in functions])
     return [
         Inference(seconds, report.folded, len(report.rows))
         for seconds, report in zip(times, reports)

@@ -12,12 +12,11 @@ from typing import Any
 import keras
 
 from tfnorm import tasks, training
-from tfnorm.errors import RunError, UserError
+from tfnorm.errors import Diverged, UserError
 from tfnorm.study import probes
 from tfnorm.study.grid import Cell, Grid, in_words
 from tfnorm.study.progress import Clock, count, duration
 from tfnorm.study.results import Results
-from tfnorm.training.workers import LostWorker
 from tfnorm.version import versions
 
 Tell = Callable[[str], None]
@@ -33,8 +32,8 @@ _NUMBERS = (
 def run(grid: Grid, results: Results, directory: str | os.PathLike[str], tell: Tell) -> list[dict]:
     """Runs the cells that `results` lacks, one after the other, and records each as it ends.
 
-    A run that cannot go on (a loss that is NaN) is recorded as failed and stops no other. One that
-    was interrupted goes on from its last checkpoint.
+    A run that diverges (its loss is NaN) is recorded as failed and stops no other. One that was
+    interrupted, be it by a full disk, goes on from its last checkpoint.
 
     Args:
         grid: What to run.
@@ -97,7 +96,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         history, what its probes found if it has any, and the error if it failed.
 
     Raises:
-        LostWorker: Another worker is gone; that says nothing about the run.
+        RunError: It could not be made, as on a full disk; that says nothing about the run.
     """
     start = time.time()
     config = dataclasses.replace(cell.config, model_dir=directory)
@@ -128,9 +127,7 @@ def run_cell(cell: Cell, directory: str, tell: Tell) -> dict:
         record["history"] = outcome.history
         if probing:
             record["probes"] = probes.results(probing)
-    except LostWorker:
-        raise
-    except RunError as error:
+    except Diverged as error:
         record["error"] = str(error)
     finally:
         keras.backend.clear_session()  # or the graphs of all runs stay in memory

@@ -120,8 +120,8 @@ class Comparison:
             f"Test {self.rows[0].headline}: mean ± spread, half of the range over "
             f"{count(runs, 'seed')}. Statistics batch: images that share a mean.",
             f"Times are multiples of those of {baseline}: "
-            f"{1e3 * self._step:.1f} ms a training step, {1e3 * self._inference:.2f} ms a batch of "
-            "the folded model.",
+            f"{_decimals(1e3 * self._step, 1)} ms a training step, "
+            f"{_decimals(1e3 * self._inference, 2)} ms a batch of the folded model.",
             "Collectives and what a replica sends in them: for normalization, as counted in the "
             "training step; the gradients are not among it.",
         ]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfnorm.files import write_text
 from tfnorm.layers.replicas import synchronize_statistics
 from tfnorm.output import Tolerant
+from tfnorm.training.run_directory import write_json
 
 
 class SynchronizeStatistics(keras.callbacks.Callback):
@@ -97,21 +98,16 @@ class TensorBoardScalars(keras.callbacks.Callback):
         super().__init__()
         self._directory = directory
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Opens the files."""
-        self._writers = {
-            name: tf.summary.create_file_writer(str(self._directory / name))
-            for name in ("train", "validation")
-        }
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the epoch's scalars."""
         step = int(logs["step"])  # Keras hands all logs on as floats.
         for name, value in logs.items():
             if name.startswith("val_"):
-                write_scalar(self._writers["validation"], name.removeprefix("val_"), value, step)
+                write_scalar(self._writer("validation"), name.removeprefix("val_"), value, step)
             elif name not in ("epoch", "step", "seconds"):
-                write_scalar(self._writers["train"], name, value, step)
+                write_scalar(self._writer("train"), name, value, step)
         for writer in self._writers.values():
             writer.flush()
 
@@ -119,6 +115,12 @@ class TensorBoardScalars(keras.callbacks.Callback):
         """Closes the files."""
         for writer in self._writers.values():
             writer.close()
+
+    def _writer(self, name: str) -> tf.summary.SummaryWriter:
+        """Made when there is something to write, because it makes its directory."""
+        if name not in self._writers:
+            self._writers[name] = tf.summary.create_file_writer(str(self._directory / name))
+        return self._writers[name]
 
 
 def write_scalar(writer: tf.summary.SummaryWriter, tag: str, value: float, step: int) -> None:
@@ -130,6 +132,31 @@ def write_scalar(writer: tf.summary.SummaryWriter, tag: str, value: float, step:
 _SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
 )
+
+
+class ConfigFile(keras.callbacks.Callback):
+    """The configuration as config.json, written when the first step is made.
+
+    What a directory holds of a result is none of this run then, and goes. A run that is refused
+    leaves both as they were.
+
+    Args:
+        directory: The run's.
+        values: The configuration.
+    """
+
+    def __init__(self, directory: pathlib.Path, values: dict[str, Any]) -> None:
+        super().__init__()
+        self._directory = directory
+        self._values = values
+        self._is_written = False
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Writes it once."""
+        if not self._is_written:
+            self._is_written = True
+            (self._directory / "result.json").unlink(missing_ok=True)
+            write_json(self._directory / "config.json", self._values)
 
 
 class HistoryFile(keras.callbacks.Callback):

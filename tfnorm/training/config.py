@@ -330,6 +330,11 @@ class Config:
             for name, value in self.model_options.items():
                 _check_option_of_network(self.model, name, value, own[name])
         for name in _OF_THE_NETWORK:
+            if name in self.model_options:
+                raise UserError(
+                    f"model_options has {name}={self.model_options[name]}; give --{name} in its "
+                    "place"
+                )
             value = getattr(self, name)
             if value is None:
                 object.__setattr__(self, name, own.get(name))

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 import keras
 import numpy as np
 
-from tfnorm.errors import RunError
+from tfnorm.errors import Diverged
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.notices import Notice
 from tfnorm.training.optimizer import loss_scale
@@ -71,7 +71,8 @@ class Loop:
             files: Those that write down what it came to.
 
         Raises:
-            RunError: The loss is not finite, or a checkpoint cannot be written.
+            Diverged: The loss is not finite.
+            RunError: A checkpoint cannot be written.
             Preempted: SIGTERM has been received.
         """
         trainer, progress = self._trainer, self._progress
@@ -154,7 +155,9 @@ class Loop:
                 self._stop_if_asked()
         row = self._row(epoch)
         # A run that ended within this epoch and goes on with more steps has a row of it already.
-        progress.history[:] = [*(r for r in progress.history if r["epoch"] <= epoch), row]
+        if progress.history and progress.history[-1]["epoch"] == epoch + 1:
+            progress.history.pop()
+        progress.history.append(row)
         self._end_epoch(row, started)
         return row
 
@@ -269,4 +272,4 @@ class Loop:
 def _check_finite(value: float, what: str, saved_step: int) -> None:
     if not math.isfinite(value):
         kept = f"the checkpoint of step {saved_step} is kept" if saved_step else "nothing was saved"
-        raise RunError(f"{what} is {value}; {kept}; a lower --learning_rate may help")
+        raise Diverged(f"{what} is {value}; {kept}; a lower --learning_rate may help")

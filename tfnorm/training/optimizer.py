@@ -205,6 +205,13 @@ def build(
     return make(rate, momentum, weight_decay, **options)
 
 
+def slots(name: str, momentum: float, options: Mapping[str, Any]) -> list[str]:
+    """What the optimizer of this name keeps, of the run and of a weight, in its order."""
+    optimizer = build(name, 0.1, momentum, 0.0, options)
+    optimizer.build([keras.Variable([0.0], name="weight")])
+    return [variable.name for variable in optimizer.variables]
+
+
 def without_loss_scale(optimizer: keras.Optimizer) -> keras.Optimizer:
     """The optimizer inside a LossScaleOptimizer: what checkpoints of all precisions share."""
     return getattr(optimizer, "inner_optimizer", optimizer)

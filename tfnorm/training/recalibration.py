@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnorm.data import untuned
-from tfnorm.errors import RunError, UserError, check_whole
+from tfnorm.errors import Diverged, UserError, check_whole
 from tfnorm.functional.suited import suited
 from tfnorm.functional.view import View
 from tfnorm.layers.batch_method import method_of
@@ -62,7 +62,7 @@ def recalibrate(
     Raises:
         UserError: the model has no normalizer to measure, steps is no whole number from 1, or the
             data set is empty or no batches.
-        RunError: the inputs of a normalizer are not finite; all statistics stay as they were.
+        Diverged: the inputs of a normalizer are not finite; all statistics stay as they were.
     """
     check_whole("steps", steps, ", of batches")
     is_one = tf.is_tensor(dataset) or isinstance(dataset, (np.ndarray, Mapping))
@@ -227,7 +227,7 @@ def _assign(layer: keras.layers.Layer, rows: np.ndarray, calls: list[_Call]) -> 
     center = (weight * mean).sum(0)
     spread = (weight * (variance + np.square(mean - center))).sum(0)
     if not (np.isfinite(center).all() and np.isfinite(spread).all()):
-        raise RunError(
+        raise Diverged(
             f"the inputs of the normalizer {layer.path!r} are not finite in the batches to "
             "recalibrate on; all statistics are as they were. Look for examples that are NaN, "
             "infinite or too large to be squared"

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfnorm import paths, tasks
 from tfnorm.training import agreement, options, run_directory, strategies, workers
 from tfnorm.training.averages import Averages
-from tfnorm.training.callbacks import HistoryFile, TensorBoardScalars
+from tfnorm.training.callbacks import ConfigFile, HistoryFile, TensorBoardScalars
 from tfnorm.training.checkpoints import Checkpoints, Progress
 from tfnorm.training.config import Config
 from tfnorm.training.loop import Loop, Validate
@@ -90,10 +90,8 @@ def train(
         loop = Loop(trainer, progress, checkpoints, validate, watch, notice)
         files = []
         if directory and workers.is_chief(strategy):
-            run_directory.write_json(directory / "config.json", config.to_dict())
-            if progress.step < trainer.total_steps:  # what lies there is no result of this run
-                (directory / "result.json").unlink(missing_ok=True)
             files = [
+                ConfigFile(directory, config.to_dict()),
                 HistoryFile(directory / "history.csv", progress.history),
                 TensorBoardScalars(directory),
             ]
@@ -103,6 +101,7 @@ def train(
         result = loop.result()
         if directory and workers.is_chief(strategy):
             result = run_directory.with_measured(directory, result)
+            run_directory.write_json(directory / "config.json", config.to_dict())
             run_directory.write_json(directory / "result.json", result.to_dict())
         return result
 
@@ -264,7 +263,7 @@ def _restore(
 
 
 def _count_in_epochs_of_now(progress: Progress, trainer: Trainer) -> None:
-    """Where other flags make other steps or epochs: the place in one, and the sum of its losses."""
+    """Where other flags make other steps or epochs: the place in one, and the sums of its steps."""
     before, progress.global_batch_size = progress.global_batch_size, trainer.global_batch_size
     length = progress.steps_per_epoch or max(trainer.task.dataset.num_train // before, 1)
     progress.steps_per_epoch = trainer.steps_per_epoch
@@ -275,7 +274,9 @@ def _count_in_epochs_of_now(progress: Progress, trainer: Trainer) -> None:
         trainer.set_step(progress.step)
     else:  # the same step
         now = progress.step % trainer.steps_per_epoch
-    progress.loss_sum *= now / (done or length)
+    share = now / (done or length)
+    progress.loss_sum *= share
+    progress.sums = [share * value for value in progress.sums]
 
 
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:

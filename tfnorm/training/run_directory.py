@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from tfnorm import locks, paths
 from tfnorm.errors import UserError
 from tfnorm.files import finite, remove_drafts, removed_if_empty, write_text
-from tfnorm.training import options
+from tfnorm.training import optimizer, options
 from tfnorm.training.checkpoints import newest_first, newest_progress, remove_leftovers
 from tfnorm.training.config import Config
 from tfnorm.training.notices import Notice
@@ -22,6 +23,7 @@ _ARCHITECTURE = (
     "task", "model", "width", "stem_stride", "norm", "norm_options", "virtual_replicas", "dataset",
     "backbone", "backbone_norm", "model_options", "ema_decay", "freeze",
 )  # fmt: skip
+_OPTIMIZER = ("optimizer", "momentum", "optimizer_options")
 _PLACES = ("model_dir", "data_dir")
 _NOT_WORTH_A_WORD = (
     *_PLACES, "resume", "steps_per_loop", "evaluation_batch_size", "worker_timeout",
@@ -60,6 +62,7 @@ def _look_into(directory: pathlib.Path, config: Config, notice: Notice) -> None:
     if found:
         saved = saved_config(directory, notice) or config
         _check_architecture(config, saved, directory)
+        _check_optimizer(config, saved, directory)
         _tell_changes(config, saved, notice)
     results = [name for name in ("history.csv", "result.json") if (directory / name).exists()]
     if results and not found:
@@ -154,13 +157,20 @@ def trained_config(directory: pathlib.Path, notice: Notice) -> Config:
 def to_evaluate(config: Config, directory: pathlib.Path, notice: Notice) -> Config:
     """With the training images of the run, whose mean and deviation standardize all others.
 
+    Of training there is none, whose batch may be larger than these, and its warmup longer.
+
     Raises:
         UserError: The checkpoints of the directory are of another network.
     """
     saved = saved_config(directory, notice) or config
     _check_architecture(config, saved, directory)
     of_images = {name: getattr(saved, name) for name in ("train_split", "train_examples")}
-    return dataclasses.replace(config, **of_images)
+    smallest = {
+        "replica_batch_size": 2 * config.virtual_replicas,
+        "accumulate_steps": 1,
+        "warmup_epochs": 0,
+    }
+    return dataclasses.replace(config, **of_images, **smallest)
 
 
 def _check_architecture(config: Config, saved: Config, directory: pathlib.Path) -> None:
@@ -169,6 +179,20 @@ def _check_architecture(config: Config, saved: Config, directory: pathlib.Path) 
         raise UserError(
             f"model_dir {directory} holds a run of another architecture: {changes}; give the flags "
             "it was trained with, or another --model_dir"
+        )
+
+
+def _check_optimizer(config: Config, saved: Config, directory: pathlib.Path) -> None:
+    """What was kept for one optimizer would be taken by another for something of its own."""
+    kept = [
+        (one.optimizer, optimizer.slots(one.optimizer, float(one.momentum), one.optimizer_options))
+        for one in (config, saved)
+    ]
+    if kept[0] != kept[1]:
+        raise UserError(
+            f"model_dir {directory} holds a run whose optimizer keeps other things of the weights: "
+            f"{_changes(config, saved, _OPTIMIZER)}; give the flags it was trained with, or "
+            "another --model_dir"
         )
 
 
@@ -194,7 +218,7 @@ def _told(value: Any) -> str:
 
 
 def prepend_rows(directory: pathlib.Path, history: list[dict[str, Any]], notice: Notice) -> None:
-    """Completes a checkpoint's rows, the last ones, by those before them in history.csv."""
+    """Completes a checkpoint's rows, the last ones, by those before the same in history.csv."""
     if not history or history[0]["epoch"] == 1:
         return
     path = directory / "history.csv"
@@ -204,7 +228,8 @@ def prepend_rows(directory: pathlib.Path, history: list[dict[str, Any]], notice:
                 {name: _number(text) for name, text in row.items() if text}
                 for row in csv.DictReader(file)
             ]
-        history[:0] = [row for row in rows if row["epoch"] < history[0]["epoch"]]
+        first = history[0]["epoch"], history[0]["step"]
+        history[:0] = itertools.takewhile(lambda row: (row["epoch"], row["step"]) != first, rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         notice(
             f"{path} cannot be read ({error}): the history begins with epoch {history[0]['epoch']}"
