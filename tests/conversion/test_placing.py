@@ -183,6 +183,32 @@ def test_mabn_centralizes_the_kernel_before_it(kind, use_bias, randomized, diffe
     assert difference(converted, back) < 1e-6
 
 
+@pytest.mark.parametrize("kernel", ["centralized", "standardized"])
+@pytest.mark.parametrize("norm", ["bkn", "brn"])
+def test_any_norm_with_a_kernel_of_that_kind(norm, kernel, randomized):
+    """Also one that hands a state on, and behind a convolution that is called twice."""
+    convolution = L.Conv2D(4, 3, padding="same", name="shared")
+    x = keras.Input((6, 6, 4))
+    y = L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="own")(x))
+    y = L.BatchNormalization()(convolution(L.ReLU()(y)))
+    model = randomized(keras.Model(x, L.BatchNormalization()(convolution(L.ReLU()(y)))))
+    converted = tfnorm.convert(model, norm, kernel=kernel, strict=True)
+    wrappers = [layer for layer in converted.layers if type(layer) is norms.KERNELS[kernel]]
+    assert [layer.name for layer in wrappers] == ["own", "shared"]
+    rows = converted.conversion_report.rows
+    assert [f"kernel of {name} {kernel}" in row.note for name, row in zip(
+        ("own", "shared", "shared"), rows
+    )] == [True] * 3  # fmt: skip
+    if norm == "bkn":
+        assert [row.note.partition("use; ")[2] for row in rows] == [
+            "starts a chain", f"state from {rows[0].name}", f"state from {rows[1].name}",
+        ]  # fmt: skip
+    kept = [layer for layer in converted.layers if norms.name_of(layer) == norm]
+    for old, new in zip((layer for layer in model.layers if "batch" in layer.name), kept):
+        np.testing.assert_array_equal(new.moving_variance, old.moving_variance)
+        np.testing.assert_array_equal(new.moving_mean, np.zeros(4))
+
+
 def test_kernels_that_others_use_stay_centralized(randomized, difference):
     x = keras.Input((6, 6, 3))
     y = layers.WeightCentralization(L.Conv2D(4, 3), name="conv")(x)

@@ -191,6 +191,43 @@ def test_examples_that_do_not_fit():
         )
 
 
+def two_inputs():
+    b, a = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    return keras.Model([b, a], L.Concatenate()([L.Rescaling(2.0)(b), a]), name="two")
+
+
+def test_examples_by_name():
+    """And not by their order in the alphabet; of a model that has names itself, by these."""
+    examples = {"b": np.full((2, 3), 7.0), "a": np.full((2, 3), -1.0)}
+    by_name = {"first": keras.Input((3,), name="b"), "second": keras.Input((3,), name="a")}
+    named = keras.Model(by_name, two_inputs()(list(by_name.values())))
+    for model, given in (
+        (two_inputs(), examples),
+        (two_inputs(), [*examples.values()]),
+        (named, {"second": examples["a"], "first": examples["b"]}),
+    ):
+        (output,) = record(model, given)[0].outputs.values()
+        np.testing.assert_array_equal(output, [[14, 14, 14, -1, -1, -1]])
+
+
+def test_examples_of_other_names_or_lengths():
+    array = np.ones((2, 3))
+    assert message_of(two_inputs(), {"image": array, "mask": array}) == (
+        "The inputs of the export are b, a. Received examples of image, mask. Give one non-empty "
+        "array for each input."
+    )
+    assert message_of(two_inputs(), {"b": array, "a": array[:1]}) == (
+        "The examples of all inputs belong together, row by row. Received 2 of b, 1 of a. Give "
+        "equally many of each."
+    )
+
+
+@pytest.mark.parametrize("examples", ["x", [["a"] * 4]])
+def test_examples_of_texts_for_numbers(examples):
+    message = message_of(model_of(), examples)
+    assert message.startswith(("The examples do not fit", "The model 'model' cannot be run"))
+
+
 def test_noise_has_other_sizes_for_each_batch():
     shapes = [batch.inputs["x"].shape for batch in record(model_of((None, 2)))]
     assert shapes == [(1, 96, 2), (3, 64, 2), (32, 32, 2)]

@@ -409,6 +409,7 @@ def test_gates_stay_between_0_and_1(rng):
             "compensation must be one of clamp, layer_scaling. Received: 'none'.",
         ),
         ({"clamp": 0}, "clamp must be above 0, the largest |y|. Received: 0."),
+        ({"clamp": -1}, "clamp must be above 0, the largest |y|. Received: -1."),
     ],
 )
 def test_options_of_online_normalization_that_cannot_be(options, message):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from tfnorm.conversion.parts import NormPart
 from tfnorm.conversion.places import Place
-from tfnorm.conversion.placing import Obstacle, arguments
+from tfnorm.conversion.placing import Obstacle, arguments, wrap_kernel
 from tfnorm.graph import Call, Graph, Tensor
 from tfnorm.layers.norms import Normalizer
 
@@ -16,12 +16,15 @@ class _State(NamedTuple):
     length: int
 
 
-def check(graph: Graph, place: Place, norm: Normalizer) -> str:
-    """Raises an Obstacle if the place cannot be a link of a chain; changes nothing."""
-    del graph, norm
+def prepare(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """Changes the kernel before a place that can be a link of a chain, if that is asked for.
+
+    Raises:
+        Obstacle: the place cannot be a link.
+    """
     if len(place.calls) > 1:
         raise Obstacle(f"it is called {len(place.calls)} times")
-    return ""
+    return wrap_kernel(graph, place, norm) if norm.kernel else ""
 
 
 def place_chain(graph: Graph, places: list[Place], norm: Normalizer) -> dict[Place, str]:

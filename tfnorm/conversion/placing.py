@@ -1,5 +1,6 @@
 """Putting a normalizer into a place: beside, behind or around the layer before it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -62,7 +63,18 @@ def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
 
 
 def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
-    """MABN wants zero-mean kernels before it, and no bias; so does any norm with such a kernel.
+    """MABN wants zero-mean kernels before it, and no bias; so does any norm with such a kernel."""
+    note = wrap_kernel(graph, place, norm)
+    if not note:
+        return place_plainly(graph, place, norm)
+    part = norm_part(place.part, place.source, norm, place.channels)
+    for call in place.calls:
+        graph.replace(call, _called_alike(call, part, norm))
+    return _all_of(note, _lost_mask(place, norm))
+
+
+def wrap_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
+    """Gives the layer before a place the kernel that `norm` asks for; says so, if it was another.
 
     A centralized kernel does not see the mean over its input patch, so this changes the outputs.
     What it leaves has a mean near zero, which is why MABN needs none: moving_mean starts, and
@@ -71,19 +83,15 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     makers = [graph.producer(call.first) for call in place.calls]
     wrapper = norms.KERNELS[norm.kernel]
     if all(maker is not None and type(maker.part.operation) is wrapper for maker in makers):
-        return place_plainly(graph, place, norm)  # It has such a kernel already.
+        return ""
     before = _before_kernel(graph, place, norm)
-    (call,) = place.calls
+    wrapped = _shared(place, functools.partial(KernelPart, norm=norm), before)
+    graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
     values = {**place.source.values}
     if "moving_mean" in values:
         values["moving_mean"] = np.zeros_like(values["moving_mean"])
-    wrapped = _shared(place, functools.partial(KernelPart, norm=norm), before)
-    graph.replace(before, Call(wrapped, (before.first,), before.kwargs, before.outputs))
-    given = arguments(place.source, norm, place.channels)
-    part = NormPart(place.part, norm.layer_class, given, values)
-    graph.replace(call, _called_alike(call, part, norm))
-    note = f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
-    return _all_of(note, _lost_mask(place, norm))
+    place.source = dataclasses.replace(place.source, values=values)
+    return f"kernel of {before.part.path} {norm.kernel}: train, or recalibrate, before use"
 
 
 def mark_shared(graph: Graph, places: Iterable[Place], norm: Normalizer) -> None:

@@ -18,7 +18,7 @@ from tfnorm.layers.norms import Normalizer
 
 Placed = tuple[str, str]  # the norm that took the place, and what there is to say
 
-_PLACE = {"around": place_around, "chain": chain.check}
+_PLACE = {"around": place_around, "chain": chain.prepare}
 
 
 class Rebuilding:
@@ -83,5 +83,7 @@ def place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dic
             if place.calls and placed[one][0] == norm.name
         }
         notes = chain.place_chain(graph, list(links), norm)
-        placed |= {links[place]: (norm.name, note) for place, note in notes.items()}
+        for place, note in notes.items():
+            before = placed[links[place]][1]
+            placed[links[place]] = norm.name, "; ".join(filter(None, (before, note)))
     return placed

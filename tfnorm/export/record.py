@@ -216,7 +216,7 @@ def _noise(spec: tf.TensorSpec, size: int, free_size: int, rng: np.random.Genera
 
 
 def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
-    values = [_array(x) for x in keras.tree.flatten(examples)]
+    values = [_array(x) for x in _in_order(signature, examples)]
     expected = [(spec.name, tuple(spec.shape)) for spec in signature.inputs]
     received = [x.shape for x in values]
     fits = len(values) == len(expected) and all(
@@ -230,14 +230,38 @@ def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
             f"{', '.join(map(str, received[:8]))}{', ...' if received[8:] else ''}. Give one "
             "non-empty array for each input."
         )
+    if len({len(x) for x in values}) > 1:
+        raise UserError(
+            "The examples of all inputs belong together, row by row. Received "
+            f"{', '.join(f'{len(x)} of {name}' for x, (name, _) in zip(values, expected))}. Give "
+            "equally many of each."
+        )
     return values
+
+
+def _in_order(signature: Signature, examples: Any) -> list[Any]:
+    """The arrays, in the order of the inputs: by their names, if they have such."""
+    names = [spec.name for spec in signature.inputs]
+    if not isinstance(examples, Mapping) or _keys(signature.structure) == {*examples}:
+        return keras.tree.flatten(examples)
+    if {*examples} != {*names}:
+        raise UserError(
+            f"The inputs of the export are {', '.join(names)}. Received examples of "
+            f"{', '.join(map(str, examples))}. Give one non-empty array for each input."
+        )
+    return [examples[name] for name in names]
+
+
+def _keys(structure: Any) -> set[str]:
+    return {*structure} if isinstance(structure, Mapping) else set()
 
 
 def _array(x: Any) -> np.ndarray:
     try:
         array = np.asarray(x)
         # Texts as UTF-8.
-        return tf.constant(array).numpy().astype("S") if array.dtype.kind in "OU" else array
+        is_text = array.dtype.kind in "OU"
+        return np.asarray(tf.constant(array).numpy()).astype("S") if is_text else array
     except (TypeError, ValueError) as error:
         raise UserError(
             f"The examples must be arrays, one for each input, received a {type(x).__name__} that "

@@ -112,7 +112,13 @@ def get(name: str, /, **options: Any) -> Normalizer:
 def _kernel(norm: Normalizer, options: dict[str, Any]) -> str | None:
     """Takes what says it out of the options."""
     if "centralize" in options:
-        kernel = "centralized" if options.pop("centralize") else None
+        is_centralized = options.pop("centralize")
+        if is_centralized not in (True, False):
+            raise UserError(
+                f"centralize of norm {norm.name!r} must be True or False, received "
+                f"{is_centralized!r:.50}."
+            )
+        kernel = "centralized" if is_centralized else None
         if options.setdefault("kernel", kernel) != kernel:
             raise UserError(
                 f"norm {norm.name!r} was given centralize and another kernel="

@@ -1,5 +1,6 @@
 """Online normalization."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,8 +89,8 @@ class OnlineNormalization(ChannelNormalization):
             "gradient_momentum", gradient_momentum, 0, 1, ", that of the backward pass"
         )
         self.compensation = compensation
-        self.clamp = arguments.real("clamp", clamp, 0, meaning=", the largest |y|")
-        if not self.clamp:
+        self.clamp = arguments.real("clamp", clamp, -math.inf, meaning=", the largest |y|")
+        if self.clamp <= 0:
             raise ValueError(f"clamp must be above 0, the largest |y|. Received: {clamp}.")
 
     def build_state(self) -> None:

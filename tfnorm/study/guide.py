@@ -21,11 +21,11 @@ for a clip of its outputs, and its paper calls it as accurate as bn without any 
 steps here it has {batch-size on 1} % on one image. *Where serving may cost* the passes over the
 activations that statistics of each image take: gn_ws (group normalization of standardized kernels),
 which its paper has match or surpass bn on large batches; gn alone; sn, whose paper claims it for
-two images and more. A network that is trained already, with bn on two to eight images: evalnorm, by
-`tfnorm.convert(model, "evalnorm")`, which changes inference alone and costs there; its paper
-reports 6.18 points for two. bin is for images whose style says nothing, and claims nothing of small
-batches. With the statistics of one image ([the chapter on batch
-sizes](#how-few-images-can-share-statistics)) gn_ws has {batch-size gn_ws 1}, evalnorm
+two images and more. A network that is trained already, with bn on two to eight images (B):
+evalnorm, by `tfnorm.convert(model, "evalnorm", training_batch_size=B)`, which changes inference
+alone and costs there; its paper reports 6.18 points for two. bin is for images whose style says
+nothing, and claims nothing of small batches. With the statistics of one image ([the chapter on
+batch sizes](#how-few-images-can-share-statistics)) gn_ws has {batch-size gn_ws 1}, evalnorm
 {batch-size evalnorm 1}, mabn {batch-size mabn 1}, sn {batch-size sn 1} and brn {batch-size brn 1}
 %, where bn on the whole batch has {learning-rate bn 32 0.1}; bin ({batch-size bin 1}) is below bn
 ({batch-size bn 1}).
@@ -34,9 +34,9 @@ sizes](#how-few-images-can-share-statistics)) gn_ws has {batch-size gn_ws 1}, ev
 a device: mabn. With the statistics of one crop it keeps what bn reaches with those of eight (mIoU
 {segmentation mabn 1} and {segmentation bn 8} %, where bn of one crop has {segmentation bn 1}: [And
 in segmentation?](#and-in-segmentation)), and so it does with two. brn is as good from two crops on,
-and not with one ({segmentation brn 1}). A network that bn has trained on single crops already:
-evalnorm wins {segmentation evalnorm 1 less segmentation bn 1} points back without training, at a
-price when it serves. cbn wants gradient="window" on two crops and more: with it cbn has
+and not with one ({segmentation brn 1}). evalnorm, which trains as bn does and estimates meanwhile
+what an example is to count, wins {segmentation evalnorm 1 less segmentation bn 1} points back when
+it serves, at a price there. cbn wants gradient="window" on two crops and more: with it cbn has
 {segmentation cbn 8 whole gradient} % on eight crops in place of {segmentation cbn 8},
 {segmentation cbn 2 whole gradient} on two in place of {segmentation cbn 2}. With one crop neither
 will do: the training loss rises after the burn-in, the more the longer the window and the higher
