@@ -26,7 +26,7 @@ from tfnorm import commands
 from tfnorm.conversion.probe import Probe, difference
 from tfnorm.errors import UserError
 from tfnorm.layers import norms
-from tfnorm.study.summary import text_table
+from tfnorm.tables import text_table
 
 NORMS = ("brn", "cbn", "mabn", "bkn")
 IN_PLACE = ("brn", "cbn", "mabn")

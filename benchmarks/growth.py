@@ -27,7 +27,7 @@ from tfnorm import commands
 from tfnorm.files import write_whole
 from tfnorm.layers import norms
 from tfnorm.study.style import style_of
-from tfnorm.study.summary import text_table
+from tfnorm.tables import text_table
 
 _OURS = ("bn", "brn", "mabn", "bkn", "cbn")
 _ALL = (BASELINE, *_OURS)

@@ -23,7 +23,7 @@ from benchmarks import measuring
 from benchmarks.networks import BASELINE, NETWORKS, SAMPLED, TRAINED, named, training_step, under
 from tfnorm import commands, layers
 from tfnorm.layers import norms
-from tfnorm.study.summary import text_table
+from tfnorm.tables import text_table
 
 # Of an input whose size no kernel shares.
 _SHAPE = (8, 10, 10, 16)

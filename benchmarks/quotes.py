@@ -18,10 +18,11 @@ from typing import Any
 from absl import flags
 
 from benchmarks import quotes_of_files
-from benchmarks.quoting import sentences, span, table
+from benchmarks.quoting import sentences, span
 from tfnorm import commands
 from tfnorm.errors import UserError
 from tfnorm.files import write_text
+from tfnorm.tables import markdown_table
 
 PAGES = ("README.md", "docs/benchmarks.md", "docs/reliability.md", "docs/normalizers/*.md")
 """Where figures are quoted."""
@@ -142,13 +143,13 @@ def _layers(parts: Parts, kind: str = "") -> str:
         names = [*_LAYERS, *(f"{norm}, 16 groups" for norm in _LAYERS), "Keras GN"]
     records = _columns(parts, "layers", "one layer, training")
     rows = [[shape, *(_ratio(record, name) for name in names)] for shape, record in records.items()]
-    return table(["shape", *names], rows)
+    return markdown_table(["shape", *names], rows)
 
 
 def _layers_under_xla(parts: Parts) -> str:
     records = _columns(parts, "layers", "one layer, training under XLA")
     rows = [[shape, *(_ratio(r, name) for name in _LAYERS)] for shape, r in records.items()]
-    return table(["shape", *_LAYERS], rows)
+    return markdown_table(["shape", *_LAYERS], rows)
 
 
 def _cbn(parts: Parts, compiled: str = "") -> str:
@@ -166,7 +167,7 @@ def _networks(parts: Parts) -> str:
         whole = own["Keras BN"]["added_bytes"]
         shares = [f"{own[norm]['added_bytes'] / whole:.2f}" for norm in _NETWORKS]
         rows.append([f"{network}, memory beside TensorFlow's own", *shares])
-    return table(["", *_NETWORKS], rows)
+    return markdown_table(["", *_NETWORKS], rows)
 
 
 def _start(columns: Mapping[str, Mapping[str, Any]], norm: str) -> str:
@@ -230,7 +231,7 @@ def _dense(parts: Parts, part: str = "dense") -> str:
          *(_ratio(record, name) for name in names)]
         for record in records
     ]  # fmt: skip
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 _MAKERS: dict[str, Callable[..., str]] = {

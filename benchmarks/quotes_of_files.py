@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import benchmarks.soak
-from benchmarks.quoting import sentences, span, table
+from benchmarks.quoting import sentences, span
 from tfnorm.errors import UserError
 from tfnorm.study.figures import Figures
+from tfnorm.tables import markdown_table
 
 _RESULTS = pathlib.Path(__file__).parent.parent / "results"
 # What writes them; those of accelerators are written elsewhere, see docs/benchmarks.md.
@@ -65,7 +66,7 @@ def accelerator(name: str) -> str:
     tables = _tables(*_ACCELERATORS[name])
     names = list(next(iter(tables.values())))
     rows = [[title, *(cell(own[n]) for n in names)] for title, own in tables.items()]
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 def cbn_on_an_accelerator() -> str:
@@ -94,7 +95,7 @@ def passes() -> str:
     both = max(tables.items())[1]
     share = [both[n]["bytes_accessed"] / both[_BASELINE]["bytes_accessed"] for n in names]
     rows.append(["bytes of both, of Keras BN", *(f"{value:.2f}" for value in share)])
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 def _arrays(own: Mapping[str, int]) -> str:
@@ -111,7 +112,7 @@ def stream() -> str:
     ]  # fmt: skip
     plain = "beside plain tf.data"
     titles = ["", "images a second", plain, f"for a second of a processor, {plain}"]
-    return table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def waiting() -> str:
@@ -128,7 +129,7 @@ def exporters() -> str:
         for group in dict.fromkeys(record["group"] for record in records)
     ]
     rows.append(["All", *(str(sum(r[name] or 0 for r in records)) for name in names)])
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 def exported() -> str:

@@ -1,15 +1,7 @@
 """How figures are written into a page: tables, sentences, ranges."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
-
-Row = Sequence[str]
-
-
-def table(titles: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table, its first column to the left, the others to the right."""
-    rule = ["---", *["--:"] * (len(titles) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, rule, *rows])
+from collections.abc import Iterable
 
 
 def sentences(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.layers import AGAIN, BASELINE
+from tfnorm.tables import markdown_table
 
 _HEAD = """# Benchmarks
 
@@ -74,8 +75,7 @@ def _pivot(title: str, records: Sequence[Mapping]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record["figures"]))
     lines = [[name, *(_cell(record, name) for record in records)] for name in names]
     head = [title, *(record["column"] for record in records)]
-    rule = ["---", *["--:"] * len(records)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
+    return markdown_table(head, lines) + "\n"
 
 
 def _cell(record: Mapping, name: str) -> str:

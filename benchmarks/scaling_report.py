@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.all_reduce import ALGORITHMS
 from tfnorm.files import write_whole
 from tfnorm.study.style import style_of
-from tfnorm.study.summary import text_table
+from tfnorm.tables import text_table
 
 
 @dataclasses.dataclass(frozen=True)

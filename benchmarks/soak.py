@@ -35,7 +35,7 @@ from benchmarks.children import Child, Children, Hangs
 from tfnorm import commands
 from tfnorm.errors import RunError
 from tfnorm.files import write_text
-from tfnorm.study.summary import text_table
+from tfnorm.tables import text_table
 from tfnorm.training import local_cluster
 
 _NORMS = ("bn", "syncbn", "brn", "mabn", "cbn", "bkn", "on", "sn", "bin", "evalnorm", "gn_ws")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "tfnorm"
 
 # From the bottom up: what is in one line may import from the lines before it and nothing else.
 LEVELS = (
-    ("errors", "memory", "output", "quiet", "version"),
+    ("errors", "memory", "output", "quiet", "tables", "version"),
     ("paths", "locks", "pixels"),
     ("files",),
     ("functional", "data", "commands", "boxes"),

@@ -2,8 +2,6 @@
 
 import math
 
-import pytest
-
 from tfnorm.study import summary
 
 
@@ -36,21 +34,3 @@ def test_what_was_not_measured_is_the_best_of_nothing():
 def test_a_row_without_results_has_no_mean():
     (row,) = summary.rows([record("bn", None, "the loss is NaN at step 3")])
     assert math.isnan(row.mean("test_accuracy")) and math.isnan(row.spread("test_accuracy"))
-
-
-def test_text_table_aligns_columns_under_titles_of_several_lines():
-    text = summary.text_table(["norm", "test\naccuracy"], [["bn", "91.25"], ["syncbn", "8.5"]])
-    assert text == (
-        "norm        test\n        accuracy\n------  --------\nbn         91.25\nsyncbn       8.5"
-    )
-
-
-def test_csv_table_quotes_what_needs_it():
-    text = summary.csv_table(["norm", "note"], [["bn", "a, b"], ["gn", 0.5]])
-    assert text == 'norm,note\nbn,"a, b"\ngn,0.5\n'
-
-
-@pytest.mark.parametrize("cells", [[], [["bn", "1"]]])
-def test_text_table_has_no_trailing_spaces(cells):
-    lines = summary.text_table(["a", "b\n"], cells).splitlines()
-    assert all(line == line.rstrip() for line in lines)

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from tfnorm.tables import remarks_table
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -57,13 +59,9 @@ class Report:
     def __str__(self) -> str:
         if not self.rows:
             return "The model has no normalizer to convert."
-        cells = [("normalizer", "from", "to", "what else, or why not")]
-        cells += [(row.name, row.source, row.target, row.note) for row in self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]]).rstrip()
-            for line in cells
-        ]
+        titles = ("normalizer", "from", "to", "what else, or why not")
+        cells = [(row.name, row.source, row.target, row.note) for row in self.rows]
+        lines = [remarks_table(titles, cells)]
         measured = f"{self.difference:.1e}" if self.difference is not None else self.remark
         lines.append(
             f"{self.placed} of {len(self.rows)} normalizers are {self.norm} now; largest relative "

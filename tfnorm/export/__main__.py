@@ -42,7 +42,7 @@ def define_flags() -> flags.FlagValues:
         "training run are known.",
         "quantize": f"{' or '.join(MODES)}: compute in 8-bit integers, with --format=litert, or "
         "the dense layers with --format=saved_model; the drop in accuracy is printed, beside that "
-        "without folding.",
+        "without folding, unless --noverify is given.",
         "examples": "A .npy file of inputs, as the export takes them, that it is compared with the "
         "model on. By default noise, or test images of a training run.",
         "calibration": "A .npy file of some hundred inputs, as the export takes them, that "

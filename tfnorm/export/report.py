@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from tfnorm.tables import remarks_table
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -54,12 +56,7 @@ class Report:
     def _table(self) -> str:
         if not self.rows:
             return "The model has no normalizer."
-        cells = [("normalizer", "norm", "folded into", "why not")]
-        cells += [(row.name, row.norm, row.into or "-", row.reason or "") for row in self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]]).rstrip()
-            for line in cells
-        ]
-        lines.append(f"{self.folded} of {len(self.rows)} normalizers folded")
-        return "\n".join(lines)
+        titles = ("normalizer", "norm", "folded into", "why not")
+        cells = [(row.name, row.norm, row.into or "-", row.reason or "") for row in self.rows]
+        table = remarks_table(titles, cells)
+        return f"{table}\n{self.folded} of {len(self.rows)} normalizers folded"

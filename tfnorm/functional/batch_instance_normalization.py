@@ -22,7 +22,7 @@ def batch_instance_normalization(
     mask: tf.Tensor | None = None,
     groups: int = 1,
     then: Then = NOTHING,
-) -> tuple[tf.Tensor, Moments]:
+) -> tuple[tf.Tensor, Moments | None]:
     """Mixes what batch and instance normalization make of x, channel by channel (equation 3).
 
     y = γ·(ρ·x̂_batch + (1 − ρ)·x̂_instance) + β, with x̂ = (x − μ)/sqrt(σ² + ε) by the moments of a
@@ -42,7 +42,7 @@ def batch_instance_normalization(
 
     Returns:
         y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
-        through them).
+        through them); at inference, which needs none, None.
 
     Raises:
         ValueError: `groups` does not divide the batch.
@@ -118,11 +118,10 @@ def _of_batch_alone(
     mask: tf.Tensor | None,
     groups: int,
     then: Then,
-) -> tuple[tf.Tensor, Moments]:
+) -> tuple[tf.Tensor, Moments | None]:
     dtype = channelwise.statistics_dtype(x)
     scale = tf.cast(gate, dtype) * (1 if gamma is None else tf.cast(gamma, dtype))
     options = {"epsilon": epsilon, "axis": axis}
-    y, batch = batch_normalization(x, scale, beta, mask=mask, groups=groups, then=then, **options)
     if moving is not None:
-        y = normalize_by_moving_statistics(x, scale, beta, *moving, **options)
-    return y, batch
+        return normalize_by_moving_statistics(x, scale, beta, *moving, **options), None
+    return batch_normalization(x, scale, beta, mask=mask, groups=groups, then=then, **options)

@@ -97,7 +97,7 @@ def normalize(
     ddof: int = 0,
     then: Then = NOTHING,
     **options: Any,
-) -> tuple[tf.Tensor, Moments]:
+) -> tuple[tf.Tensor, Moments | None]:
     """Scale·(x − mean) + offset, by what a mixture makes of statistics of examples and the batch.
 
     In training it is one operation each way, whose gradient computes the mixture anew.
@@ -114,12 +114,13 @@ def normalize(
         **options: constants of the mixture.
 
     Returns:
-        The result, and the `Moments` of each group (no gradient flows through them).
+        The result, and the `Moments` of each group (no gradient flows through them); at inference,
+        which needs none, None.
     """
     if moving is not None:
         own = _divided(moments(x, mask), ddof)
         mixed = mixture.compute(own, *moving, *map(awaited, parameters), **options)
-        return transform(x, *mixed, mask), channelwise.detached(of_batch(own, groups))
+        return transform(x, *mixed, mask), None
     options.update(mixture=mixture, groups=groups, ddof=ddof)
     batch = derived = None
 

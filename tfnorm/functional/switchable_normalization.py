@@ -29,7 +29,7 @@ def switchable_normalization(
     mask: tf.Tensor | None = None,
     groups: int = 1,
     then: Then = NOTHING,
-) -> tuple[tf.Tensor, Moments]:
+) -> tuple[tf.Tensor, Moments | None]:
     """Normalizes by a weighted mean of instance, layer and batch statistics (equations 3 to 5).
 
     mean = Σ softmax(a)_k·μ_k, variance = Σ softmax(b)_k·σ²_k, y = γ·(x − mean)/sqrt(variance + ε)
@@ -53,7 +53,7 @@ def switchable_normalization(
 
     Returns:
         y, of the shape and dtype of x, and the `Moments` of each group (no gradient flows
-        through them).
+        through them); at inference, which needs none, None.
 
     Raises:
         ValueError: `groups` does not divide the batch.
@@ -211,7 +211,7 @@ def _normalize_one_position(
     moving: tuple[tf.Tensor, tf.Tensor] | None,
     epsilon: float,
     then: Then,
-) -> tuple[tf.Tensor, Moments]:
+) -> tuple[tf.Tensor, Moments | None]:
     """Normalizes [G, n, C] by its layers and the batch, through whose moments gradient flows.
 
     With g = γ·∂L/∂y/σ and q = g·ŷ/σ the derivative is
@@ -222,11 +222,10 @@ def _normalize_one_position(
     """
     gamma, beta = map(examplewise.awaited, parameters)
     of_mean, of_variance = map(tf.nn.softmax, weights)
-    batch = suited(x).moments(x, epsilon=epsilon)
     if moving is not None:
         centred, rstd, *_ = _of_one_position(x, moving, of_mean, of_variance, epsilon)
-        y = channelwise.affine(centred * rstd, _both(of_mean) * gamma, beta)
-        return y, channelwise.detached(batch)
+        return channelwise.affine(centred * rstd, _both(of_mean) * gamma, beta), None
+    batch = suited(x).moments(x, epsilon=epsilon)
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):  # noqa: ANN202

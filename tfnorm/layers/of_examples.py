@@ -24,8 +24,8 @@ class Mixture(OfExamples):
     """Of statistics of each example and of the batch: at inference, of the moving ones.
 
     A layer writes `mix(inputs, *moving, mask=..., groups=..., then=...)`, which gives the outputs
-    and the `Moments` of each group; `moving` is what takes the place of the batch's mean and
-    variance, and `then` what is made of these moments.
+    and, in training, the `Moments` of each group; `moving` is what takes the place of the batch's
+    mean and variance, and `then` what is made of these moments.
     """
 
     def normalize_batch(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

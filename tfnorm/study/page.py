@@ -21,7 +21,8 @@ from tfnorm.study.figures import Figures
 from tfnorm.study.grid import Grid, in_words
 from tfnorm.study.progress import count, duration
 from tfnorm.study.results import Results
-from tfnorm.study.summary import Row, markdown_table, rows_of
+from tfnorm.study.summary import Row, rows_of
+from tfnorm.tables import markdown_table
 
 if TYPE_CHECKING:
     from tfnorm.study import grids

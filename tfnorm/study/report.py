@@ -16,8 +16,9 @@ from tfnorm.study.grid import Grid
 from tfnorm.study.inference import measure
 from tfnorm.study.results import Results
 from tfnorm.study.running import Tell, model_dir
-from tfnorm.study.summary import Row, rows, rows_of, text_table
+from tfnorm.study.summary import Row, rows, rows_of
 from tfnorm.study.tables import Comparison, name
+from tfnorm.tables import text_table
 from tfnorm.tasks import Task
 from tfnorm.training import batches
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from tfnorm.study.grid import Grid
 from tfnorm.study.inference import Inference
 from tfnorm.study.progress import count
-from tfnorm.study.summary import Row, csv_table, rank, text_table
+from tfnorm.study.summary import Row, rank
+from tfnorm.tables import csv_table, text_table
 
 _NUMBERS = (
     "runs", "failed", "metric", "metric_spread", "train_loss", "train_loss_spread",

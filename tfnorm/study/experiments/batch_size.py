@@ -76,8 +76,8 @@ def _seen(found: Found) -> str:
         listed = ", ".join(f"{norm} {percent(value)}" for norm, value in others.items())
         texts.append(
             f"On {'two images' if size == 2 else 'one image'} bn reaches {percent(own)} %, "
-            f"{points(reference - own)} below its own {percent(reference)} % on the whole batch; "
-            f"of the others: {listed}."
+            f"{points(reference - own)} below its own {percent(reference)} % on the whole batch"
+            + (f"; of the others: {listed}." if listed else ".")
         )
     single = {n: found.mean(norm=n) for n in found.values("norm") if not is_of_batch(n)}
     if single:

@@ -104,15 +104,17 @@ def _seen(found: Found) -> str:
         )
         texts.append(
             f"With the statistics of {few} bn reaches {percent(own)} %, {points(whole - own)} "
-            f"below its own {percent(whole)} % with those of the whole batch; of the others: "
-            f"{others}."
+            f"below its own {percent(whole)} % with those of the whole batch"
+            + (f"; of the others: {others}." if others else ".")
         )
     single = ", ".join(
         f"{norm} {percent(found.mean(norm=norm))}"
         for norm in found.values("norm")
         if not has_sizes(norm)
     )
-    return " ".join([*texts, f"Wherever the crops are: {single} (test mIoU, %)."])
+    if single:
+        texts.append(f"Wherever the crops are: {single} (test mIoU, %).")
+    return " ".join(texts)
 
 
 def _claims(found: Found) -> list[Claim]:
