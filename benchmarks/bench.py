@@ -39,11 +39,11 @@ _PLOT = "growth.png"
 PARTS: dict[str, tuple[str, ...]] = {
     "layers": ("layers", "--rounds=10"),
     "synchronized": ("synchronized", "--rounds=10"),
-    "training": ("training", "--rounds=5"),
+    "training": ("training", "--rounds=4"),
     "startup": ("startup", "--rounds=2"),
     "memory": ("memory", "--steps=8"),
-    "inference": ("inference", "--rounds=5"),
-    "dense": ("dense", "--networks=pspnet,retinanet", "--memory_of=", "--rounds=5"),
+    "inference": ("inference", "--rounds=4"),
+    "dense": ("dense", "--networks=pspnet,retinanet", "--memory_of=", "--rounds=4"),
 }
 # Those that nobody waits for: they are run where they are asked for.
 MORE: dict[str, tuple[str, ...]] = {
