@@ -67,7 +67,7 @@ from absl import flags
 from benchmarks import measuring
 from benchmarks.window_gradient import WindowOfImages
 from tfnorm import commands, functional, training
-from tfnorm.errors import RunError
+from tfnorm.errors import Diverged
 from tfnorm.functional import Moments, PastMoments
 from tfnorm.layers import CrossIterationBatchNormalization, linear, norms
 from tfnorm.layers.past_steps import Steps
@@ -274,7 +274,7 @@ def measure(setting: training.Config) -> dict[str, float | list[float] | None]:
     ratios, begin = Ratios(), setting.steps // 4 // _EPOCH
     try:
         history = training.train(setting, [ratios], lambda text: None, validate=False).history
-    except RunError:  # The loss is not finite.
+    except Diverged:
         return {"before": None, "highest": math.inf, "last": math.inf, "ratio": None, "losses": []}
     finally:
         keras.backend.clear_session()

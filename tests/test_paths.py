@@ -26,12 +26,21 @@ def test_local_paths(given, path):
     assert paths.local(given, "model_dir") == pathlib.Path(path)
 
 
-def test_a_user_that_is_not_there():
+def test_a_home_that_is_not_there(monkeypatch):
     with pytest.raises(UserError) as error:
-        paths.local("~nobody.of.that.name/run", "model_dir")
+        paths.local("~no.such.user/run", "model_dir")
     assert str(error.value) == (
-        "model_dir '~nobody.of.that.name/run' begins with the home directory of a user, and there "
-        "is no 'nobody.of.that.name' here"
+        "model_dir '~no.such.user/run': the home directory ~no.such.user is that of nobody"
+    )
+
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
+    with pytest.raises(UserError) as error:
+        paths.local("~/run", "model_dir")
+    assert str(error.value) == (
+        "model_dir '~/run': the home directory ~ of this user is not known; set HOME"
     )
 
 

@@ -15,7 +15,7 @@ class RunError(RuntimeError):
 
 
 class Diverged(RunError):
-    """Its numbers are not finite: the run itself is at fault, and would be so again."""
+    """Its numbers are not finite: weights or examples are at fault, and would be so again."""
 
 
 def check_whole(name: str, value: object, meaning: str = "") -> None:

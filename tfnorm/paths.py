@@ -35,11 +35,9 @@ def local(path: str | os.PathLike[str], name: str) -> pathlib.Path:
         try:
             return pathlib.Path(text).expanduser()
         except RuntimeError:
-            user, *_ = text.split("/")
-            raise UserError(
-                f"{name} '{text}' begins with the home directory of a user, and there is no "
-                f"{user[1:]!r} here"
-            ) from None
+            user = text.partition("/")[0]
+            what = "of this user is not known; set HOME" if user == "~" else "is that of nobody"
+            raise UserError(f"{name} '{text}': the home directory {user} {what}") from None
     rest = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", text)
     if rest is None:
         raise UserError(

@@ -134,6 +134,10 @@ def test_the_kernel_is_an_option(name):
     "options, message",
     [
         (
+            {"centralize": "x"},
+            "centralize of norm 'bn' must be True or False, received 'x'.",
+        ),
+        (
             {"kernel": "rotated"},
             "unknown kernel 'rotated' of norm 'bn'; the known ones are centralized, standardized, "
             "and None.",

@@ -103,6 +103,53 @@ def test_recomputation_of_one_tensor_time_and_again(rng):
     assert len(recomputation._first_passes) <= kept + 2
 
 
+def test_recomputation_within_another(rng):
+    """The inner one runs a third time, by which only its own normalizer is asked."""
+
+    def blocks():
+        layers = [BatchRenormalization(momentum=0.5, r_max=3.0, d_max=5.0) for _ in range(2)]
+        for layer, scale in zip(layers, (0.2, 30.0), strict=True):
+            layer.build(SHAPE)
+            layer.moving_variance.assign(tf.fill(SHAPE[-1:], scale))
+        return [functools.partial(layer, training=True) for layer in layers]
+
+    numbers = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    gradients, states = [], []
+    for wrap in (lambda call: call, tf.recompute_grad):
+        outer, inner = blocks()
+        x, dy = map(tf.constant, numbers)
+        for _ in range(2):
+            block = wrap(lambda z: wrap(inner)(tf.tanh(outer(z))))  # noqa: B023
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(block(x) * dy)
+            gradients.append(tape.gradient(loss, x))
+        states.append([v.numpy() for call in (outer, inner) for v in call.func.variables])
+    for plain, again in zip(gradients[:2], gradients[2:], strict=True):
+        running.assert_close(again, plain, 1e-5)
+    for plain, again in zip(*states, strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-5)
+
+
+def test_inputs_of_recomputed_blocks_are_let_go(rng):
+    """All but the first block's, which the next step lets go."""
+    calls = [
+        tf.recompute_grad(functools.partial(BatchRenormalization(), training=True))
+        for _ in range(4)
+    ]
+    kept = len(recomputation._first_passes)
+    for _ in range(3):
+        x = tf.constant(rng.normal(size=SHAPE), tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = x
+            for call in calls:
+                y = tf.tanh(call(y))
+        tape.gradient(y, x)
+    del tape
+    assert len(recomputation._first_passes) <= kept + 1
+
+
 def test_a_remat_scope_changes_no_state_twice(rng):
     """Of Keras' own kind, which hands keyword arguments on; eagerly, as TensorFlow needs it."""
     x, y = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.normal(size=(4, 3, 5))

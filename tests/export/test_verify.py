@@ -1,5 +1,6 @@
 """The comparison of an export with its model, in a process without tfnorm and Keras."""
 
+import collections
 import pathlib
 import re
 import subprocess
@@ -205,6 +206,7 @@ def test_examples_by_name():
         (two_inputs(), examples),
         (two_inputs(), [*examples.values()]),
         (named, {"second": examples["a"], "first": examples["b"]}),
+        (named, collections.OrderedDict(second=examples["a"], first=examples["b"])),
     ):
         (output,) = record(model, given)[0].outputs.values()
         np.testing.assert_array_equal(output, [[14, 14, 14, -1, -1, -1]])
@@ -222,10 +224,11 @@ def test_examples_of_other_names_or_lengths():
     )
 
 
-@pytest.mark.parametrize("examples", ["x", [["a"] * 4]])
-def test_examples_of_texts_for_numbers(examples):
+@pytest.mark.parametrize("examples, received", [("x", "()"), ([["a"] * 4], "(), (), (), ()")])
+def test_examples_of_texts_for_numbers(examples, received):
     message = message_of(model_of(), examples)
-    assert message.startswith(("The examples do not fit", "The model 'model' cannot be run"))
+    assert message.startswith("The examples do not fit the inputs of the export")
+    assert f"Received arrays of shape {received}. Give" in message
 
 
 def test_noise_has_other_sizes_for_each_batch():

@@ -64,7 +64,8 @@ def test_a_disk_that_is_full(path, monkeypatch):
     with pytest.raises(RunError) as error:
         results.append(record("a"))
     assert str(error.value) == (
-        f"cannot write {path} (No space left on device); the same command makes the run again"
+        f"cannot write {path} (No space left on device); the same command goes on from the run's "
+        "last checkpoint"
     )
     assert results.get("a") is None
 

@@ -293,20 +293,38 @@ def contents(directory):
 
 def test_more_examples_make_longer_epochs(small, tmp_path, notices):
     """What was written of the shorter ones stays, and their steps count as what they were."""
-    config = small(model_dir=str(tmp_path), train_examples=16, epochs=3)
-    training.train(config, notice=notices.append, validate=False)
-    longer = dataclasses.replace(config, train_examples=80, epochs=2)
-    result = training.train(longer, notice=notices.append, validate=False)
-    places = [(row["epoch"], row["step"]) for row in result.history]
-    assert places == [(1, 2), (2, 4), (3, 6), (1, 10), (2, 20)]
-    with open(tmp_path / "history.csv") as file:
-        assert [(int(row["epoch"]), int(row["step"])) for row in csv.DictReader(file)] == places
+    config = small(train_examples=16)
+    for epochs, examples, expected in (
+        (3, 80, [(1, 2), (2, 4), (3, 6), (1, 10), (2, 20)]),
+        (1, 80, [(1, 2), (1, 10), (2, 20)]),
+        (2, 32, [(1, 2), (2, 4), (2, 8)]),
+    ):
+        directory = tmp_path / f"{epochs}-{examples}"
+        config = dataclasses.replace(config, model_dir=str(directory), epochs=epochs)
+        training.train(config, notice=notices.append, validate=False)
+        longer = dataclasses.replace(config, train_examples=examples, epochs=2)
+        result = training.train(longer, notice=notices.append, validate=False)
+        assert [(row["epoch"], row["step"]) for row in result.history] == expected
+        with open(directory / "history.csv") as file:
+            rows = [(int(row["epoch"]), int(row["step"])) for row in csv.DictReader(file)]
+        assert rows == expected
     trainer = types.SimpleNamespace(global_batch_size=8, steps_per_epoch=10)
     progress = checkpoints.Progress(
         step=6, global_batch_size=8, steps_per_epoch=2, loss_sum=3.0, sums=[5.0, 16.0]
     )
     run._count_in_epochs_of_now(progress, trainer)
     assert (progress.step, progress.loss_sum, progress.sums) == (6, 9.0, [15.0, 48.0])
+
+
+def test_larger_steps_see_the_same_examples():
+    trainer = types.SimpleNamespace(
+        global_batch_size=16, steps_per_epoch=5, set_step=lambda step: None
+    )
+    progress = checkpoints.Progress(
+        step=4, global_batch_size=8, steps_per_epoch=10, loss_sum=6.0, sums=[16.0, 32.0]
+    )
+    run._count_in_epochs_of_now(progress, trainer)
+    assert (progress.step, progress.loss_sum, progress.sums) == (2, 3.0, [16.0, 32.0])
 
 
 def test_a_run_that_must_not_be_resumed(small, tmp_path, notices):

@@ -227,8 +227,15 @@ def test_an_evaluation_has_no_batch_of_training(small, tmp_path, notices):
     """Which may be larger than the examples that the run was trained on."""
     config = small(model_dir=str(tmp_path), train_examples=16, epochs=1, warmup_epochs=1.0)
     result = training.train(config, notice=notices.append)
-    evaluated = training.evaluate(small(model_dir=str(tmp_path), replica_batch_size=64))
-    assert evaluated.loss == pytest.approx(result.test_loss)
+    for changes in ({"replica_batch_size": 64}, {"sampling": "pairs", "replica_batch_size": 64}):
+        evaluated = training.evaluate(small(model_dir=str(tmp_path), **changes))
+        assert evaluated.loss == pytest.approx(result.test_loss)
+
+
+def test_a_run_of_one_image_can_be_evaluated(small, tmp_path, notices):
+    config = small(model_dir=str(tmp_path), train_examples=1, replica_batch_size=1, epochs=1)
+    result = training.train(config, notice=notices.append)
+    assert training.evaluate(config).loss == pytest.approx(result.test_loss)
 
 
 def test_a_configuration_that_is_lost_is_in_the_checkpoint(small, tmp_path, notices, monkeypatch):

@@ -145,7 +145,7 @@ def calibration_inputs(signature: Signature, calibration: Any) -> list[dict[str,
                 f"The calibration must be finite numbers; those for the input {name!r} are "
                 f"{x.dtype} and some of them are none."
             )
-    count = min(map(len, arrays.values()))
+    count = len(next(iter(arrays.values())))
     dtypes = {spec.name: spec.dtype.as_numpy_dtype for spec in signature.inputs}
     return [
         {name: x[i : i + 1].astype(dtypes[name]) for name, x in arrays.items()}

@@ -242,7 +242,10 @@ def _checked(signature: Signature, examples: Any) -> list[np.ndarray]:
 def _in_order(signature: Signature, examples: Any) -> list[Any]:
     """The arrays, in the order of the inputs: by their names, if they have such."""
     names = [spec.name for spec in signature.inputs]
-    if not isinstance(examples, Mapping) or _keys(signature.structure) == {*examples}:
+    own = signature.structure
+    if isinstance(examples, Mapping) and isinstance(own, Mapping) and {*own} == {*examples}:
+        return keras.tree.flatten(type(own)((key, examples[key]) for key in own))
+    if not isinstance(examples, Mapping) or len(names) == len(examples) == 1:
         return keras.tree.flatten(examples)
     if {*examples} != {*names}:
         raise UserError(
@@ -250,10 +253,6 @@ def _in_order(signature: Signature, examples: Any) -> list[Any]:
             f"{', '.join(map(str, examples))}. Give one non-empty array for each input."
         )
     return [examples[name] for name in names]
-
-
-def _keys(structure: Any) -> set[str]:
-    return {*structure} if isinstance(structure, Mapping) else set()
 
 
 def _array(x: Any) -> np.ndarray:

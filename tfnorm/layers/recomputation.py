@@ -6,6 +6,7 @@ call stack has to. It cannot where a tf.function is recomputed: its one graph ru
 and is traced in the first.
 """
 
+import collections
 import sys
 from typing import Any
 
@@ -17,7 +18,9 @@ _TRACING_MODULE = "tensorflow.python.eager.polymorphic_function.tracing_compilat
 
 
 class _FirstPass:
-    """What a first pass has read of states, in order.
+    """What a first pass has read of each state, in order.
+
+    A part of it may run again alone, where one recomputation stands within another.
 
     Args:
         arguments: The tuple that both passes have in common, by whose id the pass is known: of one
@@ -26,21 +29,25 @@ class _FirstPass:
 
     def __init__(self, arguments: tuple) -> None:
         self._arguments = arguments
-        self._values: list[tf.Tensor] = []
-        self._next = 0
+        self._values: dict[int, list[tf.Tensor]] = {}
+        self._again: collections.Counter[int] = collections.Counter()
 
     def is_over(self) -> bool:
         """Whether no second pass can follow: nobody else has the arguments any more."""
         return sys.getrefcount(self._arguments) == _REFERENCES_HERE
 
-    def add(self, value: tf.Tensor) -> tf.Tensor:
-        self._values.append(value)
+    def read(self, variable: Any) -> tf.Tensor:
+        value = tf.convert_to_tensor(variable)
+        self._values.setdefault(id(variable), []).append(value)
         return value
 
-    def again(self) -> tf.Tensor:
-        """The values in the same order, from the start in every further pass."""
-        value = self._values[self._next % len(self._values)]
-        self._next += 1
+    def read_again(self, variable: Any) -> tf.Tensor:
+        """The variable's values in the same order, from the start in every further pass."""
+        key = id(variable)
+        if key not in self._values:
+            return tf.convert_to_tensor(variable)
+        value = self._values[key][self._again[key] % len(self._values[key])]
+        self._again[key] += 1
         return value
 
 
@@ -67,15 +74,14 @@ def read(variable: Any) -> tf.Tensor:
         return tf.convert_to_tensor(variable)
     arguments = frame.f_locals.get("args", ())
     first = _first_passes.get(id(arguments))
-    if frame.f_code.co_name == _SECOND:
-        return first.again() if first else tf.convert_to_tensor(variable)
-    value = tf.convert_to_tensor(variable)
-    if not arguments:
-        return value
-    if first is None:
+    is_second = frame.f_code.co_name == _SECOND
+    if is_second or first is None:  # Inputs are kept no longer than until the next block's turn.
         _forget_what_is_over()
+    if first is None and arguments and not is_second:
         first = _first_passes[id(arguments)] = _FirstPass(arguments)
-    return first.add(value)
+    if first is None:
+        return tf.convert_to_tensor(variable)
+    return first.read_again(variable) if is_second else first.read(variable)
 
 
 def _forget_what_is_over() -> None:

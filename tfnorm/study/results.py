@@ -94,8 +94,8 @@ class Results:
             self._write(line)
         except OSError as error:
             raise RunError(
-                f"cannot write {self.path} ({error.strerror or error}); the same command makes the "
-                "run again"
+                f"cannot write {self.path} ({error.strerror or error}); the same command goes on "
+                "from the run's last checkpoint"
             ) from error
         self._records[record["hash"]] = record
 

@@ -97,7 +97,6 @@ class TensorBoardScalars(keras.callbacks.Callback):
     def __init__(self, directory: pathlib.Path) -> None:
         super().__init__()
         self._directory = directory
-
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -155,8 +154,8 @@ class ConfigFile(keras.callbacks.Callback):
         """Writes it once."""
         if not self._is_written:
             self._is_written = True
-            (self._directory / "result.json").unlink(missing_ok=True)
             write_json(self._directory / "config.json", self._values)
+            (self._directory / "result.json").unlink(missing_ok=True)
 
 
 class HistoryFile(keras.callbacks.Callback):

@@ -46,6 +46,8 @@ class Progress(tf.train.experimental.PythonState):
             from it, and with them the shapes of what is kept; 0 in older checkpoints, whose windows
             are the layers' own.
         steps_per_epoch: Of the part of the run before; 0 in older checkpoints.
+        settled_rows: How many rows of the history, the first ones, are of epochs that were counted
+            otherwise than those of now: no row of now takes the place of one of them.
     """
 
     step: int = 0
@@ -59,6 +61,7 @@ class Progress(tf.train.experimental.PythonState):
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     planned_calls: int = 0
     steps_per_epoch: int = 0
+    settled_rows: int = 0
 
     def keep_replicas(self, state: np.ndarray | None) -> None:
         """Keeps the state of each replica, [replicas, values] float64, beside their mean."""

@@ -155,7 +155,8 @@ class Loop:
                 self._stop_if_asked()
         row = self._row(epoch)
         # A run that ended within this epoch and goes on with more steps has a row of it already.
-        if progress.history and progress.history[-1]["epoch"] == epoch + 1:
+        of_now = progress.history[progress.settled_rows :]
+        if of_now and of_now[-1]["epoch"] == epoch + 1:
             progress.history.pop()
         progress.history.append(row)
         self._end_epoch(row, started)

@@ -62,7 +62,7 @@ def recalibrate(
     Raises:
         UserError: the model has no normalizer to measure, steps is no whole number from 1, or the
             data set is empty or no batches.
-        Diverged: the inputs of a normalizer are not finite; all statistics stay as they were.
+        RunError: the inputs of a normalizer are not finite; all statistics stay as they were.
     """
     check_whole("steps", steps, ", of batches")
     is_one = tf.is_tensor(dataset) or isinstance(dataset, (np.ndarray, Mapping))

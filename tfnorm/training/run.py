@@ -276,7 +276,10 @@ def _count_in_epochs_of_now(progress: Progress, trainer: Trainer) -> None:
         now = progress.step % trainer.steps_per_epoch
     share = now / (done or length)
     progress.loss_sum *= share
-    progress.sums = [share * value for value in progress.sums]
+    images = share * trainer.global_batch_size / before
+    progress.sums = [images * value for value in progress.sums]
+    if (length, before) != (trainer.steps_per_epoch, trainer.global_batch_size):
+        progress.settled_rows = len(progress.history)
 
 
 def _describe(trainer: Trainer, progress: Progress, notice: Notice) -> None:

@@ -166,9 +166,10 @@ def to_evaluate(config: Config, directory: pathlib.Path, notice: Notice) -> Conf
     _check_architecture(config, saved, directory)
     of_images = {name: getattr(saved, name) for name in ("train_split", "train_examples")}
     smallest = {
-        "replica_batch_size": 2 * config.virtual_replicas,
+        "replica_batch_size": config.virtual_replicas,
         "accumulate_steps": 1,
         "warmup_epochs": 0,
+        "sampling": "shuffled",  # Others want more images that share statistics.
     }
     return dataclasses.replace(config, **of_images, **smallest)
 
