@@ -12,7 +12,7 @@ from benchmarks import window_variance
 from benchmarks.window_variance import RecomputedCrossIteration, WatchedCrossIteration
 from tests.training.running import two_layers
 from tfnorm import models, training
-from tfnorm.errors import RunError
+from tfnorm.errors import Diverged
 
 
 def layer(rng, layer_class=WatchedCrossIteration, **options):
@@ -92,4 +92,4 @@ def test_a_run_that_fails_is_infinite(monkeypatch):
 
 
 def _fail():
-    raise RunError("the loss of step 3 is nan")
+    raise Diverged("the loss of step 3 is nan")
