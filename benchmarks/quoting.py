@@ -1,4 +1,4 @@
-"""How figures are written into a page: tables, sentences, ranges."""
+"""How figures are written into a page: sentences, ranges."""
 
 import textwrap
 from collections.abc import Iterable

@@ -87,6 +87,15 @@ def test_workers_are_those_of_tf_config(monkeypatch, cluster, count):
     assert placing.workers() == count
 
 
+def test_a_cluster_with_tasks_that_do_not_train(monkeypatch):
+    """The trainer refuses it as well."""
+    cluster = {"chief": ["a:1"], "worker": ["b:1"], "evaluator": ["d:1"]}
+    task = {"type": "worker", "index": 0}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    with pytest.raises(UserError, match="TF_CONFIG has tasks of type evaluator; "):
+        placing.workers()
+
+
 def test_a_broken_tf_config_is_named(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{")
     with pytest.raises(UserError, match=r"needs the environment variable TF_CONFIG .* '\{'; such"):

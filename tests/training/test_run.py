@@ -223,6 +223,15 @@ def test_nothing_to_evaluate(small, tmp_path, model_dir, message):
     assert str(error.value) == message.format(tmp_path)
 
 
+def test_a_run_without_a_step_left_tells_its_configuration(small, tmp_path, notices):
+    training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    for size in (64, 32):
+        config = small(model_dir=str(tmp_path), evaluation_batch_size=size)
+        training.train(config, notice=notices.append)
+        assert json.loads((tmp_path / "config.json").read_text())["evaluation_batch_size"] == size
+        assert json.loads((tmp_path / "result.json").read_text())["step_time_median"] > 0
+
+
 def test_an_evaluation_has_no_batch_of_training(small, tmp_path, notices):
     """Which may be larger than the examples that the run was trained on."""
     config = small(model_dir=str(tmp_path), train_examples=16, epochs=1, warmup_epochs=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 from tfnorm.conversion.optimizers import Renewal, renewals
 from tfnorm.conversion.parts import AbsorbedPart, AroundPart, KernelPart, SequencePart
 from tfnorm.conversion.places import Found, expand_wrappers, find, found_layer
-from tfnorm.conversion.placing import norm_part, substitute, what_is_lost
+from tfnorm.conversion.placing import all_of, norm_part, substitute, what_is_lost
 from tfnorm.conversion.rebuilding import Placed, place_all, unsuitable
 from tfnorm.errors import UserError
 from tfnorm.graph import (
@@ -121,7 +121,7 @@ class InPlace:
             return kind.name, "it is not built, and its number of channels not known; left as it is"
         place = Part(one.path, one.layer)
         self._parts[one.layer] = norm_part(place, one.source, norm, one.source.channels)
-        return norm.name, "; ".join(filter(None, (reason, what_is_lost(one.source, norm))))
+        return norm.name, all_of(reason, what_is_lost(one.source, norm))
 
     def _place_by_graph(self, changed: list[Found], norm: Normalizer) -> dict[Found, Placed]:
         """Where the layers before and after have to be known, as far as the graph tells them."""

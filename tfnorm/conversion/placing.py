@@ -25,10 +25,14 @@ class Obstacle(Exception):
 
 def place_plainly(graph: Graph, place: Place, norm: Normalizer) -> str:
     """Swaps the layer and nothing else; returns what there is to say about it."""
+    _swap(graph, place, norm)
+    return all_of(what_is_lost(place.source, norm), _lost_mask(place, norm))
+
+
+def _swap(graph: Graph, place: Place, norm: Normalizer) -> None:
     part = norm_part(place.part, place.source, norm, place.channels)
     for call in place.calls:
         graph.replace(call, _called_alike(call, part, norm))
-    return _all_of(what_is_lost(place.source, norm), _lost_mask(place, norm))
 
 
 def _lost_mask(place: Place, norm: Normalizer) -> str:
@@ -39,7 +43,8 @@ def _lost_mask(place: Place, norm: Normalizer) -> str:
     return "it takes no mask: masked positions count in its statistics"
 
 
-def _all_of(*notes: str) -> str:
+def all_of(*notes: str) -> str:
+    """The notes that there are, as one."""
     return "; ".join(note for note in notes if note)
 
 
@@ -59,7 +64,7 @@ def place_around(graph: Graph, place: Place, norm: Normalizer) -> str:
     part = AroundPart(place.part, norm.layer_class, inner, given, values)
     graph.replace(call, Call(part, (before.first,), call.kwargs, call.outputs))
     graph.remove(before)
-    return _all_of(f"around {before.part.path}{note}", what_is_lost(place.source, norm))
+    return all_of(f"around {before.part.path}{note}", what_is_lost(place.source, norm))
 
 
 def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
@@ -67,10 +72,8 @@ def place_after_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:
     note = wrap_kernel(graph, place, norm)
     if not note:
         return place_plainly(graph, place, norm)
-    part = norm_part(place.part, place.source, norm, place.channels)
-    for call in place.calls:
-        graph.replace(call, _called_alike(call, part, norm))
-    return _all_of(note, _lost_mask(place, norm))
+    _swap(graph, place, norm)
+    return all_of(note, _lost_mask(place, norm))
 
 
 def wrap_kernel(graph: Graph, place: Place, norm: Normalizer) -> str:

@@ -6,6 +6,7 @@ from tfnorm.conversion import chain
 from tfnorm.conversion.places import Found, Place, expand_wrappers, find
 from tfnorm.conversion.placing import (
     Obstacle,
+    all_of,
     mark_shared,
     place_after_kernel,
     place_around,
@@ -75,7 +76,7 @@ def place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dic
         except Obstacle as obstacle:
             other = substitute(norm)
             note = place_plainly(graph, place, other)
-            placed[one] = other.name, "; ".join(filter(None, (str(obstacle), note)))
+            placed[one] = other.name, all_of(str(obstacle), note)
     if norm.place == "chain":
         links = {
             place: one
@@ -85,5 +86,5 @@ def place_all(graph: Graph, places: dict[Found, Place], norm: Normalizer) -> dic
         notes = chain.place_chain(graph, list(links), norm)
         for place, note in notes.items():
             before = placed[links[place]][1]
-            placed[links[place]] = norm.name, "; ".join(filter(None, (before, note)))
+            placed[links[place]] = norm.name, all_of(before, note)
     return placed

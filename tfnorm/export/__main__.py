@@ -70,8 +70,8 @@ def define_flags() -> flags.FlagValues:
         "recalibrate_steps",
         None,
         "Measure the moving statistics anew over so many batches of the training images of "
-        "--model_dir: 128 each or, of tasks that take whole images, as many as an "
-        "evaluation takes at most.",
+        "--model_dir: 128 each or, of tasks that take whole images, as many as an evaluation takes "
+        "at most.",
         flag_values=values,
     )
     switches = {

@@ -74,14 +74,13 @@ def read(variable: Any) -> tf.Tensor:
         return tf.convert_to_tensor(variable)
     arguments = frame.f_locals.get("args", ())
     first = _first_passes.get(id(arguments))
-    is_second = frame.f_code.co_name == _SECOND
-    if is_second or first is None:  # Inputs are kept no longer than until the next block's turn.
+    if frame.f_code.co_name == _SECOND:
+        _forget_what_is_over()  # Inputs are kept no longer than until the next block's turn.
+        return first.read_again(variable) if first else tf.convert_to_tensor(variable)
+    if first is None and arguments:
         _forget_what_is_over()
-    if first is None and arguments and not is_second:
         first = _first_passes[id(arguments)] = _FirstPass(arguments)
-    if first is None:
-        return tf.convert_to_tensor(variable)
-    return first.read_again(variable) if is_second else first.read(variable)
+    return first.read(variable) if first else tf.convert_to_tensor(variable)
 
 
 def _forget_what_is_over() -> None:

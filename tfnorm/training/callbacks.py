@@ -153,9 +153,17 @@ class ConfigFile(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Writes it once."""
         if not self._is_written:
-            self._is_written = True
-            write_json(self._directory / "config.json", self._values)
+            self._write()
             (self._directory / "result.json").unlink(missing_ok=True)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Writes it of a run that had no step left, whose result stays."""
+        if not self._is_written:
+            self._write()
+
+    def _write(self) -> None:
+        self._is_written = True
+        write_json(self._directory / "config.json", self._values)
 
 
 class HistoryFile(keras.callbacks.Callback):

@@ -101,7 +101,6 @@ def train(
         result = loop.result()
         if directory and workers.is_chief(strategy):
             result = run_directory.with_measured(directory, result)
-            run_directory.write_json(directory / "config.json", config.to_dict())
             run_directory.write_json(directory / "result.json", result.to_dict())
         return result
 
