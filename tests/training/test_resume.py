@@ -12,7 +12,7 @@ from tests.training.running import AfterStep, on_replicas, weights, without_time
 from tfnorm import training
 from tfnorm.errors import RunError, UserError
 from tfnorm.schedules import LinearRamp
-from tfnorm.training import batches, checkpoints, run
+from tfnorm.training import batches, checkpoints, run, run_directory
 
 
 def interrupt():
@@ -266,6 +266,20 @@ def test_another_optimizer(small, tmp_path, notices):
         training.evaluate(small(model_dir=str(tmp_path), **changes), notice=notices.append)
     changed = small(model_dir=str(tmp_path), momentum=0.8, epochs=3)
     assert training.train(changed, notice=notices.append).steps == 18
+
+
+def test_a_checkpoint_of_another_optimizer(small, tmp_path, notices, monkeypatch):
+    """Of which no configuration tells."""
+    training.train(small(model_dir=str(tmp_path), momentum=0.0), notice=notices.append)
+    monkeypatch.setattr(run_directory, "_check_optimizer", lambda *args: None)
+    with pytest.raises(UserError) as error:
+        training.train(small(model_dir=str(tmp_path)), notice=notices.append)
+    message = str(error.value)
+    assert message.startswith(
+        f"checkpoint {tmp_path}/checkpoints/ckpt-12 is of another network or optimizer ("
+    )
+    assert message.endswith("); give the flags it was trained with, or another --model_dir")
+    assert "\n" not in message
 
 
 def test_a_refused_run_leaves_what_is_there(small, tmp_path, notices, monkeypatch):
